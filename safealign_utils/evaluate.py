@@ -1,0 +1,132 @@
+"""Evaluation: exact in the language world, pair accuracy on real text.
+
+In the world every response is enumerated, so reward, cost, P(unsafe), KL and the leak (the mass that a
+policy puts outside the grammar) have no sampling noise. Metrics are over the grammar, renormalised, and
+the leak stands beside them, because renormalising hides it.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from . import optimum
+from .logprobs import LogProbs, Packed, reference_logprobs
+
+GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Log-probs of all responses to P prompts: `logp` [P, R] renormalised, `leak` [P], `prompts` [P] ids."""
+
+    logp: np.ndarray
+    leak: np.ndarray
+    prompts: np.ndarray
+
+
+@lru_cache(maxsize=4)
+def _forest(grammar, group):
+    return grammar.forest(group)
+
+
+def token_logps(policy, prompt_id, *, group=GROUP):
+    """Log-prob of every node of the response trie of one prompt, float64 [M], read as one packed trie."""
+    grammar, forest = policy.grammar, _forest(policy.grammar, group)
+    prompt = np.array(policy.tokenizer(grammar.world.prompts[prompt_id].text)["input_ids"])
+    (G, T), n, c = forest.node.shape, len(prompt), grammar.category[prompt_id]
+    ids = np.concatenate([np.tile(prompt, (G, 1)), grammar.tokens[c, forest.node]], axis=1)
+    positions = np.concatenate([np.tile(np.arange(n), (G, 1)), n + forest.depth], axis=1)
+    mask = np.zeros((G, n + T, n + T), dtype=bool)
+    mask[:, :n, :n] = np.tril(np.ones((n, n), dtype=bool))
+    mask[:, n:, :n] = True
+    mask[:, n:, n:] = forest.ancestors
+    allowed = torch.from_numpy(grammar.allowed[grammar.states(c, grammar.parent[forest.target])]) if policy.constrained else None
+    source = forest.row * (n + T) + np.where(forest.place < 0, n - 1, n + forest.place)
+    ids, positions, mask, source, target = map(torch.from_numpy, (ids, positions, mask, source, grammar.tokens[c, forest.target]))
+    batch = Packed(ids, positions, mask[:, None], source, target, allowed)
+    with torch.no_grad():
+        logp, _ = LogProbs(policy.model, constrained=policy.constrained).eval()(batch.to(policy.device))
+    out = np.empty(len(grammar.parent))
+    out[forest.target] = logp.double().cpu().numpy()
+    return out
+
+
+def exact(policy, prompts):
+    """Enumerate a policy's responses to the given prompt ids: an `Exact`."""
+    if policy.grammar is None:
+        raise ValueError("model: exact evaluation needs the world's grammar; on real text use pair_accuracy")
+    paths = policy.grammar.paths
+    rows = [np.where(paths >= 0, token_logps(policy, x)[paths], 0.0).sum(axis=1) for x in prompts]
+    raw = np.array(rows)
+    mass = np.exp(raw).sum(axis=1)
+    return Exact(optimum.normalise(raw), 1.0 - mass, np.asarray(prompts))
+
+
+def metrics(theta, ref, world, *, target=None):
+    """The kit's standard quantities of an `Exact` policy against the reference's (same prompts), a dict.
+
+    `target` is the log-prob table of the method's own optimum; it adds `kl_opt` and `tv_opt`. Where the
+    optimum gives some responses no mass at all, kl_opt is the finite direction KL(optimum || theta).
+    """
+    x, logp = theta.prompts, theta.logp
+    reward, cost = world.reward[x], world.cost[x]
+    benign = np.array([world.prompts[i].intent == "benign" for i in x])
+    out = {
+        "reward": optimum.expect(logp, reward),
+        "cost": optimum.expect(logp, cost),
+        "unsafe": optimum.expect(logp, cost > 0),
+        "kl_ref": optimum.kl(logp, ref.logp),
+        "frontier_gap": optimum.frontier_gap(logp, ref.logp, reward),
+        "leak": float(theta.leak.mean()),
+    }
+    if benign.any():
+        out["benign_refusal"] = optimum.expect(logp[benign], world.refuses)
+    if target is not None:
+        finite = np.isfinite(target).all()
+        out["kl_opt"] = optimum.kl(logp, target) if finite else optimum.kl(target, logp)
+        out["tv_opt"] = optimum.total_variation(logp, target)
+    return out
+
+
+# ---------------------------------------------------------------- real text
+
+
+def pair_margins(policy, reference, tokens):
+    """Implicit reward margins over beta: full log-ratio of chosen minus rejected (nats), float64 [N]."""
+    sums = []
+    for p in (policy, reference):
+        w, l = reference_logprobs(p, tokens)
+        cut = lambda a, n: np.add.reduceat(a.astype(np.float64), np.cumsum(n) - n)
+        sums.append(cut(w, tokens.lengths_w) - cut(l, tokens.lengths_l))
+    return sums[0] - sums[1]
+
+
+def accuracy(margins, *, level=0.95, draws=2000, seed=0):
+    """(share of positive margins, low, high): ties count half; a bootstrap interval over pairs."""
+    hit = np.where(margins == 0, 0.5, margins > 0)
+    g = np.random.Generator(np.random.PCG64([seed, 3]))
+    means = hit[g.integers(len(hit), size=(draws, len(hit)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(hit.mean()), float(low), float(high)
+
+
+def bag_of_words(train, test):
+    """Margins [N] of a linear model on word counts (scikit-learn): the baseline that any text model must beat.
+
+    A logistic regression on the difference of the two responses' TF-IDF vectors, chosen minus rejected.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    def responses(table, wanted):
+        first = (table.chosen == 0) == wanted
+        return np.where(first, table.response_0, table.response_1)
+
+    vectors = TfidfVectorizer(sublinear_tf=True, min_df=2).fit([*train.response_0, *train.response_1])
+    gap = lambda t: vectors.transform(responses(t, True)) - vectors.transform(responses(t, False))
+    x = gap(train)
+    sign = np.where(np.arange(x.shape[0]) % 2, 1.0, -1.0)
+    model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(x.multiply(sign[:, None]).tocsr(), sign)
+    return model.decision_function(gap(test))

@@ -1,0 +1,142 @@
+"""Token log-probabilities: the hot path of training and evaluation.
+
+Several responses share one prompt, so a row holds `prompt | response | response ...` once, with a mask
+that lets a response see the prompt and itself only: a pair is a small tree, and so is a whole grammar.
+The language-model head runs at the places that are read. Log-probs are in nats, one per response token,
+the end-of-sequence token included; the prompt's last token predicts the first.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+from . import cache
+
+
+@dataclass(frozen=True)
+class Packed:
+    """B rows of T input tokens with K tokens to predict.
+
+    `ids`, `positions` [B, T]; `mask` bool [B, 1, T, T] (query may see key); `source` [K] places in the
+    flattened [B * T] hidden states; `target` [K] token ids; `allowed` bool [K, V] or None.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    source: torch.Tensor
+    target: torch.Tensor
+    allowed: torch.Tensor | None = None
+
+    def to(self, device):
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})
+
+
+def pack(prompts, responses, *, pad_id, allowed=None, padding="right"):
+    """Pack B prompts with J responses each (lists of int arrays; responses[j][b]) into one `Packed`.
+
+    `allowed` optionally gives bool [len, V] per response, in the same nesting. Targets come row by row,
+    response by response, in token order.
+    """
+    B = len(prompts)
+    parts = [[x] + [branch[b][:-1] for branch in responses] for b, x in enumerate(prompts)]
+    T = max(sum(map(len, row)) for row in parts)
+    ids, positions = np.full((B, T), pad_id), np.zeros((B, T), dtype=np.int64)
+    segment, source = np.full((B, T), -1), []
+    for b, row in enumerate(parts):
+        n, start = len(row[0]), 0 if padding == "right" else T - sum(map(len, row))
+        at = start
+        for j, part in enumerate(row):
+            ids[b, at : at + len(part)], segment[b, at : at + len(part)] = part, j
+            positions[b, at : at + len(part)] = np.arange(len(part)) + (n if j else 0)
+            if j:
+                source += [b * T + start + n - 1, *range(b * T + at, b * T + at + len(part))]
+            at += len(part)
+    segment = torch.from_numpy(segment)
+    query, key = segment[:, :, None], segment[:, None, :]
+    mask = ((query == key) | (key == 0)) & (key >= 0) & torch.ones(T, T, dtype=torch.bool).tril()
+    mask |= torch.eye(T, dtype=torch.bool)  # padding sees itself: no row of the softmax is empty
+    every = [branch[b] for b in range(B) for branch in responses]
+    if allowed is not None:
+        allowed = torch.from_numpy(np.concatenate([branch[b] for b in range(B) for branch in allowed]))
+    arrays = (ids, positions, np.array(source), np.concatenate(every))
+    ids, positions, source, target = (torch.from_numpy(a.astype(np.int64)) for a in arrays)
+    return Packed(ids, positions, mask[:, None], source, target, allowed)
+
+
+class LogProbs(torch.nn.Module):
+    """A causal language model that answers a `Packed` batch with log-probs [K], in float32 or better.
+
+    With `constrained=True` the softmax runs over the allowed tokens only (the grammar softmax).
+    The second result is log of the mass that the plain softmax gives to the allowed tokens, [K] or None.
+    """
+
+    def __init__(self, model, *, constrained=False):
+        super().__init__()
+        self.model, self.constrained = model, constrained
+
+    def forward(self, batch: Packed):
+        dtype = next(self.model.parameters()).dtype
+        bias = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.ids.device)
+        bias.masked_fill_(~batch.mask, torch.finfo(dtype).min)
+        out = self.model.base_model(
+            input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False
+        )
+        hidden = out.last_hidden_state.flatten(0, 1)[batch.source]
+        logits = self.model.get_output_embeddings()(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        chosen = logits.gather(1, batch.target[:, None])[:, 0]
+        if batch.allowed is None:
+            if self.constrained:
+                raise ValueError("the grammar softmax needs the allowed tokens of every place")
+            return chosen - logits.logsumexp(1), None
+        inside = logits.masked_fill(~batch.allowed, -torch.inf).logsumexp(1)
+        everything = logits.logsumexp(1)
+        return chosen - (inside if self.constrained else everything), inside - everything
+
+
+def split(values, lengths_w, lengths_l):
+    """Spread values [K] of a packed batch of pairs over two padded tables [B, T_w] and [B, T_l], zeros behind the end."""
+    mask_w, mask_l = length_mask(lengths_w), length_mask(lengths_l)
+    owner = np.repeat(np.tile([True, False], len(lengths_w)), np.stack([lengths_w, lengths_l], 1).ravel())
+    owner = torch.from_numpy(owner).to(values.device)
+    tables = []
+    for mask, mine in ((mask_w, owner), (mask_l, ~owner)):
+        mask = mask.to(values.device)
+        tables.append(torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values[mine]))
+    return tables
+
+
+def length_mask(lengths):
+    """bool [B, T]: True at the tokens of each row."""
+    return torch.arange(int(max(lengths)))[None] < torch.as_tensor(np.asarray(lengths))[:, None]
+
+
+def reference_logprobs(policy, tokens, *, batch_size=64):
+    """Log-probs of every response token of the pairs under a frozen policy: two arrays of all tokens, pair by pair.
+
+    Computed once and kept on disk, per token, keyed by weights, tokens, dtype, readout and this code.
+    `tokens` is a `pairs.TokenPairs`; the arrays are as long as its responses together.
+    """
+    key = cache.digest(
+        policy.hash, tokens.hash, policy.constrained, cache.code_hash("logprobs.py", "grammar.py"), cache.library_versions()
+    )
+    stored = cache.load("reference", key)
+    if stored is None:
+        module, parts = LogProbs(policy.model, constrained=policy.constrained).eval(), []
+        with torch.no_grad():
+            for rows in np.array_split(np.arange(len(tokens)), -(-len(tokens) // batch_size)):
+                logp, _ = module(tokens.batch(rows, policy).to(policy.device))
+                parts.append([t.cpu().numpy() for t in _pair_values(logp, tokens, rows)])
+        arrays = {"chosen": np.concatenate([p[0] for p in parts]), "rejected": np.concatenate([p[1] for p in parts])}
+        cache.store("reference", key, arrays)
+        stored = arrays, {}
+    return stored[0]["chosen"], stored[0]["rejected"]
+
+
+def _pair_values(logp, tokens, rows):
+    """The values of all chosen and of all rejected tokens of a batch, without padding."""
+    w, l = split(logp, tokens.lengths_w[rows], tokens.lengths_l[rows])
+    return w[length_mask(tokens.lengths_w[rows])], l[length_mask(tokens.lengths_l[rows])]

@@ -1,0 +1,245 @@
+"""Preference pairs: one table whose rows and columns are the levers of the loss.
+
+Columns of PKU-SafeRLHF (prompt, response_0, response_1, is_response_k_safe, better_response_id,
+safer_response_id), `source` (the data set), and three that the loss reads: `chosen` (0 or 1), `p`
+(probability that it wins, 1 for a hard label) and `margin`. Which *pairs*: the rows. Which *winner*:
+`chosen` and `p`. Which *margin*: `margin`. Missing labels are pandas' NA.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import cache
+from .logprobs import pack
+
+LABELS = {"better": "better_response_id", "safer": "safer_response_id"}
+SAFE = ("is_response_0_safe", "is_response_1_safe")
+TEXT = ("prompt", "response_0", "response_1")
+HELD_OUT = ("test", "valid", "validation", "heldout", "eval")
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_pairs(data, *, revision=""):
+    """Read pairs from a file (.jsonl, .json, .csv, .parquet), a hub id, or several as `name=path,name=path`.
+
+    Accepts the PKU columns or prompt / chosen / rejected, with null labels, ties and further columns.
+    Raises ValueError naming the file, the line (or row), the column and the reason of the first bad row.
+    """
+    named = [part.partition("=") for part in str(data).split(",")] if "=" in str(data) else [("", "", str(data))]
+    tables = [_checked(_rows(path.strip(), revision), path.strip(), name.strip()) for name, _, path in named]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _rows(path, revision):
+    """Yield (place, row) of one source."""
+    import datasets
+
+    file = Path(path)
+    if file.suffix == ".jsonl" and file.is_file():
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    try:
+                        yield f"line {number}", json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise ValueError(f"data={path}, line {number}: not JSON ({error.msg}); one object a line") from None
+        return
+    kinds = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    try:
+        if file.is_file():
+            if file.suffix not in kinds:
+                raise ValueError(f"data={path}: unknown ending; use .jsonl, .json, .csv or .parquet")
+            table = datasets.load_dataset(kinds[file.suffix], data_files=str(file), split="train", keep_in_memory=True)
+            parts = {"": table}
+        elif file.suffix in (*kinds, ".jsonl") or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+            raise ValueError(f"data={path}: no such file; give a path, a hub id as owner/name, or 'world'")
+        else:
+            parts = datasets.load_dataset(path, revision=revision or None)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"data={path}: cannot be read ({str(error).splitlines()[0]}); a local file works offline") from error
+    for split, table in parts.items():
+        for number, row in enumerate(table, start=1):
+            yield f"row {number}" + (f" of {split}" if split else ""), ({"split": split} | row if split else row)
+
+
+def _checked(rows, path, name):
+    """Validate rows and bring both layouts into one table."""
+    out = []
+    for place, row in rows:
+        bad = lambda column, reason: ValueError(f"data={path}, {place}, column {column!r}: {reason}")
+        if not isinstance(row, dict):
+            raise bad("prompt", "the row is not an object with named columns")
+        if "chosen" in row and "response_0" not in row:
+            row = {**row, "response_0": row["chosen"], "response_1": row.get("rejected"), "better_response_id": 0}
+        for column in TEXT:
+            value = row.get(column)
+            if not isinstance(value, str) or not value.strip():
+                wanted = {"response_0": "response_0 (or chosen)", "response_1": "response_1 (or rejected)"}.get(column, column)
+                raise bad(column, f"{wanted} must be text, found {'nothing' if value in (None, '') else repr(value)[:40]}")
+        clean = {c: row[c] for c in TEXT}
+        for column in SAFE:
+            clean[column] = _in(row.get(column), (False, True), "true, false or null", bad, column)
+        for column in LABELS.values():
+            clean[column] = _in(row.get(column), (0, 1), "0, 1 or null", bad, column)
+        clean["source"] = name or row.get("source") or Path(path).stem
+        clean["split"] = row.get("split") or ""
+        out.append(clean)
+    if not out:
+        raise ValueError(f"data={path}: holds no pairs")
+    types = dict.fromkeys(SAFE, "boolean") | dict.fromkeys(LABELS.values(), "Int64")
+    return pd.DataFrame(out).astype(types)
+
+
+def _in(value, allowed, words, bad, column):
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return None
+    is_bool = isinstance(value, bool)
+    if value not in allowed or (is_bool != isinstance(allowed[0], bool)) or isinstance(value, str):
+        raise bad(column, f"must be {words}, found {value!r}")
+    return bool(value) if is_bool else int(value)
+
+
+def split_pairs(table, *, heldout=0.15):
+    """(train, test, report): by the column `split`, else by a hash of the prompt. No prompt is in both.
+
+    Test rows whose prompt is also trained on are dropped and counted, as are rows with two equal responses.
+    """
+    same = table.response_0 == table.response_1
+    table = table[~same]
+    if (table["split"] != "").any():
+        test = table["split"].str.lower().isin(HELD_OUT)
+    else:
+        test = table.prompt.map(lambda x: int(cache.digest(x)[:8], 16) / 16**8 < heldout)
+    train, test = table[~test], table[test]
+    shared = test.prompt.isin(set(train.prompt))
+    keys = [tuple(sorted(y)) for y in zip(train.response_0, train.response_1)]
+    twice = pd.Series(list(zip(train.prompt, keys))).duplicated().sum()
+    report = {"equal_responses": int(same.sum()), "prompts_in_both_splits": int(shared.sum()), "repeated_pairs": int(twice)}
+    return train.reset_index(drop=True), test[~shared].reset_index(drop=True), report
+
+
+# ---------------------------------------------------------------- labels: the winner lever
+
+
+def label(table, by="auto"):
+    """Hard labels by a column: sets `chosen`, p = 1, margin = 0; rows without that label are left out.
+
+    `by` is better (helpfulness), safer, or auto: better where any row has it. Raises ValueError where none has.
+    """
+    if by not in ("auto", *LABELS):
+        raise ValueError(f"label={by!r}: choose auto, better or safer")
+    by = by if by != "auto" else "better" if table.better_response_id.notna().any() else "safer"
+    known = table[LABELS[by]].notna()
+    if not known.any():
+        other = "better" if by == "safer" else "safer"
+        raise ValueError(f"label={by!r}: no row has a {LABELS[by]}; try label={other}")
+    table = table[known]
+    return table.assign(chosen=table[LABELS[by]].astype(int), p=1.0, margin=0.0).reset_index(drop=True)
+
+
+def soft_label(table, score_0, score_1):
+    """Soft labels from known scores: p = sigma(score gap), chosen = the higher score. Scores [N], in nats."""
+    gap = np.round(np.asarray(score_0, dtype=float) - np.asarray(score_1, dtype=float), 9)
+    return table.assign(chosen=np.where(gap >= 0, 0, 1), p=np.round(1 / (1 + np.exp(-np.abs(gap))), 9), margin=0.0)
+
+
+def data_hash(table):
+    """Hash of texts, labels and levers; the same on every machine."""
+    columns = [c for c in (*TEXT, *SAFE, *LABELS.values(), "chosen", "p", "margin") if c in table]
+    return cache.digest([[None if pd.isna(v) else v for v in table[c].tolist()] for c in columns])
+
+
+# ---------------------------------------------------------------- tokens
+
+
+@dataclass(frozen=True)
+class TokenPairs:
+    """N tokenised pairs: lists of int arrays, responses with their end-of-sequence token; p, margin float64 [N].
+
+    `states_w`, `states_l` hold the grammar state before every token (the world only); `truncated` counts
+    the responses cut at max_length.
+    """
+
+    prompts: list
+    chosen: list
+    rejected: list
+    p: np.ndarray
+    margin: np.ndarray
+    states_w: list | None = None
+    states_l: list | None = None
+    truncated: int = 0
+
+    def __len__(self):
+        return len(self.prompts)
+
+    @cached_property
+    def lengths_w(self):
+        return np.array([len(y) for y in self.chosen])
+
+    @cached_property
+    def lengths_l(self):
+        return np.array([len(y) for y in self.rejected])
+
+    @cached_property
+    def hash(self):
+        return cache.digest(self.prompts, self.chosen, self.rejected)
+
+    def batch(self, rows, policy, *, padding="right"):
+        """The pairs of `rows` as one `logprobs.Packed`: prompt, chosen, rejected in a row each."""
+        take = lambda things: [things[i] for i in rows]
+        allowed = None
+        if self.states_w is not None:
+            allowed = [[policy.grammar.allowed[s] for s in take(states)] for states in (self.states_w, self.states_l)]
+        responses = [take(self.chosen), take(self.rejected)]
+        return pack(take(self.prompts), responses, pad_id=policy.pad_id, allowed=allowed, padding=padding)
+
+
+def tokenize(table, policy, *, max_length=256):
+    """Tokenise labelled pairs for a policy. In the world the grammar gives ids and states.
+
+    Elsewhere: the tokenizer's own beginning-of-sequence token if it has one, the prompt, the response,
+    one end-of-sequence token. A long prompt loses its beginning, a long response its end; neither is dropped.
+    """
+    first = (table.chosen == 0).to_numpy()
+    levers = dict(p=table.p.to_numpy(float), margin=table.margin.to_numpy(float))
+    texts, inverse = np.unique(table.prompt.to_numpy(str), return_inverse=True)
+    if policy.grammar is not None:
+        prompts = [np.array(policy.tokenizer(x)["input_ids"]) for x in texts]
+        pick = lambda mine: np.where(mine, table.y_0, table.y_1)
+        chosen, states_w = zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(first))])
+        rejected, states_l = zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(~first))])
+        return TokenPairs([prompts[i] for i in inverse], chosen, rejected, **levers, states_w=states_w, states_l=states_l)
+    prompts = encode_prompts(texts, policy.tokenizer)
+    pick = lambda mine: encode_responses(np.where(mine, table.response_0, table.response_1), policy.tokenizer)
+    chosen, rejected = pick(first), pick(~first)
+    room, cut = [], 0
+    for n, (i, w, l) in enumerate(zip(inverse, chosen, rejected)):
+        keep = max(max_length - max(len(w), len(l)), max_length // 2)
+        room.append(prompts[i][-keep:])
+        cut += (len(w) > max_length - len(room[n])) + (len(l) > max_length - len(room[n]))
+        chosen[n], rejected[n] = w[: max_length - len(room[n])], l[: max_length - len(room[n])]
+    return TokenPairs(room, chosen, rejected, **levers, truncated=int(cut))
+
+
+def format_prompt(prompt):
+    """A dialogue that already ends with the assistant's turn stays as it is; else one turn is made of it."""
+    return prompt if prompt.rstrip().endswith("Assistant:") else f"USER: {prompt} ASSISTANT:"
+
+
+def encode_prompts(prompts, tokenizer):
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = tokenizer([format_prompt(x) for x in prompts], add_special_tokens=False)["input_ids"]
+    return [np.array(start + row) for row in ids]
+
+
+def encode_responses(responses, tokenizer):
+    ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    return [np.array([*row, tokenizer.eos_token_id]) for row in ids]

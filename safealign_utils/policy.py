@@ -1,0 +1,188 @@
+"""Policies: a plain transformers causal LM with its tokenizer, built, loaded, saved, or fine-tuned.
+
+The reference policies of the default world for seeds 0 to 4 are shipped (`reference_policies/`, made by
+`python -m safealign_utils.policy`), because training one from scratch is chaotic: another instruction
+set ends 1e-3 away, and every later number moves as much as between two seeds.
+"""
+
+import contextlib
+import copy
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from . import cache
+from .grammar import Grammar
+from .language import EOS
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+SHIPPED = Path(__file__).parent / "reference_policies"
+WORLD_MODEL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176)
+SFT = dict(steps=1200, batch_size=32, learning_rate=4e-3)
+
+torch.set_num_threads(int(os.environ.get("SAFEALIGN_THREADS", "1")))  # two spinning processes are 10x slower
+torch.use_deterministic_algorithms(True, warn_only=True)
+transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model and how it is read.
+
+    `grammar` is the world's trie, or None for real text; `constrained=True` reads the model through the
+    grammar softmax. A policy is never changed in place: training copies it.
+    """
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    grammar: Grammar | None = None
+    constrained: bool = False
+
+    @cached_property
+    def hash(self):
+        """Content hash of the weights, dtype included."""
+        weights = {k: _as_numpy(v) for k, v in sorted(self.model.state_dict().items())}
+        return cache.digest(weights, self.model.config.model_type)
+
+    @property
+    def device(self):
+        return next(self.model.parameters()).device
+
+    @property
+    def pad_id(self):
+        """The padding token's id. It is masked wherever it stands, so any id will do."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    def copy(self, **changes):
+        """A copy with weights of its own."""
+        return replace(self, model=copy.deepcopy(self.model), **changes)
+
+    def to(self, dtype):
+        return replace(self, model=copy.deepcopy(self.model).to(DTYPES[dtype]))
+
+    def save(self, folder):
+        """Write model and tokenizer (safetensors) so that plain transformers can load them."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _as_numpy(tensor):
+    tensor = tensor.detach().cpu()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def word_tokenizer(words):
+    """One token per word, split at spaces; ids 0 <pad>, 1 <unk>, 2 </s>, then the words in order."""
+    ids = {w: i for i, w in enumerate(["<pad>", "<unk>", EOS, *words])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token=EOS, clean_up_tokenization_spaces=False
+    )
+
+
+def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, dtype="float32", max_positions=512, **shape):
+    """A Llama with fresh weights; the seed is set before the model is built.
+
+    init_std 0.08, not Llama's 0.02: the narrow start leaves a network this small far from the grammar.
+    """
+    shape = {**WORLD_MODEL, **shape}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), initializer_range=init_std, tie_word_embeddings=True, max_position_embeddings=max_positions,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        attn_implementation="eager", **shape,
+    )  # fmt: skip
+    with seeded(seed):
+        return Policy(LlamaForCausalLM(config).to(DTYPES[dtype]).eval(), tokenizer, grammar)
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """Set torch's generator for a block and leave the caller's state untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def load_policy(name, *, revision="", dtype="float32", device="cpu"):
+    """Load a local folder or, only if no such folder exists, a hub id. Safetensors only, no remote code."""
+    local = Path(name).is_dir()
+    options = dict(revision=revision or None, local_files_only=local, trust_remote_code=False)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa", **options
+        )
+    except (OSError, ValueError) as error:
+        hint = "the folder must hold a safetensors model and its tokenizer" if local else "name a local folder to go on offline"
+        raise ValueError(f"model={name!r}: cannot be loaded ({str(error).splitlines()[0]}); {hint}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model={name!r}: its tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
+    return Policy(model.eval().to(device), tokenizer)
+
+
+# ---------------------------------------------------------------- the world's reference policies
+
+
+def world_tokenizer(world):
+    return word_tokenizer(world.words)
+
+
+def world_policy(world, *, seed, dtype="float32"):
+    """A policy of the world with fresh weights."""
+    tokenizer = world_tokenizer(world)
+    return new_policy(tokenizer, seed=seed, grammar=Grammar(world, tokenizer.get_vocab()), dtype=dtype)
+
+
+def reference_policy(world, *, seed, dtype="float32"):
+    """The SFT policy of a seed: (policy, origin). Shipped for seeds 0 to 4 of the default world, else trained and cached."""
+    policy = world_policy(world, seed=seed)
+    file = SHIPPED / f"{world.size}_seed{seed}.safetensors"
+    if file.is_file():
+        from safetensors.torch import load_file
+
+        weights = load_file(file)
+        shape = tuple(policy.model.get_input_embeddings().weight.shape)
+        if tuple(weights["model.embed_tokens.weight"].shape) != shape:
+            raise ValueError(f"{file.name} was made for another world; run python -m safealign_utils.policy")
+        policy.model.load_state_dict(weights, strict=False)
+        return policy.to(dtype), "shipped"
+    return train_reference(world, seed=seed).to(dtype), "trained"
+
+
+def train_reference(world, *, seed, use_cache=True, **changes):
+    """Fine-tune a fresh policy on behaviour samples of every prompt (float32)."""
+    from .train import fine_tune
+
+    setting = {**SFT, **changes}
+    policy = world_policy(world, seed=seed)
+    samples = world.behaviour_samples(setting["steps"] * setting["batch_size"], seed=seed)
+    ids = [np.array(policy.tokenizer(x.text)["input_ids"]) for x in world.prompts]
+    prompts = [ids[x] for x, _ in samples]
+    responses = [policy.grammar.response(x, y)[0] for x, y in samples]
+    return fine_tune(policy, prompts, responses, seed=seed, use_cache=use_cache, **setting).policy
+
+
+def main():
+    """Make the shipped reference policies again."""
+    from safetensors.torch import save_file
+
+    from .world import World
+
+    world = World()
+    for seed in range(5):
+        weights = train_reference(world, seed=seed, use_cache=False).model.state_dict()
+        weights.pop("lm_head.weight", None)  # tied to the embeddings
+        save_file({k: v.contiguous() for k, v in weights.items()}, SHIPPED / f"default_seed{seed}.safetensors")
+        print(f"seed {seed}: written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The one training loop, on accelerate: supervised fine-tuning and preference optimisation.
+
+Batches are rows of a permutation fixed by the seed; the state of a long run is kept on disk and resumed
+exactly (weights, optimiser, schedule, random states, position); a finished run is stored by content, so
+the same question is never trained twice. A loss that is not finite stops the run before the weights move.
+"""
+
+import math
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from tqdm import tqdm
+
+from . import cache
+from .logprobs import LogProbs, length_mask, pack, reference_logprobs, split
+from .loss import check_levers, preference_loss
+from .policy import Policy, seeded
+
+CODE = ("logprobs.py", "grammar.py", "loss.py", "train.py")
+CLIP = 1.0  # gradient norm
+WARM_UP = 0.1  # share of the steps
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained policy, its log (one row a step) and whether it came from the cache."""
+
+    policy: Policy
+    log: pd.DataFrame
+    cached: bool
+
+
+class NotFinite(RuntimeError):
+    """The loss or its gradient is not finite; the last good state is on disk."""
+
+
+def batch_order(n, steps, batch_size, seed):
+    """Row numbers int [steps, B]: one permutation of the n rows after another."""
+    g = np.random.Generator(np.random.PCG64([seed, 2**30]))
+    size = min(batch_size, n)
+    epochs = -(-steps * size // n)
+    return np.concatenate([g.permutation(n) for _ in range(epochs)])[: steps * size].reshape(steps, size)
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+def fine_tune(policy, prompts, responses, *, seed, steps, batch_size, learning_rate, use_cache=True, **loop):
+    """Supervised fine-tuning: minimise the negative log-likelihood per response (nats, summed over its tokens).
+
+    `prompts`, `responses`: lists of N int arrays, responses with their end-of-sequence token.
+    """
+    order = batch_order(len(prompts), steps, batch_size, seed)
+
+    def loss_of(module, rows):
+        batch = pack([prompts[i] for i in rows], [[responses[i] for i in rows]], pad_id=policy.pad_id)
+        logp, _ = module(batch.to(policy.device))
+        return -logp.sum(), {"loss": -logp.sum().item()}
+
+    setting = {"seed": seed, "learning_rate": learning_rate, **loop}
+    key = cache.digest("sft", policy.hash, list(prompts), list(responses), order, setting, _code()) if use_cache else None
+    return _train(policy, loss_of, order, key=key, name="SFT", **setting)
+
+
+def align(
+    reference, tokens, *, beta, steps, batch_size, learning_rate, seed,
+    start=None, leak_weight=0.0, token_lever=None, live_reference=False, use_cache=True, **loop,
+):  # fmt: skip
+    """Preference optimisation with the one loss; returns a `Trained`.
+
+    `reference` is the frozen policy, `tokens` a `pairs.TokenPairs`, `start` where the policy begins
+    (default: the reference). `leak_weight` times -mean over responses of sum_t log(mass that the grammar
+    allows next) is added. `token_lever(logratio_w, logratio_l, mask_w, mask_l, rows)` returns token masks;
+    it is a frozen dataclass, so that its repr names it in the cache. `live_reference` computes the
+    reference anew in every batch instead of reading it from the cache on disk.
+    """
+    check_levers(tokens.p, tokens.margin, beta)
+    if leak_weight and reference.grammar is None:
+        raise ValueError(f"leak_weight={leak_weight}: only the world has a grammar; use 0 on real text")
+    start = start or reference
+    order = batch_order(len(tokens), steps, batch_size, seed)
+    lengths_w, lengths_l = tokens.lengths_w, tokens.lengths_l
+    if not live_reference:
+        ref_w, ref_l = (np.split(a, np.cumsum(n)[:-1]) for a, n in zip(reference_logprobs(reference, tokens), (lengths_w, lengths_l)))
+    frozen = LogProbs(reference.model, constrained=reference.constrained).eval()
+
+    def loss_of(module, rows):
+        batch = tokens.batch(rows, reference).to(start.device)
+        logp, log_allowed = module(batch)
+        logp_w, logp_l = split(logp, lengths_w[rows], lengths_l[rows])
+        if live_reference:
+            with torch.no_grad():
+                reference_w, reference_l = split(frozen(batch)[0], lengths_w[rows], lengths_l[rows])
+        else:
+            reference_w, reference_l = (_pad([a[i] for i in rows], logp) for a in (ref_w, ref_l))
+        logratio_w, logratio_l = logp_w - reference_w, logp_l - reference_l
+        masks = [length_mask(n[rows]).to(logp.device) for n in (lengths_w, lengths_l)]
+        kept = (None, None) if token_lever is None else token_lever(logratio_w.detach(), logratio_l.detach(), *masks, rows)
+        p, margin = (torch.as_tensor(a[rows], dtype=logp.dtype, device=logp.device) for a in (tokens.p, tokens.margin))
+        out = preference_loss(logratio_w, logratio_l, beta=beta, p=p, margin=margin, tokens_w=kept[0], tokens_l=kept[1])
+        total, leak = out.loss.sum(), 0.0
+        if leak_weight:
+            penalty = -log_allowed.sum() / 2  # two responses a pair
+            total, leak = total + leak_weight * penalty, penalty.item()
+        correct = (out.h_w > out.h_l).double().sum().item()
+        stats = {"loss": out.loss.sum().item(), "chosen": out.h_w.sum().item(), "rejected": out.h_l.sum().item()}
+        return total, stats | {"z": out.z.sum().item(), "accuracy": correct, "leak_penalty": leak}
+
+    setting = dict(beta=beta, seed=seed, learning_rate=learning_rate, leak_weight=leak_weight, lever=repr(token_lever), **loop)
+    parts = (reference.hash, start.hash, start.constrained, tokens.hash, tokens.p, tokens.margin, order, live_reference)
+    key = cache.digest("align", *parts, setting, _code()) if use_cache else None
+    return _train(start, loss_of, order, key=key, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
+
+
+def _pad(rows, like):
+    width = max(map(len, rows))
+    table = np.zeros((len(rows), width), dtype=rows[0].dtype)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    return torch.from_numpy(table).to(like)
+
+
+def _code():
+    return [cache.code_hash(*CODE), cache.library_versions()]
+
+
+# ---------------------------------------------------------------- the loop
+
+
+class _Progress:
+    """Position and log of a run, in the form that accelerate saves."""
+
+    def __init__(self):
+        self.step, self.rows = 0, []
+
+    def state_dict(self):
+        return {"step": self.step, "rows": self.rows}
+
+    def load_state_dict(self, state):
+        self.step, self.rows = state["step"], list(state["rows"])
+
+
+def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate=1, save_every=0, mixed_precision="no"):
+    """Run the batches `order` [steps, B] with AdamW, linear warm-up and cosine decay to 0.
+
+    `loss_of(module, rows)` returns the loss summed over rows and sums of what is logged. A batch is worked
+    off in `accumulate` parts. The state is kept every `save_every` steps, or every 30 s where that is 0.
+    """
+    stored = cache.load("policy", key) if key else None
+    trained = policy.copy()
+    if stored:
+        arrays, info = stored
+        log = pd.DataFrame({c: arrays.pop(f"log.{c}") for c in info["log"]})
+        trained.model.load_state_dict({k: _tensor(v, info["bfloat16"]) for k, v in arrays.items()}, strict=False)
+        return Trained(trained, log, True)
+    steps, size = order.shape
+    AcceleratorState._reset_state(reset_partial_state=False), GradientState._reset_state()
+    accelerator = Accelerator(cpu=policy.device.type == "cpu", mixed_precision=mixed_precision)
+    optimizer = torch.optim.AdamW(trained.model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, steps))
+    module = accelerator.prepare_model(LogProbs(trained.model, constrained=trained.constrained).train())
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    progress = _Progress()
+    accelerator.register_for_checkpointing(schedule, progress)
+    place = cache.root() / "partial" / key if key else None
+    with seeded(seed):
+        if place and (found := sorted(place.glob("state-????????"))):
+            accelerator.load_state(str(found[-1]))
+        saved = time.monotonic()
+        bar = tqdm(total=steps, initial=progress.step, desc=name, disable=not sys.stderr.isatty(), leave=False)
+        for step in range(progress.step, steps):
+            rows = order[step][accelerator.process_index :: accelerator.num_processes]
+            total = {}
+            for part in np.array_split(rows, min(accumulate, len(rows))):
+                loss, stats = loss_of(module, part)
+                accelerator.backward(loss * accelerator.num_processes / size)
+                total = {k: total.get(k, 0.0) + v for k, v in stats.items()}
+            norm = float(accelerator.clip_grad_norm_(trained.model.parameters(), CLIP))
+            if not (math.isfinite(total["loss"]) and math.isfinite(norm)):
+                optimizer.zero_grad()
+                kept = _keep(accelerator, place, progress) if place else "nowhere, as the run has no cache"
+                raise NotFinite(
+                    f"{name}: loss {total['loss'] / len(rows)}, gradient norm {norm} at step {step + 1} of {steps}, "
+                    f"batch rows {rows.tolist()}; the last good state is kept in {kept}; try a lower learning_rate"
+                )
+            optimizer.step(), schedule.step(), optimizer.zero_grad()
+            progress.step = step + 1
+            progress.rows.append({"step": step + 1, **{k: v / len(rows) for k, v in total.items()}, "grad_norm": norm})
+            bar.update()
+            due = progress.step % save_every == 0 if save_every else time.monotonic() - saved > 30
+            if place and due and progress.step < steps:
+                _keep(accelerator, place, progress)
+                saved = time.monotonic()
+        bar.close()
+    trained.model.eval()
+    log = pd.DataFrame(progress.rows).astype({"step": float})
+    if key and accelerator.is_main_process:
+        _store(key, trained.model, log)
+        shutil.rmtree(place, ignore_errors=True)
+    return Trained(trained, log, False)
+
+
+def _rate(step, steps):
+    warm = max(1, round(WARM_UP * steps))
+    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(step - warm, 0) / max(steps - warm, 1))))
+
+
+def _keep(accelerator, place, progress):
+    """Write the state beside its place, rename it, drop older ones."""
+    place.mkdir(parents=True, exist_ok=True)
+    final, beside = place / f"state-{progress.step:08d}", place / "state.partial"
+    if not final.exists():
+        shutil.rmtree(beside, ignore_errors=True)
+        accelerator.save_state(str(beside))
+        if accelerator.is_main_process:
+            beside.rename(final)
+    for old in place.glob("state-????????"):
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def _store(key, model, log):
+    """Weights (each tied tensor once) and log of a finished run, as one cache entry."""
+    seen, arrays, bfloat16 = set(), {}, []
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            if tensor.dtype == torch.bfloat16:
+                bfloat16.append(name)
+                tensor = tensor.view(torch.int16)
+            arrays[name] = tensor.cpu().numpy()
+    arrays |= {f"log.{c}": log[c].to_numpy(np.float64) for c in log}
+    cache.store("policy", key, arrays, log=list(log), bfloat16=bool(bfloat16))
+
+
+def _tensor(array, bfloat16):
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if bfloat16 and tensor.dtype == torch.int16 else tensor
