@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from . import optimum
+from . import cache, optimum
 from .logprobs import LogProbs, Packed, reference_logprobs
 
 GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
@@ -47,7 +47,7 @@ def token_logps(policy, prompt_id, *, group=GROUP):
     ids, positions, mask, source, target = map(torch.from_numpy, (ids, positions, mask, source, grammar.tokens[c, forest.target]))
     batch = Packed(ids, positions, mask[:, None], source, target, allowed)
     with torch.no_grad():
-        logp, _ = LogProbs(policy.model, constrained=policy.constrained).eval()(batch.to(policy.device))
+        logp, _ = LogProbs(policy).eval()(batch.to(policy.device))
     out = np.empty(len(grammar.parent))
     out[forest.target] = logp.double().cpu().numpy()
     return out
@@ -56,12 +56,18 @@ def token_logps(policy, prompt_id, *, group=GROUP):
 def exact(policy, prompts):
     """Enumerate a policy's responses to the given prompt ids: an `Exact`."""
     if policy.grammar is None:
-        raise ValueError("model: exact evaluation needs the world's grammar; on real text use pair_accuracy")
-    paths = policy.grammar.paths
-    rows = [np.where(paths >= 0, token_logps(policy, x)[paths], 0.0).sum(axis=1) for x in prompts]
-    raw = np.array(rows)
+        raise ValueError("model: exact evaluation needs the world's grammar; on real text use pair_margins")
+    paths, prompts = policy.grammar.paths, np.asarray(prompts)
+    code = cache.code_hash("evaluate.py", "logprobs.py", "grammar.py"), cache.library_versions()
+    key = cache.digest("exact", policy.hash, policy.readout, policy.grammar.world.fingerprint, prompts, code)
+    stored = cache.load("exact", key)
+    if stored:
+        raw = stored[0]["logp"]
+    else:
+        raw = np.array([np.where(paths >= 0, token_logps(policy, x)[paths], 0.0).sum(axis=1) for x in prompts])
+        cache.store("exact", key, {"logp": raw})
     mass = np.exp(raw).sum(axis=1)
-    return Exact(optimum.normalise(raw), 1.0 - mass, np.asarray(prompts))
+    return Exact(optimum.normalise(raw), 1.0 - mass, prompts)
 
 
 def metrics(theta, ref, world, *, target=None):

@@ -67,17 +67,22 @@ def pack(prompts, responses, *, pad_id, allowed=None, padding="right"):
 
 
 class LogProbs(torch.nn.Module):
-    """A causal language model that answers a `Packed` batch with log-probs [K], in float32 or better.
+    """A policy's network that answers a `Packed` batch with log-probs [K], in float32 or better.
 
-    With `constrained=True` the softmax runs over the allowed tokens only (the grammar softmax).
-    The second result is log of the mass that the plain softmax gives to the allowed tokens, [K] or None.
+    Where the policy is `constrained` the softmax runs over the allowed tokens only (the grammar softmax);
+    where it is `bf16` the network computes in bfloat16. The second result is log of the mass that the
+    plain softmax gives to the allowed tokens, [K] or None.
     """
 
-    def __init__(self, model, *, constrained=False):
+    def __init__(self, policy):
         super().__init__()
-        self.model, self.constrained = model, constrained
+        self.model, self.constrained, self.bf16 = policy.model, policy.constrained, policy.bf16
 
     def forward(self, batch: Packed):
+        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self.bf16):
+            return self._logprobs(batch)
+
+    def _logprobs(self, batch):
         dtype = next(self.model.parameters()).dtype
         bias = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.ids.device)
         bias.masked_fill_(~batch.mask, torch.finfo(dtype).min)
@@ -121,11 +126,11 @@ def reference_logprobs(policy, tokens, *, batch_size=64):
     `tokens` is a `pairs.TokenPairs`; the arrays are as long as its responses together.
     """
     key = cache.digest(
-        policy.hash, tokens.hash, policy.constrained, cache.code_hash("logprobs.py", "grammar.py"), cache.library_versions()
+        policy.hash, tokens.hash, policy.readout, cache.code_hash("logprobs.py", "grammar.py"), cache.library_versions()
     )
     stored = cache.load("reference", key)
     if stored is None:
-        module, parts = LogProbs(policy.model, constrained=policy.constrained).eval(), []
+        module, parts = LogProbs(policy).eval(), []
         with torch.no_grad():
             for rows in np.array_split(np.arange(len(tokens)), -(-len(tokens) // batch_size)):
                 logp, _ = module(tokens.batch(rows, policy).to(policy.device))

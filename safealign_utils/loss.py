@@ -42,7 +42,7 @@ def preference_loss(logratio_w, logratio_l, *, beta, p=1.0, margin=0.0, tokens_w
 
 def check_levers(p, margin, beta):
     """Refuse what would change the optimum's meaning. `p`, `margin` [N]; raises ValueError."""
-    p, margin = torch.as_tensor(p), torch.as_tensor(margin)
+    p, margin = torch.tensor(p), torch.tensor(margin)
     if not (beta > 0 and beta < float("inf")):
         raise ValueError(f"beta={beta}: the KL strength is a positive finite number")
     if not bool(((p >= 0) & (p <= 1)).all()):

@@ -15,17 +15,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from . import cache
 from .grammar import Grammar
 from .language import EOS
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
 SHIPPED = Path(__file__).parent / "reference_policies"
 WORLD_MODEL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176)
 SFT = dict(steps=1200, batch_size=32, learning_rate=4e-3)
+SCRATCH_VOCABULARY = 2048
+SCRATCH_MODEL = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=352)
+SCRATCH_SFT = dict(steps=400, batch_size=16, learning_rate=3e-3)
 
 torch.set_num_threads(int(os.environ.get("SAFEALIGN_THREADS", "1")))  # two spinning processes are 10x slower
 torch.use_deterministic_algorithms(True, warn_only=True)
@@ -36,20 +39,27 @@ transformers.utils.logging.disable_progress_bar()
 class Policy:
     """A causal language model and how it is read.
 
-    `grammar` is the world's trie, or None for real text; `constrained=True` reads the model through the
-    grammar softmax. A policy is never changed in place: training copies it.
+    `grammar` is the world's trie, or None for real text; `constrained` reads the model through the grammar
+    softmax; `bf16` computes in bfloat16 with weights in float32. A policy is never changed in place:
+    training copies it.
     """
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
     grammar: Grammar | None = None
     constrained: bool = False
+    bf16: bool = False
 
     @cached_property
     def hash(self):
         """Content hash of the weights, dtype included."""
-        weights = {k: _as_numpy(v) for k, v in sorted(self.model.state_dict().items())}
+        weights = {k: v.cpu().numpy() for k, v in sorted(self.model.state_dict().items())}
         return cache.digest(weights, self.model.config.model_type)
+
+    @property
+    def readout(self):
+        """How the weights are read, for cache keys."""
+        return [self.constrained, self.bf16]
 
     @property
     def device(self):
@@ -64,18 +74,19 @@ class Policy:
         """A copy with weights of its own."""
         return replace(self, model=copy.deepcopy(self.model), **changes)
 
-    def to(self, dtype):
-        return replace(self, model=copy.deepcopy(self.model).to(DTYPES[dtype]))
+    def to(self, dtype, device="cpu"):
+        """A copy that computes in `dtype` on a device; bfloat16 keeps its weights in float32."""
+        bf16 = dtype == "bfloat16"
+        return self.copy(bf16=bf16)._move(torch.float32 if bf16 else DTYPES[dtype], device)
+
+    def _move(self, dtype, device):
+        self.model.to(device=device, dtype=dtype)
+        return self
 
     def save(self, folder):
         """Write model and tokenizer (safetensors) so that plain transformers can load them."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-def _as_numpy(tensor):
-    tensor = tensor.detach().cpu()
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def word_tokenizer(words):
@@ -88,7 +99,7 @@ def word_tokenizer(words):
     )
 
 
-def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, dtype="float32", max_positions=512, **shape):
+def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=512, **shape):
     """A Llama with fresh weights; the seed is set before the model is built.
 
     init_std 0.08, not Llama's 0.02: the narrow start leaves a network this small far from the grammar.
@@ -100,7 +111,7 @@ def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, dtype="float32",
         attn_implementation="eager", **shape,
     )  # fmt: skip
     with seeded(seed):
-        return Policy(LlamaForCausalLM(config).to(DTYPES[dtype]).eval(), tokenizer, grammar)
+        return Policy(LlamaForCausalLM(config).eval(), tokenizer, grammar)
 
 
 @contextlib.contextmanager
@@ -111,38 +122,34 @@ def seeded(seed):
         yield
 
 
-def load_policy(name, *, revision="", dtype="float32", device="cpu"):
-    """Load a local folder or, only if no such folder exists, a hub id. Safetensors only, no remote code."""
+def load_policy(name, *, revision=""):
+    """Load a local folder or, only if no such folder exists, a hub id, in float32. Safetensors only, no remote code."""
     local = Path(name).is_dir()
     options = dict(revision=revision or None, local_files_only=local, trust_remote_code=False)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa", **options
+            name, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", **options
         )
     except (OSError, ValueError) as error:
         hint = "the folder must hold a safetensors model and its tokenizer" if local else "name a local folder to go on offline"
         raise ValueError(f"model={name!r}: cannot be loaded ({str(error).splitlines()[0]}); {hint}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model={name!r}: its tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
-    return Policy(model.eval().to(device), tokenizer)
+    return Policy(model.eval(), tokenizer)
 
 
 # ---------------------------------------------------------------- the world's reference policies
 
 
-def world_tokenizer(world):
-    return word_tokenizer(world.words)
-
-
-def world_policy(world, *, seed, dtype="float32"):
+def world_policy(world, *, seed):
     """A policy of the world with fresh weights."""
-    tokenizer = world_tokenizer(world)
-    return new_policy(tokenizer, seed=seed, grammar=Grammar(world, tokenizer.get_vocab()), dtype=dtype)
+    tokenizer = word_tokenizer(world.words)
+    return new_policy(tokenizer, seed=seed, grammar=Grammar(world, tokenizer.get_vocab()))
 
 
-def reference_policy(world, *, seed, dtype="float32"):
-    """The SFT policy of a seed: (policy, origin). Shipped for seeds 0 to 4 of the default world, else trained and cached."""
+def reference_policy(world, *, seed):
+    """The SFT policy of a seed, float32: (policy, origin). Shipped for seeds 0 to 4 of the default world, else trained and cached."""
     policy = world_policy(world, seed=seed)
     file = SHIPPED / f"{world.size}_seed{seed}.safetensors"
     if file.is_file():
@@ -153,8 +160,8 @@ def reference_policy(world, *, seed, dtype="float32"):
         if tuple(weights["model.embed_tokens.weight"].shape) != shape:
             raise ValueError(f"{file.name} was made for another world; run python -m safealign_utils.policy")
         policy.model.load_state_dict(weights, strict=False)
-        return policy.to(dtype), "shipped"
-    return train_reference(world, seed=seed).to(dtype), "trained"
+        return policy, "shipped"
+    return train_reference(world, seed=seed), "trained"
 
 
 def train_reference(world, *, seed, use_cache=True, **changes):
@@ -168,6 +175,33 @@ def train_reference(world, *, seed, use_cache=True, **changes):
     prompts = [ids[x] for x, _ in samples]
     responses = [policy.grammar.response(x, y)[0] for x, y in samples]
     return fine_tune(policy, prompts, responses, seed=seed, use_cache=use_cache, **setting).policy
+
+
+# ---------------------------------------------------------------- from scratch on real text
+
+
+def scratch_policy(texts, prompts, responses, *, seed, max_length):
+    """A byte-pair tokenizer and a small Llama trained on nothing but the given texts, then fine-tuned.
+
+    `texts` train the tokenizer; `prompts`, `responses` (lists of N strings) the network.
+    """
+    from .pairs import encode_prompts, encode_responses
+    from .train import fine_tune
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<pad>", EOS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=SCRATCH_VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token=EOS, clean_up_tokenization_spaces=False)
+    policy = new_policy(tokenizer, seed=seed, init_std=0.02, max_positions=max(512, max_length), **SCRATCH_MODEL)
+    x, y = encode_prompts(prompts, tokenizer), encode_responses(responses, tokenizer)
+    x = [ids[-max_length // 2 :] for ids in x]
+    y = [ids[: max_length - len(start)] for ids, start in zip(y, x)]
+    return fine_tune(policy, x, y, seed=seed, **SCRATCH_SFT).policy
 
 
 def main():

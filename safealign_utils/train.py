@@ -89,7 +89,7 @@ def align(
     lengths_w, lengths_l = tokens.lengths_w, tokens.lengths_l
     if not live_reference:
         ref_w, ref_l = (np.split(a, np.cumsum(n)[:-1]) for a, n in zip(reference_logprobs(reference, tokens), (lengths_w, lengths_l)))
-    frozen = LogProbs(reference.model, constrained=reference.constrained).eval()
+    frozen = LogProbs(reference).eval()
 
     def loss_of(module, rows):
         batch = tokens.batch(rows, reference).to(start.device)
@@ -114,7 +114,7 @@ def align(
         return total, stats | {"z": out.z.sum().item(), "accuracy": correct, "leak_penalty": leak}
 
     setting = dict(beta=beta, seed=seed, learning_rate=learning_rate, leak_weight=leak_weight, lever=repr(token_lever), **loop)
-    parts = (reference.hash, start.hash, start.constrained, tokens.hash, tokens.p, tokens.margin, order, live_reference)
+    parts = (reference.hash, start.hash, start.readout, reference.readout, tokens.hash, tokens.p, tokens.margin, order, live_reference)
     key = cache.digest("align", *parts, setting, _code()) if use_cache else None
     return _train(start, loss_of, order, key=key, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
 
@@ -147,7 +147,7 @@ class _Progress:
         self.step, self.rows = state["step"], list(state["rows"])
 
 
-def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate=1, save_every=0, mixed_precision="no"):
+def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate=1, save_every=0):
     """Run the batches `order` [steps, B] with AdamW, linear warm-up and cosine decay to 0.
 
     `loss_of(module, rows)` returns the loss summed over rows and sums of what is logged. A batch is worked
@@ -158,14 +158,14 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate
     if stored:
         arrays, info = stored
         log = pd.DataFrame({c: arrays.pop(f"log.{c}") for c in info["log"]})
-        trained.model.load_state_dict({k: _tensor(v, info["bfloat16"]) for k, v in arrays.items()}, strict=False)
+        trained.model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()}, strict=False)
         return Trained(trained, log, True)
     steps, size = order.shape
     AcceleratorState._reset_state(reset_partial_state=False), GradientState._reset_state()
-    accelerator = Accelerator(cpu=policy.device.type == "cpu", mixed_precision=mixed_precision)
+    accelerator = Accelerator(cpu=policy.device.type == "cpu", mixed_precision="bf16" if policy.bf16 else "no")
     optimizer = torch.optim.AdamW(trained.model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, steps))
-    module = accelerator.prepare_model(LogProbs(trained.model, constrained=trained.constrained).train())
+    module = accelerator.prepare_model(LogProbs(trained).train())
     optimizer = accelerator.prepare_optimizer(optimizer)
     progress = _Progress()
     accelerator.register_for_checkpointing(schedule, progress)
@@ -229,18 +229,11 @@ def _keep(accelerator, place, progress):
 
 def _store(key, model, log):
     """Weights (each tied tensor once) and log of a finished run, as one cache entry."""
-    seen, arrays, bfloat16 = set(), {}, []
+    seen, arrays = set(), {}
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            if tensor.dtype == torch.bfloat16:
-                bfloat16.append(name)
-                tensor = tensor.view(torch.int16)
             arrays[name] = tensor.cpu().numpy()
     arrays |= {f"log.{c}": log[c].to_numpy(np.float64) for c in log}
-    cache.store("policy", key, arrays, log=list(log), bfloat16=bool(bfloat16))
+    cache.store("policy", key, arrays, log=list(log))
 
-
-def _tensor(array, bfloat16):
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if bfloat16 and tensor.dtype == torch.int16 else tensor

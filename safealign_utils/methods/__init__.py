@@ -1,0 +1,1 @@
+"""One file per paper; each method sets levers of the one loss."""

@@ -1,0 +1,1 @@
+"""What executes notebooks: parameters, records, claims, the runner and the command line."""

@@ -1,0 +1,202 @@
+"""Parameters of the notebooks: names, types, ranges, profiles, and how a refusal reads.
+
+The parameters cell of a notebook says which names it has, their types and defaults; the tables here say
+which values make sense and what 0 or "" means in a profile. Everything is checked before a kernel starts,
+and again inside the notebook, so that plain papermill and JupyterLab are safe too.
+"""
+
+import ast
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+
+
+class Refusal(ValueError):
+    """A parameter that cannot be used: the message names it, its value and the fix."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Type name, test and the words for what is allowed; `profile` marks 0 or "" as "what the profile says"."""
+
+    type: str
+    test: object = None
+    words: str = ""
+    profile: bool = False
+
+
+def _one_of(*names, profile=False):
+    return Rule("str", lambda v: v in names, "one of " + ", ".join(names), profile)
+
+
+_ANY = Rule("str")
+_COUNT = Rule("int", lambda v: v > 0, "a whole number above 0 (0: the profile's)", True)
+_POSITIVE = Rule("float", lambda v: 0 < v < float("inf"), "a number above 0")
+_BETAS = Rule("list", lambda v: all(_number(b) and 0 < b < float("inf") for b in v), "numbers above 0, as [0.5, 1.0]", True)
+
+RULES = {
+    "profile": _one_of("small", "full"),
+    "seed": Rule("int", lambda v: 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
+    "seeds": _COUNT,
+    "beta": _POSITIVE,
+    "steps": _COUNT,
+    "pairs": _COUNT,
+    "batch_size": _COUNT,
+    "learning_rate": Rule("float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True),
+    "dtype": _one_of("float64", "float32", "bfloat16", profile=True),
+    "model": Rule("str", bool, "world, scratch, a folder or a hub id"),
+    "revision": _ANY,
+    "data": Rule("str", bool, "world, a file, a hub id, or several as name=path,name=path"),
+    "label": _one_of("auto", "better", "safer"),
+    "max_length": Rule("int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True),
+    "device": Rule("str", lambda v: v in ("auto", "cpu", "cuda") or v.startswith("cuda:"), "auto, cpu, cuda or cuda:N"),
+    "out_dir": _ANY,
+    "betas": _BETAS,
+    "labels": _one_of("hard", "soft"),
+    "leak_weight": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
+}
+
+PROFILES = {
+    "small": dict(seeds=1, dtype="float64", pairs=1500, steps=80, batch_size=32, learning_rate=2e-3, max_length=256,
+                  betas=[0.5, 1.0]),
+    "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=2e-3, max_length=256,
+                 betas=[0.25, 0.5, 1.0, 2.0]),
+}  # fmt: skip
+
+
+def _number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# ---------------------------------------------------------------- the parameters cell
+
+
+def read_cell(notebook):
+    """The parameters of a notebook file: {name: (type name, default)}.
+
+    Raises Refusal unless exactly one code cell carries the tag `parameters` and holds annotated literals only.
+    """
+    try:
+        cells = [c for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"notebook={str(notebook)!r}: not a readable notebook ({error})") from None
+    tags = [c.get("metadata", {}).get("tags", []) for c in cells]
+    found = [c for c, t in zip(cells, tags) if "parameters" in t]
+    if len(found) != 1:
+        near = [t for tag in tags for t in tag if t.lower() == "parameters" and t != "parameters"]
+        fix = f"rename its tag {near[0]!r} to 'parameters'" if near else "tag exactly one cell 'parameters'"
+        raise Refusal(f"notebook={Path(notebook).name}: {len(found)} cells are tagged 'parameters'; {fix}")
+    source, out = "".join(found[0]["source"]), {}
+    for node in ast.parse(source).body:
+        plain = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.annotation, ast.Name)
+        try:
+            if not plain or node.annotation.id not in TYPES or node.value is None:
+                raise ValueError
+            out[node.target.id] = (node.annotation.id, ast.literal_eval(node.value))
+        except ValueError:
+            line = ast.get_source_segment(source, node)
+            raise Refusal(
+                f"notebook={Path(notebook).name}: {line!r} in the parameters cell is not `name: type = literal`; derive values below it"
+            ) from None
+    return out
+
+
+# ---------------------------------------------------------------- values given
+
+
+def collect(cell, given, files=()):
+    """Merge parameter files (YAML) and `-p` texts over a cell's defaults, checked: {name: value}."""
+    values = {name: default for name, (_, default) in cell.items()}
+    for file in files:
+        try:
+            loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise Refusal(f"-f {file}: cannot be read ({str(error).splitlines()[0]}); give a YAML file of name: value") from None
+        if not isinstance(loaded, dict):
+            raise Refusal(f"-f {file}: holds no names; write one `name: value` a line")
+        for name, value in loaded.items():
+            values[_known(name, cell)] = _typed(name, value, cell[name][0], f" in {file}")
+    for name, text in given:
+        values[_known(name, cell)] = _parse(name, text, cell[name][0])
+    return values
+
+
+def _known(name, cell):
+    if name not in cell:
+        near = difflib.get_close_matches(str(name), cell, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(cell)
+        raise Refusal(f"{name}: the notebook has no such parameter; {fix}")
+    if name == "out_dir":
+        raise Refusal("out_dir: the runner sets it; use --out FOLDER")
+    return name
+
+
+def _parse(name, text, kind):
+    """The text of `-p name=text` as the annotated type."""
+    try:
+        if kind == "int":
+            return int(text)
+        if kind == "float":
+            return float(text)
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if kind == "list":
+            value = json.loads(text if text.lstrip().startswith("[") else f"[{text}]")
+            return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+        return text
+    except (ValueError, KeyError):
+        form = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list, as 0.5,1.0"}[kind]
+        raise Refusal(f"{name}={text!r}: must be {form}") from None
+
+
+def _typed(name, value, kind, where=""):
+    """A typed value (from YAML, or from inside a notebook) held against its annotation."""
+    if kind == "float" and _number(value):
+        return float(value)
+    if kind == "list" and isinstance(value, (list, tuple)):
+        return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, TYPES[kind]):
+        fix = ""
+        if isinstance(value, str) and kind in ("int", "float"):
+            fix = "; YAML reads 1e-3 as text: write 1.0e-3" if "e" in value.lower() else "; write it without quotes"
+        raise Refusal(f"{name}={value!r}{where}: must be of type {kind}, is {type(value).__name__}{fix}")
+    return value
+
+
+# ---------------------------------------------------------------- settings
+
+
+def resolve(values):
+    """Check types and ranges and fill in the profile: the resolved settings, a dict. Raises Refusal."""
+    out = {}
+    for name, value in values.items():
+        rule = RULES[name]
+        value = _typed(name, value, rule.type)
+        if rule.profile and not value:
+            out[name] = value
+        elif rule.test and not rule.test(value):
+            raise Refusal(f"{name}={value!r}: must be {rule.words}")
+        else:
+            out[name] = value
+    profile = PROFILES[out["profile"]]
+    out |= {name: profile[name] for name, value in out.items() if RULES[name].profile and not value}
+    world = (out["model"] == "world", out["data"] == "world")
+    if world == (True, False):
+        raise Refusal(f"model='world' with data={out['data']!r}: the world's model knows the world's words only; use model=scratch")
+    if not world[0] and out.get("labels") == "soft":
+        raise Refusal("labels='soft': soft labels need the world's oracle; use labels=hard on real text")
+    if world == (False, True):
+        raise Refusal(f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id")
+    if out["seed"] + out["seeds"] > 2**31:
+        raise Refusal(f"seeds={out['seeds']}: seed + seeds must stay below 2147483648")
+    return out
+
+
+def from_notebook(namespace):
+    """Settings from a notebook's own variables (its `globals()`), checked in the same way."""
+    return resolve({name: namespace[name] for name in RULES if name in namespace})

@@ -1,0 +1,98 @@
+"""Records: what a run asked, found and claims, written whole or not at all."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from .. import cache
+
+SCHEMA = 1
+VERDICTS = ("holds", "does_not_hold", "undecided", "needs_scale")
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn", "papermill", "matplotlib")
+
+
+def run_id(notebook, settings, data="", model=""):
+    """Hash of the question: the notebook's cell sources, the resolved settings, data, model and the package's source."""
+    cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]]
+    asked = {k: v for k, v in settings.items() if k not in ("out_dir", "data", "model")}
+    return cache.digest(cells, asked, data or settings["data"], model or settings["model"], cache.code_hash())
+
+
+def content(name):
+    """Hash of what a `data` or `model` parameter names: local files by content, anything else by its name."""
+    out = []
+    for part in str(name).split(","):
+        label, _, path = part.rpartition("=")
+        path = Path(path.strip())
+        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else []
+        out.append([label, [cache.digest(f.name, f.read_bytes()) for f in files] or str(path)])
+    return cache.digest(out)
+
+
+def write(folder, *, notebook, run_id, parameters, metrics, timings, claims, tables, figures, provenance):
+    """Check and write `record.json` as the last file of a run's folder. Raises ValueError on a bad entry."""
+    for kind, values in (("metrics", metrics), ("timings", timings)):
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{kind}[{name!r}] = {value!r}: a record holds finite numbers only")
+    for claim in claims:
+        if claim["verdict"] not in VERDICTS:
+            raise ValueError(f"claim {claim['id']}: verdict {claim['verdict']!r} is none of {VERDICTS}")
+    record = dict(
+        schema=SCHEMA, status="complete", notebook=notebook, run_id=run_id, parameters=parameters, metrics=metrics,
+        timings=timings, claims=claims, tables=tables, figures=figures, provenance=provenance,
+    )  # fmt: skip
+    beside = Path(folder) / "record.json.partial"
+    beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(beside, Path(folder) / "record.json")
+    return record
+
+
+def read(folder):
+    """The record of a run's folder if it is complete, else None."""
+    try:
+        record = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    listed = isinstance(record, dict) and [*record.get("tables", []), *record.get("figures", [])]
+    whole = listed is not False and record.get("status") == "complete" and record.get("schema") == SCHEMA
+    return record if whole and all((Path(folder) / name).is_file() for name in listed) else None
+
+
+def provenance(*, device="cpu", data_hash, reference_hash):
+    """Where and with what a run was made."""
+    import torch
+
+    return {
+        "code": cache.code_hash(),
+        "git": _git(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "cpu": f"{_cpu()}; {torch.backends.cpu.get_cpu_capability()}",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "data_hash": data_hash,
+        "reference_hash": reference_hash,
+    }
+
+
+def _git():
+    """Commit of the checkout that the package lies in, `-dirty` where it was changed; "" outside one."""
+    ask = lambda *words: subprocess.run(["git", *words], cwd=cache.PACKAGE.parent, capture_output=True, text=True, timeout=20)
+    try:
+        commit = ask("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return commit.stdout.strip() if commit.returncode == 0 else ""
+
+
+def _cpu():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,183 @@
+"""What a notebook holds in its hands: settings, data, reference policies, and the record it fills."""
+
+import contextlib
+import resource
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+from .. import cache, evaluate, figures, pairs, policy, train
+from ..world import World
+from . import claims, parameters, records
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One seed: its reference policy, training pairs, held-out pairs and, in the world, the reference's
+    exact response table on the held-out prompts."""
+
+    seed: int
+    reference: policy.Policy
+    origin: str
+    train: pd.DataFrame
+    test: pd.DataFrame
+    exact: evaluate.Exact | None
+    report: dict
+
+    @cached_property
+    def tokens(self):
+        return pairs.tokenize(self.train, self.reference)
+
+
+class Study:
+    """Opens what the parameters name, prints a short stable block, collects results, writes the record.
+
+    `namespace` is the notebook's `globals()`. `world` is None on real text. Raises `parameters.Refusal`
+    for a value that cannot be used.
+    """
+
+    def __init__(self, notebook, namespace):
+        self.notebook, self.settings = notebook, SimpleNamespace(**parameters.from_notebook(namespace))
+        s = self.settings
+        self.world = World() if s.data == "world" else None
+        self.seeds = list(range(s.seed, s.seed + s.seeds))
+        self.metrics, self.timings, self.claims, self.tables, self.figures = {}, {}, [], {}, {}
+        self._setups, self._started = {}, time.perf_counter()
+        first = self.setup(self.seeds[0])
+        kind = f"world, {len(first.train):,} pairs" if self.world else f"{len(first.train):,} pairs, {len(first.test):,} held out"
+        print(f"{'notebook':<11}{notebook} (profile {s.profile})")
+        print(f"{'seeds':<11}{', '.join(map(str, self.seeds))}; {s.dtype}")
+        print(f"{'data':<11}{kind}, hash {pairs.data_hash(first.train)}")
+        print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
+
+    # ------------------------------------------------------------ what is given
+
+    def setup(self, seed):
+        """Everything that belongs to one seed, made once."""
+        if seed not in self._setups:
+            with self.timed("setup"):
+                self._setups[seed] = self._world_setup(seed) if self.world else self._text_setup(seed)
+        return self._setups[seed]
+
+    @property
+    def device(self):
+        import torch
+
+        wanted = self.settings.device
+        return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+    @cached_property
+    def heldout(self):
+        """Prompt ids of the held-out nouns of the trained categories: where headline metrics are taken."""
+        return self.world.select("heldout")
+
+    def _world_setup(self, seed):
+        reference, origin = policy.reference_policy(self.world, seed=seed)
+        reference = reference.to(self.settings.dtype, self.device)
+        table = self.world.pairs(self.settings.pairs, seed=seed)
+        by = "safer" if self.settings.label == "safer" else "better"
+        return Setup(seed, reference, origin, pairs.label(table, by), table[:0], evaluate.exact(reference, self.heldout), {})
+
+    def _text_setup(self, seed):
+        s = self.settings
+        rows = pairs.label(pairs.load_pairs(s.data, revision=s.revision), s.label)
+        table, test, report = pairs.split_pairs(rows)
+        if table.empty or test.empty:
+            raise parameters.Refusal(f"data={s.data!r}: {len(table)} training and {len(test)} held-out pairs; both are needed")
+        table = table.iloc[: s.pairs] if s.pairs else table
+        if s.model == "scratch":
+            texts = [*table.prompt.map(pairs.format_prompt), *table.response_0, *table.response_1]
+            chosen = np.where(table.chosen == 0, table.response_0, table.response_1)
+            reference = policy.scratch_policy(texts, list(table.prompt), list(chosen), seed=seed, max_length=s.max_length)
+        else:
+            reference = policy.load_policy(s.model, revision=s.revision)
+        return Setup(seed, reference.to(s.dtype, self.device), s.model, table, test, None, report)
+
+    # ------------------------------------------------------------ what is done
+
+    def train(self, setup, table, *, reference=None, **changes):
+        """Train from (and against) a setup's reference on a labelled table, with the study's settings unless changed."""
+        s, reference = self.settings, reference or setup.reference
+        tokens = pairs.tokenize(table, reference, max_length=s.max_length)
+        asked = dict(beta=s.beta, steps=s.steps, batch_size=s.batch_size, learning_rate=s.learning_rate, seed=setup.seed)
+        asked |= {"leak_weight": getattr(s, "leak_weight", 0.0) if self.world else 0.0} | changes
+        with self.timed("training"):
+            return train.align(reference, tokens, **asked)
+
+    def exact(self, setup, trained_policy, *, target=None):
+        """The standard metrics of a policy on the held-out nouns; `target` is its own exact optimum [P, R]."""
+        with self.timed("evaluation"):
+            theta = evaluate.exact(trained_policy, self.heldout)
+        return evaluate.metrics(theta, setup.exact, self.world, target=target)
+
+    @contextlib.contextmanager
+    def timed(self, name):
+        """Add the seconds of a block to `timings[name]`."""
+        start = time.perf_counter()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+
+    # ------------------------------------------------------------ what is recorded
+
+    def metric(self, method, per_seed):
+        """Record the mean over seeds of each quantity as `method.quantity`; `per_seed` is a list of dicts."""
+        for quantity in per_seed[0]:
+            self.metrics[f"{method}.{quantity}"] = float(np.mean([row[quantity] for row in per_seed]))
+
+    def check(self, words, passed):
+        """A fact of mathematics, an invariant or the notebook's own lesson: raises where it fails."""
+        if not passed:
+            raise AssertionError(f"check failed: {words}")
+        print(f"[check] {words}")
+
+    def claim(self, words, judged):
+        """Record a verdict of `claims`; it is printed and never raises."""
+        self.claims.append(judged)
+        between = "" if judged["low"] is None else f", 95 % interval {judged['low']:.4f} to {judged['high']:.4f}"
+        print(f"[claim] {words}: {judged['verdict'].replace('_', ' ')} ({judged['value']:.4f}{between}, n = {judged['n']})")
+
+    def table(self, name, table, digits=4):
+        """Keep a table for the record; returns it rounded, to be looked at."""
+        self.tables[name] = table
+        return table.round(digits)
+
+    def figure(self, name, figure):
+        """Keep a figure for the record; returns it, to be looked at."""
+        self.figures[name] = figure
+        return figure
+
+    def finish(self):
+        """Write tables, figures and `record.json` into `out_dir`; without one, nothing is written."""
+        out = self.settings.out_dir
+        if not out:
+            print("complete; nothing written (out_dir is empty)")
+            return
+        folder, names = Path(out), []
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
+        for name, figure in self.figures.items():
+            names += figures.save(figure, folder / name)
+        self.timings["total"] = time.perf_counter() - self._started
+        self.timings["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        setups = [self.setup(seed) for seed in self.seeds]
+        records.write(
+            folder, notebook=self.notebook, run_id="", parameters={k: v for k, v in vars(self.settings).items() if k != "out_dir"},
+            metrics=self.metrics, timings=self.timings, claims=self.claims,
+            tables=[f"{name}.csv" for name in self.tables], figures=names,
+            provenance=records.provenance(
+                device=self.device, data_hash=cache.digest([pairs.data_hash(x.train) for x in setups]),
+                reference_hash=cache.digest([x.reference.hash for x in setups]),
+            ),
+        )  # fmt: skip
+        print("complete; record written")
+
+
+def mean_and_interval(per_seed, quantity):
+    """(mean, low, high) of one quantity over seeds; low and high are None for one seed."""
+    return claims.interval([row[quantity] for row in per_seed])
