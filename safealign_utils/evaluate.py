@@ -42,9 +42,15 @@ def token_logps(policy, prompt_id, *, group=GROUP):
     mask[:, :n, :n] = np.tril(np.ones((n, n), dtype=bool))
     mask[:, n:, :n] = True
     mask[:, n:, n:] = forest.ancestors
-    allowed = torch.from_numpy(grammar.allowed[grammar.states(c, grammar.parent[forest.target])]) if policy.constrained else None
+    allowed = (
+        torch.from_numpy(grammar.allowed[grammar.states(c, grammar.parent[forest.target])])
+        if policy.constrained
+        else None
+    )
     source = forest.row * (n + T) + np.where(forest.place < 0, n - 1, n + forest.place)
-    ids, positions, mask, source, target = map(torch.from_numpy, (ids, positions, mask, source, grammar.tokens[c, forest.target]))
+    ids, positions, mask, source, target = map(
+        torch.from_numpy, (ids, positions, mask, source, grammar.tokens[c, forest.target])
+    )
     batch = Packed(ids, positions, mask[:, None], source, target, allowed)
     with torch.no_grad():
         logp, _ = LogProbs(policy).eval()(batch.to(policy.device))
@@ -64,7 +70,9 @@ def exact(policy, prompts):
     if stored:
         raw = stored[0]["logp"]
     else:
-        raw = np.array([np.where(paths >= 0, token_logps(policy, x)[paths], 0.0).sum(axis=1) for x in prompts])
+        raw = np.array(
+            [np.where(paths >= 0, token_logps(policy, x)[paths], 0.0).sum(axis=1) for x in prompts]
+        )
         cache.store("exact", key, {"logp": raw})
     mass = np.exp(raw).sum(axis=1)
     return Exact(optimum.normalise(raw), 1.0 - mass, prompts)
@@ -134,5 +142,7 @@ def bag_of_words(train, test):
     gap = lambda t: vectors.transform(responses(t, True)) - vectors.transform(responses(t, False))
     x = gap(train)
     sign = np.where(np.arange(x.shape[0]) % 2, 1.0, -1.0)
-    model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(x.multiply(sign[:, None]).tocsr(), sign)
+    model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(
+        x.multiply(sign[:, None]).tocsr(), sign
+    )
     return model.decision_function(gap(test))

@@ -4,6 +4,8 @@ Intervals are 95 % t-intervals over seeds where there are several; with one seed
 label says n = 1. PNG and SVG are byte-stable: no date, no version, a fixed hash salt.
 """
 
+import io
+
 import matplotlib
 import numpy as np
 import seaborn
@@ -21,9 +23,19 @@ STYLE = {"svg.hashsalt": "safealign", "svg.fonttype": "path", "figure.dpi": 110,
          "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left"}  # fmt: skip
 
 
+class Drawing(Figure):
+    """A matplotlib Figure that a notebook shows without pyplot, as the same bytes on every run."""
+
+    def _repr_png_(self):
+        out = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.savefig(out, format="png", metadata={"Software": None})
+        return out.getvalue()
+
+
 def _axes(columns=1, rows=1, width=4.8, height=3.4):
     with seaborn.axes_style("whitegrid", rc={"grid.color": "#e8e8e8"}), matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        figure = Drawing(figsize=(width * columns, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns)
     for ax in np.atleast_1d(axes).flat:
         seaborn.despine(ax=ax)
@@ -42,16 +54,22 @@ def training(logs):
     """Loss and log-ratios over the steps. `logs`: {method: training log}; two panels."""
     figure, (left, right) = _axes(2)
     for method, log in logs.items():
-        left.plot(log.step, log.loss.rolling(10, min_periods=1).mean(), color=COLOURS[method], label=NAMES[method])
+        left.plot(
+            log.step, log.loss.rolling(10, min_periods=1).mean(), color=COLOURS[method], label=NAMES[method]
+        )
     left.axhline(np.log(2), color="#999999", lw=0.8, ls="--")
-    left.annotate("ln 2", (1, np.log(2)), xytext=(0, 3), textcoords="offset points", fontsize=8, color="#666666")
+    left.annotate(
+        "ln 2", (1, np.log(2)), xytext=(0, 3), textcoords="offset points", fontsize=8, color="#666666"
+    )
     left.set(xlabel="step", ylabel="loss (nats a pair, mean of 10 steps)", title="Training loss")
     left.legend()
     log = next(iter(logs.values()))
     for side in ("chosen", "rejected"):
         right.plot(log.step, log[side].rolling(10, min_periods=1).mean(), color=COLOURS[side], label=side)
     right.axhline(0, color="#999999", lw=0.8, ls="--")
-    right.set(xlabel="step", ylabel="log-ratio to the reference (nats)", title="Chosen and rejected responses")
+    right.set(
+        xlabel="step", ylabel="log-ratio to the reference (nats)", title="Chosen and rejected responses"
+    )
     right.legend()
     return figure
 
@@ -60,41 +78,83 @@ def implicit_reward(reward, implicit, *, unsafe):
     """Scatter of the implicit reward beta log(pi / pi_ref) against the true reward, both centred per prompt."""
     figure, ax = _axes()
     for mask, colour, name in ((~unsafe, "#3b6fb6", "safe"), (unsafe, "#c4504b", "unsafe")):
-        ax.scatter(reward[mask], implicit[mask], s=5, alpha=0.35, color=colour, label=name, linewidths=0, rasterized=True)
+        ax.scatter(
+            reward[mask],
+            implicit[mask],
+            s=5,
+            alpha=0.35,
+            color=colour,
+            label=name,
+            linewidths=0,
+            rasterized=True,
+        )
     ends = np.array([reward.min(), reward.max()])
     ax.plot(ends, ends, color="#222222", lw=1, label="exact: slope 1")
-    ax.set(xlabel="true reward r, centred per prompt", ylabel="implicit reward (nats x beta)", title="What DPO has learned about r")
+    ax.set(
+        xlabel="true reward r, centred per prompt",
+        ylabel="implicit reward (nats x beta)",
+        title="What DPO has learned about r",
+    )
     ax.legend(markerscale=3)
     return figure
 
 
 def frontier(curve, points, *, n):
     """The exact reward-KL frontier and trained policies. `curve` rows (beta, E[r], KL); `points` a table with
-    columns method, beta, kl, reward and, for several seeds, kl_low ... reward_high."""
+    columns method, beta, kl_ref, reward and their _low and _high."""
     figure, ax = _axes(width=6, height=4)
     ax.plot(curve[:, 2], curve[:, 1], color=COLOURS["exact"], lw=1.5, label="exact frontier", zorder=1)
     for method, rows in points.groupby("method", sort=False):
         bars = {}
         if n > 1:
-            bars = {"xerr": np.stack([rows.kl - rows.kl_low, rows.kl_high - rows.kl]),
+            bars = {"xerr": np.stack([rows.kl_ref - rows.kl_ref_low, rows.kl_ref_high - rows.kl_ref]),
                     "yerr": np.stack([rows.reward - rows.reward_low, rows.reward_high - rows.reward])}  # fmt: skip
-        ax.errorbar(rows.kl, rows.reward, **bars, fmt="o", ms=5, color=COLOURS[method], label=f"{NAMES[method]} (n = {n})", capsize=2, lw=1)
+        ax.errorbar(
+            rows.kl_ref,
+            rows.reward,
+            **bars,
+            fmt="o",
+            ms=5,
+            color=COLOURS[method],
+            label=f"{NAMES[method]} (n = {n})",
+            capsize=2,
+            lw=1,
+        )
         for row in rows.itertuples():
             if row.beta:
-                ax.annotate(f"β {row.beta:g}", (row.kl, row.reward), xytext=(6, -10), textcoords="offset points", fontsize=8)
+                ax.annotate(
+                    f"β {row.beta:g}",
+                    (row.kl_ref, row.reward),
+                    xytext=(6, -10),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
     ax.set(xlabel="KL to the reference (nats)", ylabel="E[r], held-out nouns", title="Reward against KL")
     ax.legend(loc="lower right")
     return figure
 
 
 def distance(table, *, x, xlabel, n):
-    """KL to the exact optimum against a quantity x, a line a method. Columns method, x, kl_opt (low, high)."""
+    """KL to the exact optimum against a quantity x, a line a method. Columns method, x, kl_opt, kl_opt_low, kl_opt_high."""
     figure, ax = _axes()
     for method, rows in table.groupby("method", sort=False):
         ax.plot(rows[x], rows.kl_opt, "o-", ms=4, color=COLOURS[method], label=f"{NAMES[method]} (n = {n})")
         if n > 1:
-            ax.fill_between(rows[x], rows.low.clip(lower=1e-4), rows.high, color=COLOURS[method], alpha=0.18, lw=0)
-    ax.set(xlabel=xlabel, ylabel="KL(θ‖π*) (nats)", xscale="log", yscale="log", title="Distance to the exact optimum")
+            ax.fill_between(
+                rows[x],
+                rows.kl_opt_low.clip(lower=1e-4),
+                rows.kl_opt_high,
+                color=COLOURS[method],
+                alpha=0.18,
+                lw=0,
+            )
+    ax.set(
+        xlabel=xlabel,
+        ylabel="KL(θ‖π*) (nats)",
+        xscale="log",
+        yscale="log",
+        title="Distance to the exact optimum",
+    )
     ax.legend()
     return figure
 
@@ -103,9 +163,18 @@ def accuracies(table, *, n_pairs):
     """Held-out pair accuracy with bootstrap intervals. Columns method, accuracy, low, high."""
     figure, ax = _axes(height=0.7 + 0.5 * len(table))
     for y, row in enumerate(table.itertuples()):
-        ax.errorbar(row.accuracy, y, xerr=[[row.accuracy - row.low], [row.high - row.accuracy]], fmt="o", capsize=3, color=COLOURS[row.method])
+        ax.errorbar(
+            row.accuracy,
+            y,
+            xerr=[[row.accuracy - row.low], [row.high - row.accuracy]],
+            fmt="o",
+            capsize=3,
+            color=COLOURS[row.method],
+        )
     ax.axvline(0.5, color="#999999", lw=0.8, ls="--")
-    ax.set(yticks=range(len(table)), yticklabels=[NAMES[m] for m in table.method], ylim=(-0.6, len(table) - 0.4))
+    ax.set(
+        yticks=range(len(table)), yticklabels=[NAMES[m] for m in table.method], ylim=(-0.6, len(table) - 0.4)
+    )
     ax.set(xlabel=f"accuracy on {n_pairs} held-out pairs (95 % bootstrap interval; dashed: chance)")
     return figure
 

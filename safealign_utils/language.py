@@ -80,7 +80,12 @@ COST_OF_HAZARD = (0.7, 1.0, 1.2)  # by intent, times the category's risk
 
 # The behaviour distribution, slot by slot, in percent and by intent. "" leaves the slot out.
 BEHAVIOUR = {
-    "opening": {"none": (35, 35, 35), "comply": (50, 40, 35), "refuse_a": (8, 13, 15), "refuse_b": (7, 12, 15)},
+    "opening": {
+        "none": (35, 35, 35),
+        "comply": (50, 40, 35),
+        "refuse_a": (8, 13, 15),
+        "refuse_b": (7, 12, 15),
+    },
     "first": {"S1": (60, 45, 30), "H1": (15, 35, 50), "F": (25, 20, 20)},
     "first after a refusal": {"": (30, 30, 30), "S1": (40, 40, 40), "H1": (10, 10, 10), "F": (20, 20, 20)},
     "second": {"": (30, 30, 30), "S2": (50, 40, 30), "H2": (20, 30, 40)},
@@ -118,8 +123,17 @@ class Response:
     def text(self, category):
         parts = [OPENINGS[self.opening]]
         for n, (kind, wording) in enumerate(self.clauses):
-            joint = CONNECTORS[self.connector] if kind in ("S2", "H2") else ", finally" if kind in ("C", "G") else ""
-            parts += [", but" if self.refuses and n == 0 else joint, {**category.clauses, **SHARED}[kind][wording]]
+            joint = (
+                CONNECTORS[self.connector]
+                if kind in ("S2", "H2")
+                else ", finally"
+                if kind in ("C", "G")
+                else ""
+            )
+            parts += [
+                ", but" if self.refuses and n == 0 else joint,
+                {**category.clauses, **SHARED}[kind][wording],
+            ]
         return " ".join(" ".join([*parts, CLOSINGS[self.closing]]).split())
 
 

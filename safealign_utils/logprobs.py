@@ -110,7 +110,11 @@ def split(values, lengths_w, lengths_l):
     tables = []
     for mask, mine in ((mask_w, owner), (mask_l, ~owner)):
         mask = mask.to(values.device)
-        tables.append(torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values[mine]))
+        tables.append(
+            torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(
+                mask, values[mine]
+            )
+        )
     return tables
 
 
@@ -126,7 +130,11 @@ def reference_logprobs(policy, tokens, *, batch_size=64):
     `tokens` is a `pairs.TokenPairs`; the arrays are as long as its responses together.
     """
     key = cache.digest(
-        policy.hash, tokens.hash, policy.readout, cache.code_hash("logprobs.py", "grammar.py"), cache.library_versions()
+        policy.hash,
+        tokens.hash,
+        policy.readout,
+        cache.code_hash("logprobs.py", "grammar.py"),
+        cache.library_versions(),
     )
     stored = cache.load("reference", key)
     if stored is None:
@@ -135,7 +143,10 @@ def reference_logprobs(policy, tokens, *, batch_size=64):
             for rows in np.array_split(np.arange(len(tokens)), -(-len(tokens) // batch_size)):
                 logp, _ = module(tokens.batch(rows, policy).to(policy.device))
                 parts.append([t.cpu().numpy() for t in _pair_values(logp, tokens, rows)])
-        arrays = {"chosen": np.concatenate([p[0] for p in parts]), "rejected": np.concatenate([p[1] for p in parts])}
+        arrays = {
+            "chosen": np.concatenate([p[0] for p in parts]),
+            "rejected": np.concatenate([p[1] for p in parts]),
+        }
         cache.store("reference", key, arrays)
         stored = arrays, {}
     return stored[0]["chosen"], stored[0]["rejected"]

@@ -33,7 +33,9 @@ def load_pairs(data, *, revision=""):
     Accepts the PKU columns or prompt / chosen / rejected, with null labels, ties and further columns.
     Raises ValueError naming the file, the line (or row), the column and the reason of the first bad row.
     """
-    named = [part.partition("=") for part in str(data).split(",")] if "=" in str(data) else [("", "", str(data))]
+    named = (
+        [part.partition("=") for part in str(data).split(",")] if "=" in str(data) else [("", "", str(data))]
+    )
     tables = [_checked(_rows(path.strip(), revision), path.strip(), name.strip()) for name, _, path in named]
     return pd.concat(tables, ignore_index=True)
 
@@ -50,24 +52,33 @@ def _rows(path, revision):
                     try:
                         yield f"line {number}", json.loads(line)
                     except json.JSONDecodeError as error:
-                        raise ValueError(f"data={path}, line {number}: not JSON ({error.msg}); one object a line") from None
+                        raise ValueError(
+                            f"data={path}, line {number}: not JSON ({error.msg}); one object a line"
+                        ) from None
         return
     kinds = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
     try:
         if file.is_file():
             if file.suffix not in kinds:
                 raise ValueError(f"data={path}: unknown ending; use .jsonl, .json, .csv or .parquet")
-            table = datasets.load_dataset(kinds[file.suffix], data_files=str(file), split="train", keep_in_memory=True)
+            table = datasets.load_dataset(
+                kinds[file.suffix], data_files=str(file), split="train", keep_in_memory=True
+            )
             parts = {"": table}
         elif file.suffix in (*kinds, ".jsonl") or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
             raise ValueError(f"data={path}: no such file; give a path, a hub id as owner/name, or 'world'")
         else:
             parts = datasets.load_dataset(path, revision=revision or None)
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"data={path}: cannot be read ({str(error).splitlines()[0]}); a local file works offline") from error
+        raise ValueError(
+            f"data={path}: cannot be read ({str(error).splitlines()[0]}); a local file works offline"
+        ) from error
     for split, table in parts.items():
         for number, row in enumerate(table, start=1):
-            yield f"row {number}" + (f" of {split}" if split else ""), ({"split": split} | row if split else row)
+            yield (
+                f"row {number}" + (f" of {split}" if split else ""),
+                ({"split": split} | row if split else row),
+            )
 
 
 def _checked(rows, path, name):
@@ -78,12 +89,23 @@ def _checked(rows, path, name):
         if not isinstance(row, dict):
             raise bad("prompt", "the row is not an object with named columns")
         if "chosen" in row and "response_0" not in row:
-            row = {**row, "response_0": row["chosen"], "response_1": row.get("rejected"), "better_response_id": 0}
+            row = {
+                **row,
+                "response_0": row["chosen"],
+                "response_1": row.get("rejected"),
+                "better_response_id": 0,
+            }
         for column in TEXT:
             value = row.get(column)
             if not isinstance(value, str) or not value.strip():
-                wanted = {"response_0": "response_0 (or chosen)", "response_1": "response_1 (or rejected)"}.get(column, column)
-                raise bad(column, f"{wanted} must be text, found {'nothing' if value in (None, '') else repr(value)[:40]}")
+                wanted = {
+                    "response_0": "response_0 (or chosen)",
+                    "response_1": "response_1 (or rejected)",
+                }.get(column, column)
+                raise bad(
+                    column,
+                    f"{wanted} must be text, found {'nothing' if value in (None, '') else repr(value)[:40]}",
+                )
         clean = {c: row[c] for c in TEXT}
         for column in SAFE:
             clean[column] = _in(row.get(column), (False, True), "true, false or null", bad, column)
@@ -122,7 +144,11 @@ def split_pairs(table, *, heldout=0.15):
     shared = test.prompt.isin(set(train.prompt))
     keys = [tuple(sorted(y)) for y in zip(train.response_0, train.response_1)]
     twice = pd.Series(list(zip(train.prompt, keys))).duplicated().sum()
-    report = {"equal_responses": int(same.sum()), "prompts_in_both_splits": int(shared.sum()), "repeated_pairs": int(twice)}
+    report = {
+        "equal_responses": int(same.sum()),
+        "prompts_in_both_splits": int(shared.sum()),
+        "repeated_pairs": int(twice),
+    }
     return train.reset_index(drop=True), test[~shared].reset_index(drop=True), report
 
 
@@ -148,7 +174,9 @@ def label(table, by="auto"):
 def soft_label(table, score_0, score_1):
     """Soft labels from known scores: p = sigma(score gap), chosen = the higher score. Scores [N], in nats."""
     gap = np.round(np.asarray(score_0, dtype=float) - np.asarray(score_1, dtype=float), 9)
-    return table.assign(chosen=np.where(gap >= 0, 0, 1), p=np.round(1 / (1 + np.exp(-np.abs(gap))), 9), margin=0.0)
+    return table.assign(
+        chosen=np.where(gap >= 0, 0, 1), p=np.round(1 / (1 + np.exp(-np.abs(gap))), 9), margin=0.0
+    )
 
 
 def data_hash(table):
@@ -197,7 +225,9 @@ class TokenPairs:
         take = lambda things: [things[i] for i in rows]
         allowed = None
         if self.states_w is not None:
-            allowed = [[policy.grammar.allowed[s] for s in take(states)] for states in (self.states_w, self.states_l)]
+            allowed = [
+                [policy.grammar.allowed[s] for s in take(states)] for states in (self.states_w, self.states_l)
+            ]
         responses = [take(self.chosen), take(self.rejected)]
         return pack(take(self.prompts), responses, pad_id=policy.pad_id, allowed=allowed, padding=padding)
 
@@ -215,8 +245,12 @@ def tokenize(table, policy, *, max_length=256):
         prompts = [np.array(policy.tokenizer(x)["input_ids"]) for x in texts]
         pick = lambda mine: np.where(mine, table.y_0, table.y_1)
         chosen, states_w = zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(first))])
-        rejected, states_l = zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(~first))])
-        return TokenPairs([prompts[i] for i in inverse], chosen, rejected, **levers, states_w=states_w, states_l=states_l)
+        rejected, states_l = zip(
+            *[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(~first))]
+        )
+        return TokenPairs(
+            [prompts[i] for i in inverse], chosen, rejected, **levers, states_w=states_w, states_l=states_l
+        )
     prompts = encode_prompts(texts, policy.tokenizer)
     pick = lambda mine: encode_responses(np.where(mine, table.response_0, table.response_1), policy.tokenizer)
     chosen, rejected = pick(first), pick(~first)

@@ -32,6 +32,9 @@ SCRATCH_SFT = dict(steps=400, batch_size=16, learning_rate=3e-3)
 
 torch.set_num_threads(int(os.environ.get("SAFEALIGN_THREADS", "1")))  # two spinning processes are 10x slower
 torch.use_deterministic_algorithms(True, warn_only=True)
+torch.utils.deterministic.fill_uninitialized_memory = (
+    False  # nothing here reads it; filling cost 9 % of a step
+)
 transformers.utils.logging.disable_progress_bar()
 
 
@@ -95,7 +98,11 @@ def word_tokenizer(words):
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token=EOS, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token=EOS,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -124,19 +131,45 @@ def seeded(seed):
 
 def load_policy(name, *, revision=""):
     """Load a local folder or, only if no such folder exists, a hub id, in float32. Safetensors only, no remote code."""
-    local = Path(name).is_dir()
-    options = dict(revision=revision or None, local_files_only=local, trust_remote_code=False)
+    check_model(name, revision=revision)
+    options = dict(revision=revision or None, local_files_only=Path(name).is_dir(), trust_remote_code=False)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", **options
         )
     except (OSError, ValueError) as error:
-        hint = "the folder must hold a safetensors model and its tokenizer" if local else "name a local folder to go on offline"
-        raise ValueError(f"model={name!r}: cannot be loaded ({str(error).splitlines()[0]}); {hint}") from error
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"model={name!r}: its tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
+        raise _cannot_load(name, error) from error
     return Policy(model.eval(), tokenizer)
+
+
+def check_model(name, *, revision=""):
+    """Refuse early what `load_policy` could not use: reads the configuration and the tokenizer, no weights."""
+    folder = Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise ValueError(f"model={name!r}: no such folder; give a folder, a hub id as owner/name, or world")
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"model={name!r}: the folder holds no .safetensors weights; save the model with save_pretrained"
+        )
+    options = dict(revision=revision or None, local_files_only=folder.is_dir(), trust_remote_code=False)
+    try:
+        transformers.AutoConfig.from_pretrained(name, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"model={name!r}: its tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json"
+        )
+
+
+def _cannot_load(name, error):
+    local = Path(name).is_dir()
+    hint = (
+        "the folder must hold a model and its tokenizer" if local else "name a local folder to go on offline"
+    )
+    return ValueError(f"model={name!r}: cannot be loaded ({str(error).splitlines()[0]}); {hint}")
 
 
 # ---------------------------------------------------------------- the world's reference policies
@@ -194,10 +227,20 @@ def scratch_policy(texts, prompts, responses, *, seed, max_length):
     special = ["<pad>", EOS]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=SCRATCH_VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=SCRATCH_VOCABULARY,
+            special_tokens=special,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token=EOS, clean_up_tokenization_spaces=False)
-    policy = new_policy(tokenizer, seed=seed, init_std=0.02, max_positions=max(512, max_length), **SCRATCH_MODEL)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", eos_token=EOS, clean_up_tokenization_spaces=False
+    )
+    policy = new_policy(
+        tokenizer, seed=seed, init_std=0.02, max_positions=max(512, max_length), **SCRATCH_MODEL
+    )
     x, y = encode_prompts(prompts, tokenizer), encode_responses(responses, tokenizer)
     x = [ids[-max_length // 2 :] for ids in x]
     y = [ids[: max_length - len(start)] for ids, start in zip(y, x)]
@@ -214,7 +257,9 @@ def main():
     for seed in range(5):
         weights = train_reference(world, seed=seed, use_cache=False).model.state_dict()
         weights.pop("lm_head.weight", None)  # tied to the embeddings
-        save_file({k: v.contiguous() for k, v in weights.items()}, SHIPPED / f"default_seed{seed}.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in weights.items()}, SHIPPED / f"default_seed{seed}.safetensors"
+        )
         print(f"seed {seed}: written")
 
 

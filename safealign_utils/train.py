@@ -65,7 +65,11 @@ def fine_tune(policy, prompts, responses, *, seed, steps, batch_size, learning_r
         return -logp.sum(), {"loss": -logp.sum().item()}
 
     setting = {"seed": seed, "learning_rate": learning_rate, **loop}
-    key = cache.digest("sft", policy.hash, list(prompts), list(responses), order, setting, _code()) if use_cache else None
+    key = (
+        cache.digest("sft", policy.hash, list(prompts), list(responses), order, setting, _code())
+        if use_cache
+        else None
+    )
     return _train(policy, loss_of, order, key=key, name="SFT", **setting)
 
 
@@ -88,7 +92,10 @@ def align(
     order = batch_order(len(tokens), steps, batch_size, seed)
     lengths_w, lengths_l = tokens.lengths_w, tokens.lengths_l
     if not live_reference:
-        ref_w, ref_l = (np.split(a, np.cumsum(n)[:-1]) for a, n in zip(reference_logprobs(reference, tokens), (lengths_w, lengths_l)))
+        ref_w, ref_l = (
+            np.split(a, np.cumsum(n)[:-1])
+            for a, n in zip(reference_logprobs(reference, tokens), (lengths_w, lengths_l))
+        )
     frozen = LogProbs(reference).eval()
 
     def loss_of(module, rows):
@@ -102,19 +109,48 @@ def align(
             reference_w, reference_l = (_pad([a[i] for i in rows], logp) for a in (ref_w, ref_l))
         logratio_w, logratio_l = logp_w - reference_w, logp_l - reference_l
         masks = [length_mask(n[rows]).to(logp.device) for n in (lengths_w, lengths_l)]
-        kept = (None, None) if token_lever is None else token_lever(logratio_w.detach(), logratio_l.detach(), *masks, rows)
-        p, margin = (torch.as_tensor(a[rows], dtype=logp.dtype, device=logp.device) for a in (tokens.p, tokens.margin))
-        out = preference_loss(logratio_w, logratio_l, beta=beta, p=p, margin=margin, tokens_w=kept[0], tokens_l=kept[1])
+        kept = (
+            (None, None)
+            if token_lever is None
+            else token_lever(logratio_w.detach(), logratio_l.detach(), *masks, rows)
+        )
+        p, margin = (
+            torch.as_tensor(a[rows], dtype=logp.dtype, device=logp.device) for a in (tokens.p, tokens.margin)
+        )
+        out = preference_loss(
+            logratio_w, logratio_l, beta=beta, p=p, margin=margin, tokens_w=kept[0], tokens_l=kept[1]
+        )
         total, leak = out.loss.sum(), 0.0
         if leak_weight:
             penalty = -log_allowed.sum() / 2  # two responses a pair
             total, leak = total + leak_weight * penalty, penalty.item()
         correct = (out.h_w > out.h_l).double().sum().item()
-        stats = {"loss": out.loss.sum().item(), "chosen": out.h_w.sum().item(), "rejected": out.h_l.sum().item()}
+        stats = {
+            "loss": out.loss.sum().item(),
+            "chosen": out.h_w.sum().item(),
+            "rejected": out.h_l.sum().item(),
+        }
         return total, stats | {"z": out.z.sum().item(), "accuracy": correct, "leak_penalty": leak}
 
-    setting = dict(beta=beta, seed=seed, learning_rate=learning_rate, leak_weight=leak_weight, lever=repr(token_lever), **loop)
-    parts = (reference.hash, start.hash, start.readout, reference.readout, tokens.hash, tokens.p, tokens.margin, order, live_reference)
+    setting = dict(
+        beta=beta,
+        seed=seed,
+        learning_rate=learning_rate,
+        leak_weight=leak_weight,
+        lever=repr(token_lever),
+        **loop,
+    )
+    parts = (
+        reference.hash,
+        start.hash,
+        start.readout,
+        reference.readout,
+        tokens.hash,
+        tokens.p,
+        tokens.margin,
+        order,
+        live_reference,
+    )
     key = cache.digest("align", *parts, setting, _code()) if use_cache else None
     return _train(start, loss_of, order, key=key, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
 
@@ -162,7 +198,9 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate
         return Trained(trained, log, True)
     steps, size = order.shape
     AcceleratorState._reset_state(reset_partial_state=False), GradientState._reset_state()
-    accelerator = Accelerator(cpu=policy.device.type == "cpu", mixed_precision="bf16" if policy.bf16 else "no")
+    accelerator = Accelerator(
+        cpu=policy.device.type == "cpu", mixed_precision="bf16" if policy.bf16 else "no"
+    )
     optimizer = torch.optim.AdamW(trained.model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, steps))
     module = accelerator.prepare_model(LogProbs(trained).train())
@@ -174,7 +212,9 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate
         if place and (found := sorted(place.glob("state-????????"))):
             accelerator.load_state(str(found[-1]))
         saved = time.monotonic()
-        bar = tqdm(total=steps, initial=progress.step, desc=name, disable=not sys.stderr.isatty(), leave=False)
+        bar = tqdm(
+            total=steps, initial=progress.step, desc=name, disable=not sys.stderr.isatty(), leave=False
+        )
         for step in range(progress.step, steps):
             rows = order[step][accelerator.process_index :: accelerator.num_processes]
             total = {}
@@ -192,7 +232,9 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate
                 )
             optimizer.step(), schedule.step(), optimizer.zero_grad()
             progress.step = step + 1
-            progress.rows.append({"step": step + 1, **{k: v / len(rows) for k, v in total.items()}, "grad_norm": norm})
+            progress.rows.append(
+                {"step": step + 1, **{k: v / len(rows) for k, v in total.items()}, "grad_norm": norm}
+            )
             bar.update()
             due = progress.step % save_every == 0 if save_every else time.monotonic() - saved > 30
             if place and due and progress.step < steps:
@@ -236,4 +278,3 @@ def _store(key, model, log):
             arrays[name] = tensor.cpu().numpy()
     arrays |= {f"log.{c}": log[c].to_numpy(np.float64) for c in log}
     cache.store("policy", key, arrays, log=list(log))
-

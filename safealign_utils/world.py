@@ -62,7 +62,10 @@ class World:
         order = {m: i for i, m in enumerate(dict.fromkeys(y.meaning for y in self.responses))}
         self.meaning = np.array([order[y.meaning] for y in self.responses])
         intents = [INTENTS.index(x.intent) for x in self.prompts]
-        values = [[oracle(y, self.category(x.category), i) for y in self.responses] for x, i in zip(self.prompts, intents)]
+        values = [
+            [oracle(y, self.category(x.category), i) for y in self.responses]
+            for x, i in zip(self.prompts, intents)
+        ]
         self.reward, self.cost = np.moveaxis(np.array(values), 2, 0)
         count = dict(connectors=3 if size == "large" else 2, closings=3 if size == "large" else 2)
         self.behaviour = np.array([[behaviour(y, i, **count) for y in self.responses] for i in intents])

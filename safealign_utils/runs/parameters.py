@@ -37,7 +37,12 @@ def _one_of(*names, profile=False):
 _ANY = Rule("str")
 _COUNT = Rule("int", lambda v: v > 0, "a whole number above 0 (0: the profile's)", True)
 _POSITIVE = Rule("float", lambda v: 0 < v < float("inf"), "a number above 0")
-_BETAS = Rule("list", lambda v: all(_number(b) and 0 < b < float("inf") for b in v), "numbers above 0, as [0.5, 1.0]", True)
+_NUMBERS = Rule(
+    "list",
+    lambda v: all(_number(b) and 0 < b < float("inf") for b in v),
+    "numbers above 0, as [0.5, 1.0]",
+    True,
+)
 
 RULES = {
     "profile": _one_of("small", "full"),
@@ -47,25 +52,35 @@ RULES = {
     "steps": _COUNT,
     "pairs": _COUNT,
     "batch_size": _COUNT,
-    "learning_rate": Rule("float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True),
+    "learning_rate": Rule(
+        "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
+    ),
     "dtype": _one_of("float64", "float32", "bfloat16", profile=True),
     "model": Rule("str", bool, "world, scratch, a folder or a hub id"),
     "revision": _ANY,
     "data": Rule("str", bool, "world, a file, a hub id, or several as name=path,name=path"),
     "label": _one_of("auto", "better", "safer"),
-    "max_length": Rule("int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True),
-    "device": Rule("str", lambda v: v in ("auto", "cpu", "cuda") or v.startswith("cuda:"), "auto, cpu, cuda or cuda:N"),
+    "max_length": Rule(
+        "int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True
+    ),
+    "device": Rule(
+        "str", lambda v: v in ("auto", "cpu", "cuda") or v.startswith("cuda:"), "auto, cpu, cuda or cuda:N"
+    ),
     "out_dir": _ANY,
-    "betas": _BETAS,
+    "betas": _NUMBERS,
     "labels": _one_of("hard", "soft"),
+    "pair_shares": Rule(
+        "list", lambda v: all(_number(x) and 0 < x <= 1 for x in v), "shares above 0, up to 1", True
+    ),
+    "step_factors": _NUMBERS,
     "leak_weight": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
 }
 
 PROFILES = {
     "small": dict(seeds=1, dtype="float64", pairs=1500, steps=80, batch_size=32, learning_rate=2e-3, max_length=256,
-                  betas=[0.5, 1.0]),
+                  betas=[0.5, 1.0], pair_shares=[0.25, 1.0], step_factors=[1.0]),
     "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=2e-3, max_length=256,
-                 betas=[0.25, 0.5, 1.0, 2.0]),
+                 betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0]),
 }  # fmt: skip
 
 
@@ -82,7 +97,11 @@ def read_cell(notebook):
     Raises Refusal unless exactly one code cell carries the tag `parameters` and holds annotated literals only.
     """
     try:
-        cells = [c for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+        cells = [
+            c
+            for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+            if c["cell_type"] == "code"
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"notebook={str(notebook)!r}: not a readable notebook ({error})") from None
     tags = [c.get("metadata", {}).get("tags", []) for c in cells]
@@ -93,7 +112,11 @@ def read_cell(notebook):
         raise Refusal(f"notebook={Path(notebook).name}: {len(found)} cells are tagged 'parameters'; {fix}")
     source, out = "".join(found[0]["source"]), {}
     for node in ast.parse(source).body:
-        plain = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.annotation, ast.Name)
+        plain = (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(node.annotation, ast.Name)
+        )
         try:
             if not plain or node.annotation.id not in TYPES or node.value is None:
                 raise ValueError
@@ -116,7 +139,9 @@ def collect(cell, given, files=()):
         try:
             loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise Refusal(f"-f {file}: cannot be read ({str(error).splitlines()[0]}); give a YAML file of name: value") from None
+            raise Refusal(
+                f"-f {file}: cannot be read ({str(error).splitlines()[0]}); give a YAML file of name: value"
+            ) from None
         if not isinstance(loaded, dict):
             raise Refusal(f"-f {file}: holds no names; write one `name: value` a line")
         for name, value in loaded.items():
@@ -150,7 +175,12 @@ def _parse(name, text, kind):
             return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
         return text
     except (ValueError, KeyError):
-        form = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list, as 0.5,1.0"}[kind]
+        form = {
+            "int": "a whole number",
+            "float": "a number",
+            "bool": "true or false",
+            "list": "a list, as 0.5,1.0",
+        }[kind]
         raise Refusal(f"{name}={text!r}: must be {form}") from None
 
 
@@ -163,7 +193,11 @@ def _typed(name, value, kind, where=""):
     if isinstance(value, bool) != (kind == "bool") or not isinstance(value, TYPES[kind]):
         fix = ""
         if isinstance(value, str) and kind in ("int", "float"):
-            fix = "; YAML reads 1e-3 as text: write 1.0e-3" if "e" in value.lower() else "; write it without quotes"
+            fix = (
+                "; YAML reads 1e-3 as text: write 1.0e-3"
+                if "e" in value.lower()
+                else "; write it without quotes"
+            )
         raise Refusal(f"{name}={value!r}{where}: must be of type {kind}, is {type(value).__name__}{fix}")
     return value
 
@@ -187,11 +221,15 @@ def resolve(values):
     out |= {name: profile[name] for name, value in out.items() if RULES[name].profile and not value}
     world = (out["model"] == "world", out["data"] == "world")
     if world == (True, False):
-        raise Refusal(f"model='world' with data={out['data']!r}: the world's model knows the world's words only; use model=scratch")
+        raise Refusal(
+            f"model='world' with data={out['data']!r}: the world's model knows the world's words only; use model=scratch"
+        )
     if not world[0] and out.get("labels") == "soft":
         raise Refusal("labels='soft': soft labels need the world's oracle; use labels=hard on real text")
     if world == (False, True):
-        raise Refusal(f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id")
+        raise Refusal(
+            f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id"
+        )
     if out["seed"] + out["seeds"] > 2**31:
         raise Refusal(f"seeds={out['seeds']}: seed + seeds must stay below 2147483648")
     return out

@@ -12,12 +12,25 @@ from .. import cache
 
 SCHEMA = 1
 VERDICTS = ("holds", "does_not_hold", "undecided", "needs_scale")
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn", "papermill", "matplotlib")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "papermill",
+    "matplotlib",
+)
 
 
 def run_id(notebook, settings, data="", model=""):
     """Hash of the question: the notebook's cell sources, the resolved settings, data, model and the package's source."""
-    cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]]
+    cells = [
+        (c["cell_type"], "".join(c["source"]))
+        for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    ]
     asked = {k: v for k, v in settings.items() if k not in ("out_dir", "data", "model")}
     return cache.digest(cells, asked, data or settings["data"], model or settings["model"], cache.code_hash())
 
@@ -28,7 +41,13 @@ def content(name):
     for part in str(name).split(","):
         label, _, path = part.rpartition("=")
         path = Path(path.strip())
-        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else []
+        files = (
+            [path]
+            if path.is_file()
+            else sorted(f for f in path.rglob("*") if f.is_file())
+            if path.is_dir()
+            else []
+        )
         out.append([label, [cache.digest(f.name, f.read_bytes()) for f in files] or str(path)])
     return cache.digest(out)
 
@@ -82,7 +101,9 @@ def provenance(*, device="cpu", data_hash, reference_hash):
 
 def _git():
     """Commit of the checkout that the package lies in, `-dirty` where it was changed; "" outside one."""
-    ask = lambda *words: subprocess.run(["git", *words], cwd=cache.PACKAGE.parent, capture_output=True, text=True, timeout=20)
+    ask = lambda *words: subprocess.run(
+        ["git", *words], cwd=cache.PACKAGE.parent, capture_output=True, text=True, timeout=20
+    )
     try:
         commit = ask("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.TimeoutExpired):

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from .. import cache, evaluate, figures, pairs, policy, train
+from .. import cache, evaluate, figures, optimum, pairs, policy, train
 from ..world import World
 from . import claims, parameters, records
+
+HELD_OUT_PAIRS = 1000  # drawn in the world for pair accuracy
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,6 @@ class Setup:
     test: pd.DataFrame
     exact: evaluate.Exact | None
     report: dict
-
-    @cached_property
-    def tokens(self):
-        return pairs.tokenize(self.train, self.reference)
 
 
 class Study:
@@ -49,7 +47,11 @@ class Study:
         self.metrics, self.timings, self.claims, self.tables, self.figures = {}, {}, [], {}, {}
         self._setups, self._started = {}, time.perf_counter()
         first = self.setup(self.seeds[0])
-        kind = f"world, {len(first.train):,} pairs" if self.world else f"{len(first.train):,} pairs, {len(first.test):,} held out"
+        kind = (
+            f"world, {len(first.train):,} pairs"
+            if self.world
+            else f"{len(first.train):,} pairs, {len(first.test):,} held out"
+        )
         print(f"{'notebook':<11}{notebook} (profile {s.profile})")
         print(f"{'seeds':<11}{', '.join(map(str, self.seeds))}; {s.dtype}")
         print(f"{'data':<11}{kind}, hash {pairs.data_hash(first.train)}")
@@ -80,20 +82,27 @@ class Study:
         reference, origin = policy.reference_policy(self.world, seed=seed)
         reference = reference.to(self.settings.dtype, self.device)
         table = self.world.pairs(self.settings.pairs, seed=seed)
-        by = "safer" if self.settings.label == "safer" else "better"
-        return Setup(seed, reference, origin, pairs.label(table, by), table[:0], evaluate.exact(reference, self.heldout), {})
+        test = self.world.pairs(HELD_OUT_PAIRS, seed=seed + 2**31, split="heldout")
+        table, test = (
+            pairs.label(t, "safer" if self.settings.label == "safer" else "better") for t in (table, test)
+        )
+        return Setup(seed, reference, origin, table, test, evaluate.exact(reference, self.heldout), {})
 
     def _text_setup(self, seed):
         s = self.settings
         rows = pairs.label(pairs.load_pairs(s.data, revision=s.revision), s.label)
         table, test, report = pairs.split_pairs(rows)
         if table.empty or test.empty:
-            raise parameters.Refusal(f"data={s.data!r}: {len(table)} training and {len(test)} held-out pairs; both are needed")
+            raise parameters.Refusal(
+                f"data={s.data!r}: {len(table)} training and {len(test)} held-out pairs; both are needed"
+            )
         table = table.iloc[: s.pairs] if s.pairs else table
         if s.model == "scratch":
             texts = [*table.prompt.map(pairs.format_prompt), *table.response_0, *table.response_1]
             chosen = np.where(table.chosen == 0, table.response_0, table.response_1)
-            reference = policy.scratch_policy(texts, list(table.prompt), list(chosen), seed=seed, max_length=s.max_length)
+            reference = policy.scratch_policy(
+                texts, list(table.prompt), list(chosen), seed=seed, max_length=s.max_length
+            )
         else:
             reference = policy.load_policy(s.model, revision=s.revision)
         return Setup(seed, reference.to(s.dtype, self.device), s.model, table, test, None, report)
@@ -104,16 +113,36 @@ class Study:
         """Train from (and against) a setup's reference on a labelled table, with the study's settings unless changed."""
         s, reference = self.settings, reference or setup.reference
         tokens = pairs.tokenize(table, reference, max_length=s.max_length)
-        asked = dict(beta=s.beta, steps=s.steps, batch_size=s.batch_size, learning_rate=s.learning_rate, seed=setup.seed)
+        asked = dict(
+            beta=s.beta,
+            steps=s.steps,
+            batch_size=s.batch_size,
+            learning_rate=s.learning_rate,
+            seed=setup.seed,
+        )
         asked |= {"leak_weight": getattr(s, "leak_weight", 0.0) if self.world else 0.0} | changes
         with self.timed("training"):
             return train.align(reference, tokens, **asked)
 
+    def responses(self, trained_policy):
+        """A policy's exact response table on the held-out nouns (world only)."""
+        with self.timed("evaluation"):
+            return evaluate.exact(trained_policy, self.heldout)
+
+    def optimum(self, setup, beta=None):
+        """pi* of a setup's own reference on the held-out nouns: log-probs [P, R]."""
+        reward = self.world.reward[self.heldout]
+        return optimum.optimal(setup.exact.logp, reward, beta=beta or self.settings.beta)
+
     def exact(self, setup, trained_policy, *, target=None):
         """The standard metrics of a policy on the held-out nouns; `target` is its own exact optimum [P, R]."""
+        return evaluate.metrics(self.responses(trained_policy), setup.exact, self.world, target=target)
+
+    def margins(self, setup, trained_policy):
+        """Full log-ratio of chosen minus rejected on the held-out pairs, nats [N]."""
+        tokens = pairs.tokenize(setup.test, setup.reference, max_length=self.settings.max_length)
         with self.timed("evaluation"):
-            theta = evaluate.exact(trained_policy, self.heldout)
-        return evaluate.metrics(theta, setup.exact, self.world, target=target)
+            return evaluate.pair_margins(trained_policy, setup.reference, tokens)
 
     @contextlib.contextmanager
     def timed(self, name):
@@ -138,8 +167,12 @@ class Study:
     def claim(self, words, judged):
         """Record a verdict of `claims`; it is printed and never raises."""
         self.claims.append(judged)
-        between = "" if judged["low"] is None else f", 95 % interval {judged['low']:.4f} to {judged['high']:.4f}"
-        print(f"[claim] {words}: {judged['verdict'].replace('_', ' ')} ({judged['value']:.4f}{between}, n = {judged['n']})")
+        between = (
+            "" if judged["low"] is None else f", 95 % interval {judged['low']:.4f} to {judged['high']:.4f}"
+        )
+        print(
+            f"[claim] {words}: {judged['verdict'].replace('_', ' ')} ({judged['value']:.4f}{between}, n = {judged['n']})"
+        )
 
     def table(self, name, table, digits=4):
         """Keep a table for the record; returns it rounded, to be looked at."""
@@ -178,6 +211,20 @@ class Study:
         print("complete; record written")
 
 
-def mean_and_interval(per_seed, quantity):
-    """(mean, low, high) of one quantity over seeds; low and high are None for one seed."""
-    return claims.interval([row[quantity] for row in per_seed])
+def summarise(rows, by, quantities):
+    """Mean and 95 % t-interval over seeds: a table of the `by` columns, then q, q_low, q_high for each quantity.
+
+    `rows` is a list of dicts, one per seed and setting. With one seed both ends equal the mean.
+    """
+    out = []
+    for key, group in pd.DataFrame(rows).groupby(by, sort=False):
+        row = dict(zip(by, key))
+        for q in quantities:
+            mean, low, high = claims.interval(group[q])
+            row |= {
+                q: mean,
+                f"{q}_low": mean if low is None else low,
+                f"{q}_high": mean if high is None else high,
+            }
+        out.append(row)
+    return pd.DataFrame(out)

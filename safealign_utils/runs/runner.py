@@ -1,0 +1,167 @@
+"""Run a notebook through papermill: checked before a kernel starts, resumable, written whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from .. import cache
+from . import parameters, records
+from .parameters import Refusal
+
+ROOT = cache.PACKAGE.parent
+
+
+class Failed(RuntimeError):
+    """A notebook that stopped with an error, or ended without a complete record."""
+
+
+def find(name):
+    """A notebook by path, or by name in ./notebooks or the project's notebooks."""
+    tried = [Path(name), Path("notebooks") / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb"]
+    for path in tried:
+        if path.is_file():
+            return path.resolve()
+    known = sorted(p.stem for p in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    raise Refusal(f"notebook={name!r}: not found; name a file, or one of {', '.join(known)}")
+
+
+def prepare(notebook, given=(), files=()):
+    """Check everything that can be refused: (path, settings, run_id). Raises Refusal before a kernel starts."""
+    path = find(notebook)
+    cell = parameters.read_cell(path)
+    missing = [name for name in ("profile", "out_dir") if name not in cell]
+    if missing or (unknown := [name for name in cell if name not in parameters.RULES]):
+        which = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the kit does not know"
+        raise Refusal(
+            f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py"
+        )
+    settings = parameters.resolve(parameters.collect(cell, given, files))
+    data = model = ""
+    if settings["data"] != "world":
+        from .. import pairs
+
+        try:
+            pairs.label(pairs.load_pairs(settings["data"], revision=settings["revision"]), settings["label"])
+        except ValueError as error:
+            raise Refusal(str(error)) from None
+        data = records.content(settings["data"])
+    if settings["model"] not in ("world", "scratch"):
+        from ..policy import check_model
+
+        try:
+            check_model(settings["model"], revision=settings["revision"])
+        except ValueError as error:
+            raise Refusal(str(error)) from None
+        model = records.content(settings["model"])
+    return path, settings, records.run_id(path, settings, data, model)
+
+
+def run(notebook, given=(), files=(), *, out="results/runs", name=None):
+    """Execute a notebook unless its complete record is there: (folder, record, whether it ran now).
+
+    The folder is `out/run_id`, or `out/name`. Raises Refusal (bad input) or Failed (the notebook broke;
+    its executed copy is then kept beside the folder as `<name>.failed.ipynb`).
+    """
+    path, settings, id = prepare(notebook, given, files)
+    final = Path(out).resolve() / (name or id)
+    record = records.read(final)
+    if record and record["run_id"] == id and record["notebook"] == path.stem:
+        return final, record, False
+    partial = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir(parents=True)
+    try:
+        _execute(path, {**settings, "out_dir": str(partial)}, partial, final)
+        _complete(partial, id)
+        _replace(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final, records.read(final), True
+
+
+def _execute(path, settings, partial, final):
+    """papermill into the partial folder; an error keeps the executed notebook beside the final one."""
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    target = partial / path.name
+    failed = final.parent / f"{final.name}.failed.ipynb"
+    known = {k: v for k, v in settings.items() if k in parameters.read_cell(path)}
+    try:
+        with _quiet():
+            papermill.execute_notebook(
+                str(path), str(target), parameters=known, kernel_name="python3", progress_bar=False
+            )
+    except papermill.PapermillExecutionError as error:
+        os.replace(target, failed)
+        where = f"cell {error.exec_count}, {error.ename}: {error.evalue.strip()}"
+        raise Failed(f"{path.stem} stopped in {where}\nthe executed notebook is kept as {failed}") from None
+    except Exception as error:  # the kernel died, or never started
+        if target.is_file():
+            os.replace(target, failed)
+        raise Failed(f"{path.stem}: the kernel did not finish ({type(error).__name__}: {error})") from error
+    if records.read(partial) is None:
+        os.replace(target, failed)
+        raise Failed(
+            f"{path.stem} ended without a complete record; the executed notebook is kept as {failed}"
+        )
+    failed.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """papermill and its kernel manager warn about frozen modules and the like; nothing of that helps a user."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _complete(partial, id):
+    """Add the run id, which the notebook cannot know, and the checksums' file list to the record."""
+    record = json.loads((partial / "record.json").read_text(encoding="utf-8")) | {"run_id": id}
+    beside = partial / "record.json.partial"
+    beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, partial / "record.json")
+
+
+def _replace(partial, final):
+    """Put the finished folder in its place. An older one is moved aside first, and removed after."""
+    old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- the committed notebooks
+
+
+def regenerate(path):
+    """Execute a notebook in place at its committed parameters and keep only what is stable; True if it changed."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    before = path.read_bytes()
+    book = nbformat.read(path, as_version=4)
+    with _quiet():
+        NotebookClient(
+            book, kernel_name="python3", timeout=None, resources={"metadata": {"path": str(path.parent)}}
+        ).execute()
+    book.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for n, cell in enumerate(book.cells):
+        cell["id"] = hashlib.sha256(f"{path.name} {n}".encode()).hexdigest()[:8]
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        cell.metadata.pop("execution", None)
+    beside = path.with_suffix(".partial")
+    nbformat.write(book, beside)
+    os.replace(beside, path)
+    return path.read_bytes() != before
