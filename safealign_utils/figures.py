@@ -54,22 +54,16 @@ def training(logs):
     """Loss and log-ratios over the steps. `logs`: {method: training log}; two panels."""
     figure, (left, right) = _axes(2)
     for method, log in logs.items():
-        left.plot(
-            log.step, log.loss.rolling(10, min_periods=1).mean(), color=COLOURS[method], label=NAMES[method]
-        )
+        left.plot(log.step, log.loss.rolling(10, min_periods=1).mean(), color=COLOURS[method], label=NAMES[method])
     left.axhline(np.log(2), color="#999999", lw=0.8, ls="--")
-    left.annotate(
-        "ln 2", (1, np.log(2)), xytext=(0, 3), textcoords="offset points", fontsize=8, color="#666666"
-    )
+    left.annotate("ln 2", (1, np.log(2)), xytext=(0, 3), textcoords="offset points", fontsize=8, color="#666666")
     left.set(xlabel="step", ylabel="loss (nats a pair, mean of 10 steps)", title="Training loss")
     left.legend()
     log = next(iter(logs.values()))
     for side in ("chosen", "rejected"):
         right.plot(log.step, log[side].rolling(10, min_periods=1).mean(), color=COLOURS[side], label=side)
     right.axhline(0, color="#999999", lw=0.8, ls="--")
-    right.set(
-        xlabel="step", ylabel="log-ratio to the reference (nats)", title="Chosen and rejected responses"
-    )
+    right.set(xlabel="step", ylabel="log-ratio to the reference (nats)", title="Chosen and rejected responses")
     right.legend()
     return figure
 
@@ -172,9 +166,7 @@ def accuracies(table, *, n_pairs):
             color=COLOURS[row.method],
         )
     ax.axvline(0.5, color="#999999", lw=0.8, ls="--")
-    ax.set(
-        yticks=range(len(table)), yticklabels=[NAMES[m] for m in table.method], ylim=(-0.6, len(table) - 0.4)
-    )
+    ax.set(yticks=range(len(table)), yticklabels=[NAMES[m] for m in table.method], ylim=(-0.6, len(table) - 0.4))
     ax.set(xlabel=f"accuracy on {n_pairs} held-out pairs (95 % bootstrap interval; dashed: chance)")
     return figure
 

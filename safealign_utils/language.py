@@ -123,13 +123,7 @@ class Response:
     def text(self, category):
         parts = [OPENINGS[self.opening]]
         for n, (kind, wording) in enumerate(self.clauses):
-            joint = (
-                CONNECTORS[self.connector]
-                if kind in ("S2", "H2")
-                else ", finally"
-                if kind in ("C", "G")
-                else ""
-            )
+            joint = CONNECTORS[self.connector] if kind in ("S2", "H2") else ", finally" if kind in ("C", "G") else ""
             parts += [
                 ", but" if self.refuses and n == 0 else joint,
                 {**category.clauses, **SHARED}[kind][wording],

@@ -111,9 +111,7 @@ def split(values, lengths_w, lengths_l):
     for mask, mine in ((mask_w, owner), (mask_l, ~owner)):
         mask = mask.to(values.device)
         tables.append(
-            torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(
-                mask, values[mine]
-            )
+            torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values[mine])
         )
     return tables
 
@@ -123,36 +121,58 @@ def length_mask(lengths):
     return torch.arange(int(max(lengths)))[None] < torch.as_tensor(np.asarray(lengths))[:, None]
 
 
+@dataclass(frozen=True)
+class ReferenceTable:
+    """Log-probs of every response token of N pairs under a frozen policy, one array a response."""
+
+    chosen: list
+    rejected: list
+
+    def rows(self, rows, like):
+        """Padded tables [B, T_w] and [B, T_l] of some pairs, in the type and on the device of `like`."""
+        return tuple(_pad([values[i] for i in rows]).to(like) for values in (self.chosen, self.rejected))
+
+
+def _pad(rows):
+    table = np.zeros((len(rows), max(map(len, rows))), dtype=rows[0].dtype)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    return torch.from_numpy(table)
+
+
+def log_ratios(module, tokens, rows, policy, reference):
+    """Token log-ratios to the reference [B, T_w], [B, T_l] of some pairs, and log of the allowed mass [K] or None.
+
+    `module` is a `LogProbs` of `policy`; `reference` a `ReferenceTable`, or a frozen `LogProbs` to ask anew.
+    """
+    batch, lengths = tokens.batch(rows, policy).to(policy.device), (tokens.lengths_w[rows], tokens.lengths_l[rows])
+    logp, log_allowed = module(batch)
+    w, l = split(logp, *lengths)
+    if isinstance(reference, ReferenceTable):
+        ref_w, ref_l = reference.rows(rows, w)
+    else:
+        with torch.no_grad():
+            ref_w, ref_l = split(reference(batch)[0], *lengths)
+    return w - ref_w, l - ref_l, log_allowed
+
+
 def reference_logprobs(policy, tokens, *, batch_size=64):
-    """Log-probs of every response token of the pairs under a frozen policy: two arrays of all tokens, pair by pair.
+    """The `ReferenceTable` of tokenised pairs (`pairs.TokenPairs`) under a frozen policy.
 
     Computed once and kept on disk, per token, keyed by weights, tokens, dtype, readout and this code.
-    `tokens` is a `pairs.TokenPairs`; the arrays are as long as its responses together.
     """
-    key = cache.digest(
-        policy.hash,
-        tokens.hash,
-        policy.readout,
-        cache.code_hash("logprobs.py", "grammar.py"),
-        cache.library_versions(),
-    )
+    code = cache.code_hash("logprobs.py", "grammar.py"), cache.library_versions()
+    key = cache.digest(policy.hash, tokens.hash, policy.readout, code)
     stored = cache.load("reference", key)
     if stored is None:
-        module, parts = LogProbs(policy).eval(), []
+        module, parts = LogProbs(policy).eval(), ([], [])
         with torch.no_grad():
             for rows in np.array_split(np.arange(len(tokens)), -(-len(tokens) // batch_size)):
                 logp, _ = module(tokens.batch(rows, policy).to(policy.device))
-                parts.append([t.cpu().numpy() for t in _pair_values(logp, tokens, rows)])
-        arrays = {
-            "chosen": np.concatenate([p[0] for p in parts]),
-            "rejected": np.concatenate([p[1] for p in parts]),
-        }
-        cache.store("reference", key, arrays)
-        stored = arrays, {}
-    return stored[0]["chosen"], stored[0]["rejected"]
-
-
-def _pair_values(logp, tokens, rows):
-    """The values of all chosen and of all rejected tokens of a batch, without padding."""
-    w, l = split(logp, tokens.lengths_w[rows], tokens.lengths_l[rows])
-    return w[length_mask(tokens.lengths_w[rows])], l[length_mask(tokens.lengths_l[rows])]
+                lengths = tokens.lengths_w[rows], tokens.lengths_l[rows]
+                for part, table, n in zip(parts, split(logp, *lengths), lengths):
+                    part.append(table.cpu()[length_mask(n)].numpy())
+        stored = {"chosen": np.concatenate(parts[0]), "rejected": np.concatenate(parts[1])}, {}
+        cache.store("reference", key, stored[0])
+    cut = lambda name, n: np.split(stored[0][name], np.cumsum(n)[:-1])
+    return ReferenceTable(cut("chosen", tokens.lengths_w), cut("rejected", tokens.lengths_l))

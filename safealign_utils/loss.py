@@ -46,9 +46,7 @@ def check_levers(p, margin, beta):
     if not (beta > 0 and beta < float("inf")):
         raise ValueError(f"beta={beta}: the KL strength is a positive finite number")
     if not bool(((p >= 0) & (p <= 1)).all()):
-        raise ValueError(
-            f"p={p[~((p >= 0) & (p <= 1))][0].item()}: the winner lever is a probability, between 0 and 1"
-        )
+        raise ValueError(f"p={p[~((p >= 0) & (p <= 1))][0].item()}: the winner lever is a probability, between 0 and 1")
     if not bool(torch.isfinite(margin).all()):
         raise ValueError("margin: every margin must be finite")
     both = (margin != 0) & (p > 0) & (p < 1)

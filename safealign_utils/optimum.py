@@ -84,9 +84,7 @@ def lambda_star(logp_ref, reward, cost, *, beta, cost_limit=0.0):
     """
     lowest = lowest_cost(cost)
     if cost_limit <= lowest + 1e-6:
-        raise ValueError(
-            f"cost_limit={cost_limit}: the lowest attainable E[c] is {lowest:.6f}; choose a higher limit"
-        )
+        raise ValueError(f"cost_limit={cost_limit}: the lowest attainable E[c] is {lowest:.6f}; choose a higher limit")
     slope = lambda lam: dual_gradient(lam, logp_ref, reward, cost, beta=beta, cost_limit=cost_limit)
     if slope(0.0) >= 0:
         return 0.0
@@ -108,9 +106,7 @@ def reward_frontier(logp_ref, reward, betas):
 def cost_frontier(logp_ref, reward, cost, lams, *, beta):
     """The exact reward-cost frontier at one beta: rows (lambda, E[r], E[c], P(unsafe))."""
     policies = [lagrangian_optimal(logp_ref, reward, cost, lam=lam, beta=beta) for lam in lams]
-    return np.array(
-        [(x, expect(p, reward), expect(p, cost), expect(p, cost > 0)) for x, p in zip(lams, policies)]
-    )
+    return np.array([(x, expect(p, reward), expect(p, cost), expect(p, cost > 0)) for x, p in zip(lams, policies)])
 
 
 def frontier_gap(logp, logp_ref, reward):
@@ -143,7 +139,5 @@ def token_advantages(paths, logp, values):
     np.add.at(mass, paths[real], np.broadcast_to(weight[:, None], paths.shape)[real])
     np.add.at(total, paths[real], np.broadcast_to((weight * values)[:, None], paths.shape)[real])
     value = np.where(real, (total / mass)[paths], 0.0)
-    before = np.concatenate(
-        [np.full((len(paths), 1), (weight * values).sum() / weight.sum()), value[:, :-1]], axis=1
-    )
+    before = np.concatenate([np.full((len(paths), 1), (weight * values).sum() / weight.sum()), value[:, :-1]], axis=1)
     return np.where(real, value - before, 0.0)

@@ -33,9 +33,7 @@ def load_pairs(data, *, revision=""):
     Accepts the PKU columns or prompt / chosen / rejected, with null labels, ties and further columns.
     Raises ValueError naming the file, the line (or row), the column and the reason of the first bad row.
     """
-    named = (
-        [part.partition("=") for part in str(data).split(",")] if "=" in str(data) else [("", "", str(data))]
-    )
+    named = [part.partition("=") for part in str(data).split(",")] if "=" in str(data) else [("", "", str(data))]
     tables = [_checked(_rows(path.strip(), revision), path.strip(), name.strip()) for name, _, path in named]
     return pd.concat(tables, ignore_index=True)
 
@@ -61,9 +59,7 @@ def _rows(path, revision):
         if file.is_file():
             if file.suffix not in kinds:
                 raise ValueError(f"data={path}: unknown ending; use .jsonl, .json, .csv or .parquet")
-            table = datasets.load_dataset(
-                kinds[file.suffix], data_files=str(file), split="train", keep_in_memory=True
-            )
+            table = datasets.load_dataset(kinds[file.suffix], data_files=str(file), split="train", keep_in_memory=True)
             parts = {"": table}
         elif file.suffix in (*kinds, ".jsonl") or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
             raise ValueError(f"data={path}: no such file; give a path, a hub id as owner/name, or 'world'")
@@ -174,9 +170,7 @@ def label(table, by="auto"):
 def soft_label(table, score_0, score_1):
     """Soft labels from known scores: p = sigma(score gap), chosen = the higher score. Scores [N], in nats."""
     gap = np.round(np.asarray(score_0, dtype=float) - np.asarray(score_1, dtype=float), 9)
-    return table.assign(
-        chosen=np.where(gap >= 0, 0, 1), p=np.round(1 / (1 + np.exp(-np.abs(gap))), 9), margin=0.0
-    )
+    return table.assign(chosen=np.where(gap >= 0, 0, 1), p=np.round(1 / (1 + np.exp(-np.abs(gap))), 9), margin=0.0)
 
 
 def data_hash(table):
@@ -225,9 +219,7 @@ class TokenPairs:
         take = lambda things: [things[i] for i in rows]
         allowed = None
         if self.states_w is not None:
-            allowed = [
-                [policy.grammar.allowed[s] for s in take(states)] for states in (self.states_w, self.states_l)
-            ]
+            allowed = [[policy.grammar.allowed[s] for s in take(states)] for states in (self.states_w, self.states_l)]
         responses = [take(self.chosen), take(self.rejected)]
         return pack(take(self.prompts), responses, pad_id=policy.pad_id, allowed=allowed, padding=padding)
 
@@ -245,9 +237,7 @@ def tokenize(table, policy, *, max_length=256):
         prompts = [np.array(policy.tokenizer(x)["input_ids"]) for x in texts]
         pick = lambda mine: np.where(mine, table.y_0, table.y_1)
         chosen, states_w = zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(first))])
-        rejected, states_l = zip(
-            *[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(~first))]
-        )
+        rejected, states_l = zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(~first))])
         return TokenPairs(
             [prompts[i] for i in inverse], chosen, rejected, **levers, states_w=states_w, states_l=states_l
         )

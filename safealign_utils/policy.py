@@ -32,9 +32,7 @@ SCRATCH_SFT = dict(steps=400, batch_size=16, learning_rate=3e-3)
 
 torch.set_num_threads(int(os.environ.get("SAFEALIGN_THREADS", "1")))  # two spinning processes are 10x slower
 torch.use_deterministic_algorithms(True, warn_only=True)
-torch.utils.deterministic.fill_uninitialized_memory = (
-    False  # nothing here reads it; filling cost 9 % of a step
-)
+torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it; filling cost 9 % of a step
 transformers.utils.logging.disable_progress_bar()
 
 
@@ -166,9 +164,7 @@ def check_model(name, *, revision=""):
 
 def _cannot_load(name, error):
     local = Path(name).is_dir()
-    hint = (
-        "the folder must hold a model and its tokenizer" if local else "name a local folder to go on offline"
-    )
+    hint = "the folder must hold a model and its tokenizer" if local else "name a local folder to go on offline"
     return ValueError(f"model={name!r}: cannot be loaded ({str(error).splitlines()[0]}); {hint}")
 
 
@@ -238,9 +234,7 @@ def scratch_policy(texts, prompts, responses, *, seed, max_length):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<pad>", eos_token=EOS, clean_up_tokenization_spaces=False
     )
-    policy = new_policy(
-        tokenizer, seed=seed, init_std=0.02, max_positions=max(512, max_length), **SCRATCH_MODEL
-    )
+    policy = new_policy(tokenizer, seed=seed, init_std=0.02, max_positions=max(512, max_length), **SCRATCH_MODEL)
     x, y = encode_prompts(prompts, tokenizer), encode_responses(responses, tokenizer)
     x = [ids[-max_length // 2 :] for ids in x]
     y = [ids[: max_length - len(start)] for ids, start in zip(y, x)]
@@ -257,9 +251,7 @@ def main():
     for seed in range(5):
         weights = train_reference(world, seed=seed, use_cache=False).model.state_dict()
         weights.pop("lm_head.weight", None)  # tied to the embeddings
-        save_file(
-            {k: v.contiguous() for k, v in weights.items()}, SHIPPED / f"default_seed{seed}.safetensors"
-        )
+        save_file({k: v.contiguous() for k, v in weights.items()}, SHIPPED / f"default_seed{seed}.safetensors")
         print(f"seed {seed}: written")
 
 

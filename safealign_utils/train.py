@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState, GradientState
 from tqdm import tqdm
 
 from . import cache
-from .logprobs import LogProbs, length_mask, pack, reference_logprobs, split
+from .logprobs import LogProbs, length_mask, log_ratios, pack, reference_logprobs
 from .loss import check_levers, preference_loss
 from .policy import Policy, seeded
 
@@ -66,9 +66,7 @@ def fine_tune(policy, prompts, responses, *, seed, steps, batch_size, learning_r
 
     setting = {"seed": seed, "learning_rate": learning_rate, **loop}
     key = (
-        cache.digest("sft", policy.hash, list(prompts), list(responses), order, setting, _code())
-        if use_cache
-        else None
+        cache.digest("sft", policy.hash, list(prompts), list(responses), order, setting, _code()) if use_cache else None
     )
     return _train(policy, loss_of, order, key=key, name="SFT", **setting)
 
@@ -90,36 +88,16 @@ def align(
         raise ValueError(f"leak_weight={leak_weight}: only the world has a grammar; use 0 on real text")
     start = start or reference
     order = batch_order(len(tokens), steps, batch_size, seed)
-    lengths_w, lengths_l = tokens.lengths_w, tokens.lengths_l
-    if not live_reference:
-        ref_w, ref_l = (
-            np.split(a, np.cumsum(n)[:-1])
-            for a, n in zip(reference_logprobs(reference, tokens), (lengths_w, lengths_l))
-        )
-    frozen = LogProbs(reference).eval()
+    frozen = LogProbs(reference).eval() if live_reference else reference_logprobs(reference, tokens)
 
     def loss_of(module, rows):
-        batch = tokens.batch(rows, reference).to(start.device)
-        logp, log_allowed = module(batch)
-        logp_w, logp_l = split(logp, lengths_w[rows], lengths_l[rows])
-        if live_reference:
-            with torch.no_grad():
-                reference_w, reference_l = split(frozen(batch)[0], lengths_w[rows], lengths_l[rows])
-        else:
-            reference_w, reference_l = (_pad([a[i] for i in rows], logp) for a in (ref_w, ref_l))
-        logratio_w, logratio_l = logp_w - reference_w, logp_l - reference_l
-        masks = [length_mask(n[rows]).to(logp.device) for n in (lengths_w, lengths_l)]
-        kept = (
-            (None, None)
-            if token_lever is None
-            else token_lever(logratio_w.detach(), logratio_l.detach(), *masks, rows)
-        )
-        p, margin = (
-            torch.as_tensor(a[rows], dtype=logp.dtype, device=logp.device) for a in (tokens.p, tokens.margin)
-        )
-        out = preference_loss(
-            logratio_w, logratio_l, beta=beta, p=p, margin=margin, tokens_w=kept[0], tokens_l=kept[1]
-        )
+        logratio_w, logratio_l, log_allowed = log_ratios(module, tokens, rows, start, frozen)
+        kept = (None, None)
+        if token_lever is not None:
+            masks = [length_mask(n[rows]).to(logratio_w.device) for n in (tokens.lengths_w, tokens.lengths_l)]
+            kept = token_lever(logratio_w.detach(), logratio_l.detach(), *masks, rows)
+        p, margin = (torch.as_tensor(lever[rows]).to(logratio_w) for lever in (tokens.p, tokens.margin))
+        out = preference_loss(logratio_w, logratio_l, beta=beta, p=p, margin=margin, tokens_w=kept[0], tokens_l=kept[1])
         total, leak = out.loss.sum(), 0.0
         if leak_weight:
             penalty = -log_allowed.sum() / 2  # two responses a pair
@@ -153,14 +131,6 @@ def align(
     )
     key = cache.digest("align", *parts, setting, _code()) if use_cache else None
     return _train(start, loss_of, order, key=key, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
-
-
-def _pad(rows, like):
-    width = max(map(len, rows))
-    table = np.zeros((len(rows), width), dtype=rows[0].dtype)
-    for i, row in enumerate(rows):
-        table[i, : len(row)] = row
-    return torch.from_numpy(table).to(like)
 
 
 def _code():
@@ -198,9 +168,7 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate
         return Trained(trained, log, True)
     steps, size = order.shape
     AcceleratorState._reset_state(reset_partial_state=False), GradientState._reset_state()
-    accelerator = Accelerator(
-        cpu=policy.device.type == "cpu", mixed_precision="bf16" if policy.bf16 else "no"
-    )
+    accelerator = Accelerator(cpu=policy.device.type == "cpu", mixed_precision="bf16" if policy.bf16 else "no")
     optimizer = torch.optim.AdamW(trained.model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, steps))
     module = accelerator.prepare_model(LogProbs(trained).train())
@@ -212,9 +180,7 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate
         if place and (found := sorted(place.glob("state-????????"))):
             accelerator.load_state(str(found[-1]))
         saved = time.monotonic()
-        bar = tqdm(
-            total=steps, initial=progress.step, desc=name, disable=not sys.stderr.isatty(), leave=False
-        )
+        bar = tqdm(total=steps, initial=progress.step, desc=name, disable=not sys.stderr.isatty(), leave=False)
         for step in range(progress.step, steps):
             rows = order[step][accelerator.process_index :: accelerator.num_processes]
             total = {}
@@ -232,9 +198,7 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate
                 )
             optimizer.step(), schedule.step(), optimizer.zero_grad()
             progress.step = step + 1
-            progress.rows.append(
-                {"step": step + 1, **{k: v / len(rows) for k, v in total.items()}, "grad_norm": norm}
-            )
+            progress.rows.append({"step": step + 1, **{k: v / len(rows) for k, v in total.items()}, "grad_norm": norm})
             bar.update()
             due = progress.step % save_every == 0 if save_every else time.monotonic() - saved > 30
             if place and due and progress.step < steps:

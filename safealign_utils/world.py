@@ -63,8 +63,7 @@ class World:
         self.meaning = np.array([order[y.meaning] for y in self.responses])
         intents = [INTENTS.index(x.intent) for x in self.prompts]
         values = [
-            [oracle(y, self.category(x.category), i) for y in self.responses]
-            for x, i in zip(self.prompts, intents)
+            [oracle(y, self.category(x.category), i) for y in self.responses] for x, i in zip(self.prompts, intents)
         ]
         self.reward, self.cost = np.moveaxis(np.array(values), 2, 0)
         count = dict(connectors=3 if size == "large" else 2, closings=3 if size == "large" else 2)

@@ -112,9 +112,7 @@ def _report(record, folder, ran):
     seconds, memory = record["timings"]["total"], record["timings"]["peak_memory_bytes"] / 2**20
     print(f"{record['notebook']}: complete in {seconds:.0f} s, {memory:.0f} MB\n  {folder}")
     for claim in record["claims"]:
-        print(
-            f"  [{claim['verdict'].replace('_', ' ')}] {claim['id']}: {claim['value']:.4f} (n = {claim['n']})"
-        )
+        print(f"  [{claim['verdict'].replace('_', ' ')}] {claim['id']}: {claim['value']:.4f} (n = {claim['n']})")
 
 
 def _notebooks(args):

@@ -52,26 +52,18 @@ RULES = {
     "steps": _COUNT,
     "pairs": _COUNT,
     "batch_size": _COUNT,
-    "learning_rate": Rule(
-        "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
-    ),
+    "learning_rate": Rule("float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True),
     "dtype": _one_of("float64", "float32", "bfloat16", profile=True),
     "model": Rule("str", bool, "world, scratch, a folder or a hub id"),
     "revision": _ANY,
     "data": Rule("str", bool, "world, a file, a hub id, or several as name=path,name=path"),
     "label": _one_of("auto", "better", "safer"),
-    "max_length": Rule(
-        "int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True
-    ),
-    "device": Rule(
-        "str", lambda v: v in ("auto", "cpu", "cuda") or v.startswith("cuda:"), "auto, cpu, cuda or cuda:N"
-    ),
+    "max_length": Rule("int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True),
+    "device": Rule("str", lambda v: v in ("auto", "cpu", "cuda") or v.startswith("cuda:"), "auto, cpu, cuda or cuda:N"),
     "out_dir": _ANY,
     "betas": _NUMBERS,
     "labels": _one_of("hard", "soft"),
-    "pair_shares": Rule(
-        "list", lambda v: all(_number(x) and 0 < x <= 1 for x in v), "shares above 0, up to 1", True
-    ),
+    "pair_shares": Rule("list", lambda v: all(_number(x) and 0 < x <= 1 for x in v), "shares above 0, up to 1", True),
     "step_factors": _NUMBERS,
     "leak_weight": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
 }
@@ -97,11 +89,7 @@ def read_cell(notebook):
     Raises Refusal unless exactly one code cell carries the tag `parameters` and holds annotated literals only.
     """
     try:
-        cells = [
-            c
-            for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-            if c["cell_type"] == "code"
-        ]
+        cells = [c for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"notebook={str(notebook)!r}: not a readable notebook ({error})") from None
     tags = [c.get("metadata", {}).get("tags", []) for c in cells]
@@ -193,11 +181,7 @@ def _typed(name, value, kind, where=""):
     if isinstance(value, bool) != (kind == "bool") or not isinstance(value, TYPES[kind]):
         fix = ""
         if isinstance(value, str) and kind in ("int", "float"):
-            fix = (
-                "; YAML reads 1e-3 as text: write 1.0e-3"
-                if "e" in value.lower()
-                else "; write it without quotes"
-            )
+            fix = "; YAML reads 1e-3 as text: write 1.0e-3" if "e" in value.lower() else "; write it without quotes"
         raise Refusal(f"{name}={value!r}{where}: must be of type {kind}, is {type(value).__name__}{fix}")
     return value
 
@@ -227,9 +211,7 @@ def resolve(values):
     if not world[0] and out.get("labels") == "soft":
         raise Refusal("labels='soft': soft labels need the world's oracle; use labels=hard on real text")
     if world == (False, True):
-        raise Refusal(
-            f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id"
-        )
+        raise Refusal(f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id")
     if out["seed"] + out["seeds"] > 2**31:
         raise Refusal(f"seeds={out['seeds']}: seed + seeds must stay below 2147483648")
     return out

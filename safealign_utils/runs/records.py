@@ -28,8 +28,7 @@ PACKAGES = (
 def run_id(notebook, settings, data="", model=""):
     """Hash of the question: the notebook's cell sources, the resolved settings, data, model and the package's source."""
     cells = [
-        (c["cell_type"], "".join(c["source"]))
-        for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        (c["cell_type"], "".join(c["source"])) for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     ]
     asked = {k: v for k, v in settings.items() if k not in ("out_dir", "data", "model")}
     return cache.digest(cells, asked, data or settings["data"], model or settings["model"], cache.code_hash())
@@ -41,13 +40,7 @@ def content(name):
     for part in str(name).split(","):
         label, _, path = part.rpartition("=")
         path = Path(path.strip())
-        files = (
-            [path]
-            if path.is_file()
-            else sorted(f for f in path.rglob("*") if f.is_file())
-            if path.is_dir()
-            else []
-        )
+        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else []
         out.append([label, [cache.digest(f.name, f.read_bytes()) for f in files] or str(path)])
     return cache.digest(out)
 

@@ -14,6 +14,7 @@ from . import parameters, records
 from .parameters import Refusal
 
 ROOT = cache.PACKAGE.parent
+KERNEL = dict(extra_arguments=["--IPKernelApp.log_level=40"])  # the kernel's own warnings help no user
 
 
 class Failed(RuntimeError):
@@ -37,9 +38,7 @@ def prepare(notebook, given=(), files=()):
     missing = [name for name in ("profile", "out_dir") if name not in cell]
     if missing or (unknown := [name for name in cell if name not in parameters.RULES]):
         which = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the kit does not know"
-        raise Refusal(
-            f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py"
-        )
+        raise Refusal(f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py")
     settings = parameters.resolve(parameters.collect(cell, given, files))
     data = model = ""
     if settings["data"] != "world":
@@ -94,7 +93,7 @@ def _execute(path, settings, partial, final):
     try:
         with _quiet():
             papermill.execute_notebook(
-                str(path), str(target), parameters=known, kernel_name="python3", progress_bar=False
+                str(path), str(target), parameters=known, kernel_name="python3", progress_bar=False, **KERNEL
             )
     except papermill.PapermillExecutionError as error:
         os.replace(target, failed)
@@ -106,9 +105,7 @@ def _execute(path, settings, partial, final):
         raise Failed(f"{path.stem}: the kernel did not finish ({type(error).__name__}: {error})") from error
     if records.read(partial) is None:
         os.replace(target, failed)
-        raise Failed(
-            f"{path.stem} ended without a complete record; the executed notebook is kept as {failed}"
-        )
+        raise Failed(f"{path.stem} ended without a complete record; the executed notebook is kept as {failed}")
     failed.unlink(missing_ok=True)
 
 
@@ -151,7 +148,7 @@ def regenerate(path):
     book = nbformat.read(path, as_version=4)
     with _quiet():
         NotebookClient(
-            book, kernel_name="python3", timeout=None, resources={"metadata": {"path": str(path.parent)}}
+            book, kernel_name="python3", timeout=None, **KERNEL, resources={"metadata": {"path": str(path.parent)}}
         ).execute()
     book.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

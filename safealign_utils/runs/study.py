@@ -15,6 +15,7 @@ from .. import cache, evaluate, figures, optimum, pairs, policy, train
 from ..world import World
 from . import claims, parameters, records
 
+NOT_A_METRIC = ("method", "seed", "beta", "pairs", "steps")
 HELD_OUT_PAIRS = 1000  # drawn in the world for pair accuracy
 
 
@@ -83,9 +84,7 @@ class Study:
         reference = reference.to(self.settings.dtype, self.device)
         table = self.world.pairs(self.settings.pairs, seed=seed)
         test = self.world.pairs(HELD_OUT_PAIRS, seed=seed + 2**31, split="heldout")
-        table, test = (
-            pairs.label(t, "safer" if self.settings.label == "safer" else "better") for t in (table, test)
-        )
+        table, test = (pairs.label(t, "safer" if self.settings.label == "safer" else "better") for t in (table, test))
         return Setup(seed, reference, origin, table, test, evaluate.exact(reference, self.heldout), {})
 
     def _text_setup(self, seed):
@@ -158,6 +157,19 @@ class Study:
         for quantity in per_seed[0]:
             self.metrics[f"{method}.{quantity}"] = float(np.mean([row[quantity] for row in per_seed]))
 
+    def metrics_of(self, rows, name):
+        """Record rows (dicts with `seed`, settings and quantities) under `name(row)`, each name's mean over seeds."""
+        groups = {}
+        for row in rows:
+            groups.setdefault(name(row), []).append({q: row[q] for q in row if q not in NOT_A_METRIC})
+        for method, per_seed in groups.items():
+            self.metric(method, per_seed)
+
+    @property
+    def tolerance(self):
+        """How exactly a first loss can equal ln 2 in this run's precision, nats."""
+        return {"float64": 1e-6, "float32": 1e-5 if self.world else 1e-4}.get(self.settings.dtype, 2e-2)
+
     def check(self, words, passed):
         """A fact of mathematics, an invariant or the notebook's own lesson: raises where it fails."""
         if not passed:
@@ -167,9 +179,7 @@ class Study:
     def claim(self, words, judged):
         """Record a verdict of `claims`; it is printed and never raises."""
         self.claims.append(judged)
-        between = (
-            "" if judged["low"] is None else f", 95 % interval {judged['low']:.4f} to {judged['high']:.4f}"
-        )
+        between = "" if judged["low"] is None else f", 95 % interval {judged['low']:.4f} to {judged['high']:.4f}"
         print(
             f"[claim] {words}: {judged['verdict'].replace('_', ' ')} ({judged['value']:.4f}{between}, n = {judged['n']})"
         )
