@@ -143,4 +143,4 @@ def bag_of_words(train, test):
     x = gap(train)
     sign = np.where(np.arange(x.shape[0]) % 2, 1.0, -1.0)
     model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(x.multiply(sign[:, None]).tocsr(), sign)
-    return model.decision_function(gap(test))
+    return np.round(model.decision_function(gap(test)), 6)  # responses with equal counts tie

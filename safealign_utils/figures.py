@@ -4,6 +4,7 @@ Intervals are 95 % t-intervals over seeds where there are several; with one seed
 label says n = 1. PNG and SVG are byte-stable: no date, no version, a fixed hash salt.
 """
 
+import functools
 import io
 
 import matplotlib
@@ -33,10 +34,20 @@ class Drawing(Figure):
         return out.getvalue()
 
 
+def styled(draw):
+    """Draw within the kit's style, wherever the defaults of the process stand."""
+
+    @functools.wraps(draw)
+    def inside(*args, **options):
+        with seaborn.axes_style("whitegrid", rc={"grid.color": "#e8e8e8"}), matplotlib.rc_context(STYLE):
+            return draw(*args, **options)
+
+    return inside
+
+
 def _axes(columns=1, rows=1, width=4.8, height=3.4):
-    with seaborn.axes_style("whitegrid", rc={"grid.color": "#e8e8e8"}), matplotlib.rc_context(STYLE):
-        figure = Drawing(figsize=(width * columns, height * rows), layout="constrained")
-        axes = figure.subplots(rows, columns)
+    figure = Drawing(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns)
     for ax in np.atleast_1d(axes).flat:
         seaborn.despine(ax=ax)
     return figure, axes
@@ -50,6 +61,7 @@ def save(figure, stem):
     return [f"{stem.name}.png", f"{stem.name}.svg"]
 
 
+@styled
 def training(logs):
     """Loss and log-ratios over the steps. `logs`: {method: training log}; two panels."""
     figure, (left, right) = _axes(2)
@@ -68,6 +80,7 @@ def training(logs):
     return figure
 
 
+@styled
 def implicit_reward(reward, implicit, *, unsafe):
     """Scatter of the implicit reward beta log(pi / pi_ref) against the true reward, both centred per prompt."""
     figure, ax = _axes()
@@ -93,6 +106,7 @@ def implicit_reward(reward, implicit, *, unsafe):
     return figure
 
 
+@styled
 def frontier(curve, points, *, n):
     """The exact reward-KL frontier and trained policies. `curve` rows (beta, E[r], KL); `points` a table with
     columns method, beta, kl_ref, reward and their _low and _high."""
@@ -128,6 +142,7 @@ def frontier(curve, points, *, n):
     return figure
 
 
+@styled
 def distance(table, *, x, xlabel, n):
     """KL to the exact optimum against a quantity x, a line a method. Columns method, x, kl_opt, kl_opt_low, kl_opt_high."""
     figure, ax = _axes()
@@ -149,10 +164,14 @@ def distance(table, *, x, xlabel, n):
         yscale="log",
         title="Distance to the exact optimum",
     )
+    ax.set_xticks(sorted(set(table[x])), labels=[f"{v:,}" for v in sorted(set(table[x]))])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.legend()
     return figure
 
 
+@styled
 def accuracies(table, *, n_pairs):
     """Held-out pair accuracy with bootstrap intervals. Columns method, accuracy, low, high."""
     figure, ax = _axes(height=0.7 + 0.5 * len(table))
@@ -171,6 +190,7 @@ def accuracies(table, *, n_pairs):
     return figure
 
 
+@styled
 def world_map(reward, cost, behaviour, titles):
     """Reward against cost of every response, a panel an intent; area = probability under the behaviour."""
     figure, axes = _axes(columns=len(titles), width=3.6, height=3.4)
@@ -182,6 +202,7 @@ def world_map(reward, cost, behaviour, titles):
     return figure
 
 
+@styled
 def cost_frontier(rows, points):
     """The exact reward-cost frontier. `rows` (lambda, E[r], E[c], P(unsafe)); `points` {name: (E[c], E[r], colour)}."""
     figure, ax = _axes()

@@ -69,7 +69,7 @@ RULES = {
 }
 
 PROFILES = {
-    "small": dict(seeds=1, dtype="float64", pairs=1500, steps=80, batch_size=32, learning_rate=2e-3, max_length=256,
+    "small": dict(seeds=1, dtype="float64", pairs=1500, steps=60, batch_size=32, learning_rate=2e-3, max_length=256,
                   betas=[0.5, 1.0], pair_shares=[0.25, 1.0], step_factors=[1.0]),
     "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=2e-3, max_length=256,
                  betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0]),

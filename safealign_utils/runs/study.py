@@ -16,7 +16,7 @@ from ..world import World
 from . import claims, parameters, records
 
 NOT_A_METRIC = ("method", "seed", "beta", "pairs", "steps")
-HELD_OUT_PAIRS = 1000  # drawn in the world for pair accuracy
+HELD_OUT_PAIRS = 400  # drawn in the world for pair accuracy
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""Shared pieces of the tests: an empty cache for the session, a world, a small policy of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_cache(tmp_path_factory):
+    """Every test session starts from an empty cache of its own."""
+    before = os.environ.get("SAFEALIGN_CACHE")
+    os.environ["SAFEALIGN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["SAFEALIGN_CACHE"]
+    else:
+        os.environ["SAFEALIGN_CACHE"] = before
+
+
+@pytest.fixture
+def fresh_cache(monkeypatch, tmp_path):
+    """An empty cache for one test."""
+    monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def world():
+    from safealign_utils.world import World
+
+    return World()
+
+
+@pytest.fixture(scope="session")
+def reference(world):
+    from safealign_utils.policy import reference_policy
+
+    return reference_policy(world, seed=0)[0].to("float64")
+
+
+@pytest.fixture(scope="session")
+def tokens(world, reference):
+    from safealign_utils import pairs
+
+    return pairs.tokenize(pairs.label(world.pairs(64, seed=0)), reference)
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real data named by SAFEALIGN_DATA; tests that need it skip with a reason elsewhere."""
+    folder = os.environ.get("SAFEALIGN_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("SAFEALIGN_DATA names no folder of real preference data")
+    return Path(folder)
