@@ -19,13 +19,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from . import cache
+from .double import cast
 from .grammar import Grammar
 from .language import EOS
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 SHIPPED = Path(__file__).parent / "reference_policies"
 WORLD_MODEL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176)
-SFT = dict(steps=1200, batch_size=32, learning_rate=4e-3)
+SFT = dict(steps=1600, batch_size=32, learning_rate=6e-3)
 SCRATCH_VOCABULARY = 2048
 SCRATCH_MODEL = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=352)
 SCRATCH_SFT = dict(steps=400, batch_size=16, learning_rate=3e-3)
@@ -76,13 +76,10 @@ class Policy:
         return replace(self, model=copy.deepcopy(self.model), **changes)
 
     def to(self, dtype, device="cpu"):
-        """A copy that computes in `dtype` on a device; bfloat16 keeps its weights in float32."""
-        bf16 = dtype == "bfloat16"
-        return self.copy(bf16=bf16)._move(torch.float32 if bf16 else DTYPES[dtype], device)
-
-    def _move(self, dtype, device):
-        self.model.to(device=device, dtype=dtype)
-        return self
+        """A copy that computes in float64, float32 or bfloat16 (weights then stay in float32) on a device."""
+        moved = self.copy(bf16=dtype == "bfloat16")
+        cast(moved.model, double=dtype == "float64").to(device)
+        return moved
 
     def save(self, folder):
         """Write model and tokenizer (safetensors) so that plain transformers can load them."""

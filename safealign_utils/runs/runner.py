@@ -14,7 +14,7 @@ from . import parameters, records
 from .parameters import Refusal
 
 ROOT = cache.PACKAGE.parent
-KERNEL = dict(extra_arguments=["--IPKernelApp.log_level=40"])  # the kernel's own warnings help no user
+KERNEL = dict(extra_arguments=["--IPKernelApp.log_level=50"])  # the kernel's own warnings help no user
 
 
 class Failed(RuntimeError):

@@ -1,0 +1,223 @@
+"""The one loss and the hot path: values, gradients, invariances, refusals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from safealign_utils import pairs
+from safealign_utils.logprobs import LogProbs, log_ratios, pack, reference_logprobs, split
+from safealign_utils.loss import check_levers, preference_loss
+from safealign_utils.policy import Policy, new_policy, word_tokenizer
+
+
+def numpy_loss(w, l, mask_w, mask_l, beta, p, margin):
+    """An independent float64 version: loss [B] and its gradients by the token log-ratios."""
+    z = beta * ((mask_w * w).sum(1) - (mask_l * l).sum(1)) - margin
+    loss = p * np.logaddexp(0, -z) + (1 - p) * np.logaddexp(0, z)
+    slope = 1 / (1 + np.exp(-z)) - p
+    return loss, slope[:, None] * beta * mask_w, -slope[:, None] * beta * mask_l
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_loss_and_gradient_equal_numpy(soft):
+    g = np.random.default_rng(0)
+    w, l = g.normal(size=(2, 16, 9)) * 3
+    mask_w, mask_l = (g.random((2, 16, 9)) < 0.6).astype(float)
+    p = g.random(16) if soft else np.ones(16)
+    margin = np.zeros(16) if soft else g.normal(size=16) * 4
+    W, L = (torch.tensor(a, requires_grad=True) for a in (w, l))
+    out = preference_loss(
+        W, L, beta=0.3, p=torch.tensor(p), margin=torch.tensor(margin), tokens_w=torch.tensor(mask_w),
+        tokens_l=torch.tensor(mask_l),
+    )  # fmt: skip
+    out.loss.sum().backward()
+    loss, grad_w, grad_l = numpy_loss(w, l, mask_w, mask_l, 0.3, p, margin)
+    assert np.abs(out.loss.detach().numpy() - loss).max() < 1e-10
+    assert np.abs(W.grad.numpy() - grad_w).max() < 1e-10
+    assert np.abs(L.grad.numpy() - grad_l).max() < 1e-10
+
+
+def test_swapping_the_responses_changes_nothing():
+    g = torch.Generator().manual_seed(0)
+    w, l = torch.randn(2, 32, 7, generator=g, dtype=torch.float64)
+    p, margin = torch.rand(32, generator=g, dtype=torch.float64), torch.randn(32, generator=g, dtype=torch.float64)
+    one = preference_loss(w, l, beta=0.5, p=p, margin=margin).loss
+    other = preference_loss(l, w, beta=0.5, p=1 - p, margin=-margin).loss
+    assert torch.allclose(one, other, atol=1e-14)
+
+
+def test_start_is_ln2_or_softplus_of_the_margin():
+    zero = torch.zeros(3, 4, dtype=torch.float64)
+    assert torch.allclose(preference_loss(zero, zero, beta=0.5).loss, torch.full((3,), math.log(2)).double())
+    margin = torch.tensor([0.0, 2.0, 10.0], dtype=torch.float64)
+    out = preference_loss(zero, zero, beta=0.5, margin=margin).loss
+    assert torch.allclose(out, torch.nn.functional.softplus(margin))
+
+
+def test_extreme_log_ratios_stay_finite():
+    huge = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    loss = preference_loss(huge, -huge, beta=1.0).loss
+    loss.sum().backward()
+    assert torch.isfinite(loss).all() and torch.isfinite(huge.grad).all()
+
+
+@pytest.mark.parametrize(
+    "p, margin, beta, words",
+    [
+        ([1.0, 1.2], [0.0, 0.0], 0.5, "p=1.2"),
+        ([float("nan")], [0.0], 0.5, "p=nan"),
+        ([1.0], [0.0], 0.0, "beta=0.0"),
+        ([1.0], [0.0], float("inf"), "beta=inf"),
+        ([1.0], [float("inf")], 0.5, "margin"),
+        ([1.0, 0.7], [2.0, 2.0], 0.5, "pair 1"),
+    ],
+)
+def test_refused_levers(p, margin, beta, words):
+    with pytest.raises(ValueError, match=words):
+        check_levers(np.array(p), np.array(margin), beta)
+
+
+def test_margin_with_a_hard_label_is_allowed():
+    check_levers(np.array([1.0, 0.0, 0.5]), np.array([3.0, -3.0, 0.0]), 0.5)
+
+
+# ---------------------------------------------------------------- the hot path
+
+
+def plain_logprobs(policy, prompt, response):
+    """Token log-probs by one ordinary forward pass over prompt and response."""
+    ids = torch.tensor([[*prompt, *response]])
+    with torch.no_grad():
+        logits = policy.model(ids).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1)[range(len(response)), response].numpy()
+
+
+def llama(seed=0, words=30):
+    tokenizer = word_tokenizer([f"w{i}" for i in range(words)])
+    return new_policy(tokenizer, seed=seed).to("float64")
+
+
+def architectures():
+    import transformers as t
+
+    small = dict(vocab_size=33, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    yield "llama", t.LlamaForCausalLM(t.LlamaConfig(num_key_value_heads=2, **small))
+    yield "qwen2", t.Qwen2ForCausalLM(t.Qwen2Config(num_key_value_heads=2, **small))
+    yield "mistral", t.MistralForCausalLM(t.MistralConfig(num_key_value_heads=2, **small))
+    yield "gpt2", t.GPT2LMHeadModel(t.GPT2Config(vocab_size=33, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0))
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_packed_rows_equal_plain_forward_on_real_architectures(padding):
+    g = np.random.default_rng(0)
+    for name, model in architectures():
+        policy = Policy(model.double().eval(), llama().tokenizer)
+        prompts = [g.integers(3, 33, n) for n in (5, 1, 9)]
+        chosen, rejected = ([g.integers(3, 33, n) for n in lengths] for lengths in ((4, 7, 1), (6, 2, 3)))
+        batch = pack(prompts, [chosen, rejected], pad_id=0, padding=padding)
+        with torch.no_grad():
+            logp, _ = LogProbs(policy)(batch)
+        tables = split(logp, np.array([4, 7, 1]), np.array([6, 2, 3]))
+        for table, responses in zip(tables, (chosen, rejected)):
+            for row, prompt, response in zip(table, prompts, responses):
+                wanted = plain_logprobs(policy, prompt, response)
+                assert np.abs(row[: len(response)].numpy() - wanted).max() < 1e-10, name
+                assert (row[len(response) :] == 0).all()
+
+
+def test_mask_by_hand_on_five_tokens():
+    """Prompt of two tokens, response of three: read at places 1, 2, 3, and the last token is no input."""
+    batch = pack([np.array([7, 8])], [[np.array([4, 5, 6])]], pad_id=0)
+    assert batch.ids.tolist() == [[7, 8, 4, 5]]
+    assert batch.source.tolist() == [1, 2, 3] and batch.target.tolist() == [4, 5, 6]
+    two = pack([np.array([7, 8])], [[np.array([4, 5])], [np.array([9, 6])]], pad_id=0)
+    assert two.ids.tolist() == [[7, 8, 4, 9]] and two.positions.tolist() == [[0, 1, 2, 2]]
+    assert two.mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
+
+
+def loss_of(policy, tokens, rows, reference, **batch_options):
+    w, l, _ = log_ratios(LogProbs(policy).eval(), tokens, rows, policy, reference)
+    return preference_loss(w, l, beta=0.5).loss.detach()
+
+
+@pytest.fixture(scope="module")
+def moved(reference):
+    """A policy that differs from the reference."""
+    other = reference.copy()
+    with torch.no_grad():
+        for i, weights in enumerate(other.model.parameters()):
+            weights *= 1 + 0.05 * math.sin(i + 1)
+    return other
+
+
+def test_same_loss_for_padding_order_split_and_reference(tokens, reference, moved):
+    rows = np.arange(16)
+    table = reference_logprobs(reference, tokens)
+    whole = loss_of(moved, tokens, rows, table)
+    assert not torch.allclose(whole, torch.full_like(whole, math.log(2)), atol=1e-3)
+    live = loss_of(moved, tokens, rows, LogProbs(reference).eval())
+    parts = torch.cat([loss_of(moved, tokens, part, table) for part in np.array_split(rows, 5)])
+    order = np.random.default_rng(0).permutation(16)
+    mixed = loss_of(moved, tokens, rows[order], table)
+    assert torch.allclose(whole, live, atol=1e-9)
+    assert torch.allclose(whole, parts, atol=1e-9)
+    assert torch.allclose(whole[torch.from_numpy(order)], mixed, atol=1e-9)
+    for padding in ("left", "right"):
+        with torch.no_grad():
+            logp, _ = LogProbs(moved)(tokens.batch(rows, moved, padding=padding))
+        w, l = split(logp, tokens.lengths_w[rows], tokens.lengths_l[rows])
+        ref_w, ref_l = table.rows(rows, w)
+        assert torch.allclose(preference_loss(w - ref_w, l - ref_l, beta=0.5).loss, whole, atol=1e-9)
+
+
+def test_loss_starts_at_ln2(tokens, reference):
+    table = reference_logprobs(reference, tokens)
+    assert (loss_of(reference, tokens, np.arange(64), table) - math.log(2)).abs().max() < 1e-6
+    single = reference.to("float32")
+    table = reference_logprobs(single, tokens)
+    assert (loss_of(single, tokens, np.arange(64), table) - math.log(2)).abs().max() < 1e-5
+
+
+def test_bfloat16_starts_near_ln2(tokens, reference):
+    fast = reference.to("bfloat16")
+    table = reference_logprobs(fast, tokens)
+    assert (loss_of(fast, tokens, np.arange(16), table) - math.log(2)).abs().max() < 2e-2
+
+
+def test_grammar_softmax_has_no_leak(tokens, reference):
+    import dataclasses
+
+    inside = dataclasses.replace(reference, constrained=True)
+    batch = tokens.batch(np.arange(8), reference)
+    with torch.no_grad():
+        plain, mass = LogProbs(reference)(batch)
+        constrained, _ = LogProbs(inside)(batch)
+    assert torch.allclose(constrained, plain - mass, atol=1e-10) and (mass <= 1e-12).all() and mass.min() < -1e-6
+    forced = batch.allowed.sum(1) == 1
+    assert constrained[forced].abs().max() < 1e-10
+
+
+def test_grammar_softmax_needs_the_grammar(reference):
+    import dataclasses
+
+    batch = pack([np.array([5, 6])], [[np.array([7, 2])]], pad_id=0)
+    with pytest.raises(ValueError, match="allowed tokens"):
+        LogProbs(dataclasses.replace(reference, constrained=True))(batch)
+
+
+def test_reference_cache_is_keyed_by_content(tokens, reference, fresh_cache):
+    reference_logprobs(reference, tokens)
+    reference_logprobs(reference, tokens)
+    assert len(list(fresh_cache.glob("reference/*"))) == 1
+    reference_logprobs(reference.to("float32"), tokens)
+    assert len(list(fresh_cache.glob("reference/*"))) == 2
+
+
+def test_soft_labels():
+    import pandas as pd
+
+    table = pairs.soft_label(pd.DataFrame({"x": [0, 1, 2]}), [1.0, 0.0, 2.0], [0.0, 1.0, 2.0])
+    assert table.chosen.tolist() == [0, 1, 0]
+    assert table.p.tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 2 + [0.5], abs=1e-9)
