@@ -133,20 +133,22 @@ def collect(cell, given, files=()):
         if not isinstance(loaded, dict):
             raise Refusal(f"-f {file}: holds no names; write one `name: value` a line")
         for name, value in loaded.items():
-            values[_known(name, cell)] = _typed(name, value, cell[name][0], f" in {file}")
+            kind = _known(name, cell)
+            values[name] = _typed(name, value, kind, f" in {file}")
     for name, text in given:
-        values[_known(name, cell)] = _parse(name, text, cell[name][0])
+        values[name] = _parse(name, text, _known(name, cell))
     return values
 
 
 def _known(name, cell):
+    """The type of a parameter that the notebook has; a refusal names the nearest one."""
     if name not in cell:
         near = difflib.get_close_matches(str(name), cell, n=1)
         fix = f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(cell)
         raise Refusal(f"{name}: the notebook has no such parameter; {fix}")
     if name == "out_dir":
         raise Refusal("out_dir: the runner sets it; use --out FOLDER")
-    return name
+    return cell[name][0]
 
 
 def _parse(name, text, kind):

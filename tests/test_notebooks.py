@@ -1,0 +1,103 @@
+"""A linter for the committed notebooks: what would make them pass for the wrong reason, or read badly."""
+
+import ast
+import json
+import re
+import statistics
+
+import pytest
+from conftest import ROOT
+
+from safealign_utils.runs import parameters
+
+NUMBERED = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+ALL = NUMBERED + sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+COMMON = {
+    "profile": "str", "seed": "int", "seeds": "int", "beta": "float", "steps": "int", "pairs": "int", "batch_size": "int",
+    "learning_rate": "float", "dtype": "str", "model": "str", "revision": "str", "data": "str", "label": "str",
+    "max_length": "int", "device": "str", "out_dir": "str",
+}  # fmt: skip
+
+
+def problems(book):
+    """What is wrong with a notebook (its JSON), as a list of words."""
+    out, code = [], [c for c in book["cells"] if c["cell_type"] == "code"]
+    if [c["execution_count"] for c in code] != list(range(1, len(code) + 1)):
+        out.append("execution counts are not 1..n: nbval would not compare every cell")
+    if book["metadata"].get("kernelspec", {}).get("name") != "python3":
+        out.append("the kernel is not python3")
+    lengths = [len([line for line in "".join(c["source"]).splitlines() if line.strip()]) for c in code]
+    if statistics.median(lengths) > 10 or max(lengths) > 40 or sum(n > 30 for n in lengths) > len(code) / 10:
+        out.append(f"code cells are too long: median {statistics.median(lengths)}, longest {max(lengths)}")
+    for c in code:
+        source = "".join(c["source"])
+        if source.rstrip().endswith(";"):
+            out.append("a cell ends in a semicolon")
+        for output in c["outputs"]:
+            text = json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
+            if output.get("name") == "stderr" or output["output_type"] == "error":
+                out.append("stderr or an error in the outputs")
+            if re.search(r"/(home|root|tmp|work|Users)/", text):
+                out.append("an absolute path in the outputs")
+            if re.search(r"it/s|s/it|\d%\|", text):
+                out.append("a progress bar in the outputs")
+        if "skip" in str(c["metadata"]).lower() or "NBVAL" in source:
+            out.append("a cell that nbval would skip")
+    return out
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
+def test_committed_notebooks_are_clean(path):
+    assert problems(json.loads(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
+def test_parameters_are_known_annotated_and_commented(path):
+    cell = parameters.read_cell(path)
+    assert {name: cell[name][0] for name in COMMON} == COMMON
+    for name, (kind, default) in cell.items():
+        assert parameters.RULES[name].type == kind, name
+        assert type(default).__name__ == kind, f"{name}: the default is no {kind}"
+    book = json.loads(path.read_text(encoding="utf-8"))
+    tagged = next(c for c in book["cells"] if "parameters" in c["metadata"].get("tags", []))
+    assert all("  # " in line for line in "".join(tagged["source"]).splitlines()), "each parameter says its unit or range"
+    assert cell["profile"][1] == "small" and cell["out_dir"][1] == ""
+
+
+@pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
+def test_the_stations_are_there(path):
+    book = json.loads(path.read_text(encoding="utf-8"))
+    text = ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "markdown"]
+    assert text[0].startswith(f"# {path.stem[:2]} · ") and "After this you can" in text[0] and "| profile |" in text[0]
+    for heading in ("## Checks and claims", "## Exercises", "## What you should have seen"):
+        assert any(heading in t for t in text), heading
+    last = "".join([c for c in book["cells"] if c["cell_type"] == "code"][-1]["source"])
+    assert last == "study.finish()"
+    for c in book["cells"]:
+        if c["cell_type"] == "code":
+            ast.parse("".join(c["source"]))
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda code: code[1].update(execution_count=None), "execution counts"),
+        (lambda code: code[1].update(execution_count=7), "execution counts"),
+        (lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stderr", "text": "warn"}), "stderr"),
+        (lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "/home/me/x"}), "path"),
+        (lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "3.1it/s"}), "progress"),
+        (lambda code: code[1].update(source="plt.plot(x);"), "semicolon"),
+        (lambda code: code[1].update(source="# NBVAL_SKIP\nx = 1"), "skip"),
+        (lambda code: code[1].update(source="\n".join(f"x{i} = {i}" for i in range(41))), "too long"),
+    ],
+)
+def test_the_linter_sees_what_it_is_for(spoil, words):
+    book = json.loads(NUMBERED[0].read_text(encoding="utf-8"))
+    spoil([c for c in book["cells"] if c["cell_type"] == "code"])
+    assert any(words in p for p in problems(book))
+
+
+def test_regenerating_is_the_only_writer():
+    """No run leaves anything in notebooks/: only sources, profiles and solutions are there."""
+    kinds = {p.suffix for p in (ROOT / "notebooks").rglob("*") if p.is_file() and ".ipynb_checkpoints" not in p.parts}
+    assert kinds <= {".ipynb", ".yaml"}

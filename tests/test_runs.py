@@ -1,0 +1,288 @@
+"""Running notebooks: refusals before a kernel, records whole or not at all, resume, verdicts."""
+
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+from safealign_utils.runs import claims, cli, parameters, records, runner
+from safealign_utils.runs.parameters import Refusal
+
+CELL = '''profile: str = "small"
+seed: int = 0
+seeds: int = 0
+beta: float = 0.5
+steps: int = 0
+pairs: int = 0
+batch_size: int = 0
+learning_rate: float = 0.0
+dtype: str = ""
+model: str = "world"
+revision: str = ""
+data: str = "world"
+label: str = "auto"
+betas: list = []
+out_dir: str = ""'''
+
+BODY = """import json, os
+if out_dir:
+    from safealign_utils.runs import records
+    records.write(out_dir, notebook="toy", run_id="", parameters={"beta": beta}, metrics={"beta": beta}, timings={"total": 1.0, "peak_memory_bytes": 1},
+                  claims=[], tables=[], figures=[], provenance={})"""
+
+
+def notebook(path, *cells, tag="parameters"):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    if tag:
+        book.cells[0].metadata["tags"] = [tag]
+    book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(book, path)
+    return path
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return notebook(tmp_path / "toy.ipynb", CELL, BODY)
+
+
+def refusal(toy, capsys, *given, files=(), book=None):
+    """The one message and exit status of a refused command; no kernel may have started."""
+    words = ["run", str(book or toy), "--out", str(toy.parent / "out")]
+    words += [w for g in given for w in ("-p", g)] + [w for f in files for w in ("-f", str(f))]
+    status = cli.main(words)
+    err = capsys.readouterr().err
+    assert status == 2 and err.count("\n") == 1 and "Traceback" not in err
+    assert not (toy.parent / "out").exists(), "nothing was started or written"
+    return err
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ("bta=1", ["bta", "did you mean 'beta'"]),
+        ("beta=big", ["beta='big'", "a number"]),
+        ("beta=0", ["beta=0.0", "above 0"]),
+        ("beta=-1", ["beta=-1.0", "above 0"]),
+        ("beta=nan", ["beta=nan"]),
+        ("beta=inf", ["beta=inf"]),
+        ("seed=1.5", ["seed='1.5'", "whole number"]),
+        ("seed=-1", ["seed=-1"]),
+        ("steps=-5", ["steps=-5"]),
+        ("profile=tiny", ["profile='tiny'", "small, full"]),
+        ("dtype=int8", ["dtype='int8'", "float64"]),
+        ("label=nicer", ["label='nicer'", "better"]),
+        ("betas=[0.5,x]", ["betas=", "a list"]),
+        ("betas=[0.5,-1]", ["betas=[0.5, -1.0]", "above 0"]),
+        ("learning_rate=-1e-3", ["learning_rate=-0.001"]),
+        ("out_dir=here", ["out_dir", "--out"]),
+        ("data=missing.jsonl", ["model='world'", "scratch"]),
+        ("model=scratch", ["data='world'"]),
+    ],
+)
+def test_refused_parameters(toy, capsys, given, words):
+    err = refusal(toy, capsys, given)
+    assert all(w in err for w in words), err
+
+
+def test_unknown_parameter_is_refused_where_papermill_only_warns(toy, tmp_path):
+    import papermill
+
+    papermill.execute_notebook(str(toy), str(tmp_path / "o.ipynb"), parameters={"bta": 1}, kernel_name="python3", progress_bar=False)
+    with pytest.raises(Refusal, match="bta"):
+        runner.prepare(toy, [("bta", "1")])
+
+
+def test_parameters_of_a_file_are_typed(toy, tmp_path, capsys):
+    file = tmp_path / "p.yaml"
+    for text, words in [
+        ("learning_rate: 1e-3", ["'1e-3'", "write 1.0e-3"]),
+        ("seed: '007'", ["seed='007'", "without quotes"]),
+        ("beta: true", ["beta=True", "float"]),
+        ("seeds: 1.5", ["seeds=1.5"]),
+        ("betas: 0.5", ["betas=0.5", "list"]),
+        ("btas: [1]", ["btas", "betas"]),
+        ("- 1", ["holds no names"]),
+        ("a: [", ["cannot be read"]),
+    ]:
+        file.write_text(text)
+        err = refusal(toy, capsys, files=[file])
+        assert all(w in err for w in words), (text, err)
+    refusal(toy, capsys, files=[tmp_path / "missing.yaml"])
+    file.write_text("learning_rate: 1.0e-3\nbeta: 2\nbetas: [1, 2]")
+    settings = runner.prepare(toy, [("beta", "3")], [file])[1]
+    assert settings["learning_rate"] == 1e-3 and settings["beta"] == 3.0 and settings["betas"] == [1.0, 2.0]
+
+
+def test_texts_of_p_follow_the_annotation(toy):
+    cell = parameters.read_cell(toy)
+    values = parameters.collect(cell, [("learning_rate", "1e-3"), ("revision", "007"), ("betas", "0.5,1"), ("seed", "3")])
+    assert (values["learning_rate"], values["revision"], values["betas"], values["seed"]) == (1e-3, "007", [0.5, 1.0], 3)
+
+
+@pytest.mark.parametrize("tag, words", [("Parameters", "rename its tag 'Parameters'"), (None, "tag exactly one")])
+def test_a_missing_or_misspelt_tag_is_refused(toy, tmp_path, capsys, tag, words):
+    assert words in refusal(toy, capsys, book=notebook(tmp_path / "bad.ipynb", CELL, BODY, tag=tag))
+
+
+@pytest.mark.parametrize("line", ["twice = beta * 2", "rate: float = 2 * 0.5", "x: float", "import os", "n = 3"])
+def test_derived_values_in_the_parameters_cell_are_refused(toy, tmp_path, capsys, line):
+    book = notebook(tmp_path / "bad.ipynb", CELL + "\n" + line, BODY)
+    assert "name: type = literal" in refusal(toy, capsys, book=book)
+
+
+def test_unreadable_and_unknown_notebooks(toy, tmp_path, capsys):
+    (tmp_path / "x.ipynb").write_text("{")
+    assert "not a readable notebook" in refusal(toy, capsys, book=tmp_path / "x.ipynb")
+    assert "01_dpo_basics" in refusal(toy, capsys, book="02_nothing")
+    bare = notebook(tmp_path / "bare.ipynb", 'profile: str = "small"', BODY)
+    assert "out_dir" in refusal(toy, capsys, book=bare)
+
+
+def test_bad_data_and_model_are_refused_before_a_kernel(toy, tmp_path, capsys):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "a", "response_0": "b"}\n')
+    err = refusal(toy, capsys, "model=scratch", f"data={file}")
+    assert "line 1" in err and "response_1" in err
+    row = {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1}
+    file.write_text(json.dumps(row) + "\n")
+    assert "label='safer'" in refusal(toy, capsys, "model=scratch", f"data={file}", "label=safer")
+    (tmp_path / "model").mkdir()
+    assert ".safetensors" in refusal(toy, capsys, f"model={tmp_path / 'model'}", f"data={file}")
+    assert "no such folder" in refusal(toy, capsys, f"model={tmp_path / 'none'}", f"data={file}")
+
+
+def test_debug_shows_the_traceback(toy):
+    with pytest.raises(Refusal):
+        cli.main(["--debug", "run", str(toy), "-p", "bta=1"])
+
+
+def test_command_line_refuses_a_word_without_equals():
+    out = subprocess.run([sys.executable, "-m", "safealign_utils.runs.cli", "run", "x", "-p", "beta"], capture_output=True, text=True)
+    assert out.returncode == 2 and "name=value" in out.stderr
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_a_run_is_whole_and_is_not_repeated(toy, tmp_path, capsys):
+    folder, record, ran = runner.run(toy, [("beta", "2")], out=tmp_path / "out")
+    assert ran and record["status"] == "complete" and record["metrics"] == {"beta": 2.0}
+    assert record["run_id"] == folder.name
+    assert {p.name for p in folder.iterdir()} == {"record.json", "toy.ipynb"}
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [folder.name]
+    assert runner.run(toy, [("beta", "2")], out=tmp_path / "out")[2] is False
+    assert cli.main(["run", str(toy), "-p", "beta=2", "--out", str(tmp_path / "out")]) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert runner.run(toy, [("beta", "3")], out=tmp_path / "out")[0] != folder
+    (folder / "record.json").write_text("{")
+    assert runner.run(toy, [("beta", "2")], out=tmp_path / "out")[2] is True
+
+
+def test_run_id_follows_the_question(toy, tmp_path):
+    id = lambda *given, book=toy: runner.prepare(book, list(given))[2]
+    assert id() == id(("beta", "0.5")) == id(("steps", "60")), "same question, same id"
+    assert len({id(), id(("beta", "1")), id(("seed", "1")), id(("profile", "full"))}) == 4
+    other = notebook(tmp_path / "other.ipynb", CELL, BODY + "\n# changed")
+    assert id() != id(book=other)
+    book = nbformat.read(toy, 4)
+    book.cells[1].outputs = [nbformat.v4.new_output("stream", text="x")]
+    nbformat.write(book, tmp_path / "out.ipynb")
+    assert id() == id(book=tmp_path / "out.ipynb"), "outputs are no part of the question"
+
+
+def test_run_id_holds_the_content_of_data(toy, tmp_path):
+    row = {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1}
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text(json.dumps(row) + "\n")
+    two.write_text(json.dumps(row | {"prompt": "z"}) + "\n")
+    ids = [runner.prepare(toy, [("model", "scratch"), ("data", str(f))])[2] for f in (one, two)]
+    two.write_text(one.read_text())
+    assert ids[0] != ids[1] and records.content(str(one)) != records.content(str(two))
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("raise ValueError('broken on purpose')", "broken on purpose"),
+        ("import sys; sys.exit(0)", "without a complete record"),
+        ("x = 1", "without a complete record"),
+        ("import os; os._exit(1)", "kernel"),
+    ],
+)
+def test_a_broken_run_leaves_no_folder(tmp_path, capsys, body, words):
+    book = notebook(tmp_path / "toy.ipynb", CELL, body, "later = 1")
+    assert cli.main(["run", str(book), "--out", str(tmp_path / "out")]) == 1
+    err = capsys.readouterr().err
+    assert words in err and "Traceback" not in err
+    assert not [p for p in (tmp_path / "out").iterdir() if p.is_dir()], "no half-written folder"
+
+
+def test_a_killed_run_leaves_no_complete_folder(tmp_path):
+    """kill -9 in the middle: nothing that looks finished, and the same command then finishes."""
+    flag = tmp_path / "started"
+    body = f"import pathlib, time\npathlib.Path({str(flag)!r}).touch()\ntime.sleep(0 if pathlib.Path({str(tmp_path / 'go')!r}).exists() else 60)\n"
+    book = notebook(tmp_path / "toy.ipynb", CELL, body + BODY)
+    words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", str(book), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(words)
+    while not flag.exists():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert not [p for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")]
+    (tmp_path / "go").touch()
+    assert subprocess.run(words).returncode == 0
+
+
+# ---------------------------------------------------------------- records and verdicts
+
+
+def arguments(**changes):
+    whole = dict(notebook="n", run_id="", parameters={}, metrics={"a": 1.0}, timings={}, claims=[], tables=[], figures=[], provenance={})
+    return {**whole, **changes}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, True])
+def test_a_record_holds_finite_numbers_only(tmp_path, value):
+    with pytest.raises(ValueError, match="finite numbers"):
+        records.write(tmp_path, **arguments(metrics={"a": value}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_record_with_a_missing_table_is_not_complete(tmp_path):
+    records.write(tmp_path, **arguments(tables=["t.csv"]))
+    assert records.read(tmp_path) is None
+    (tmp_path / "t.csv").write_text("a\n1\n")
+    assert records.read(tmp_path)["tables"] == ["t.csv"]
+    with pytest.raises(ValueError, match="perhaps"):
+        records.write(tmp_path, **arguments(claims=[{"id": "x", "verdict": "perhaps"}]))
+
+
+def test_verdicts_can_go_every_way():
+    word = lambda values, **limit: claims.judge("x", values, **limit)["verdict"]
+    assert word([1.0, 1.1, 0.9], above=0.0) == "holds"
+    assert word([1.0, 1.1, 0.9], below=0.0) == "does_not_hold"
+    assert word([1.0, -1.1, 0.9], above=0.0) == "undecided"
+    assert word([1.0], above=0.0) == "undecided"
+    mean, low, high = claims.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and high - mean == pytest.approx(4.303 * 1 / 3**0.5, abs=1e-3) and low < mean
+
+
+def test_profiles_fill_what_is_left_open(toy):
+    small = runner.prepare(toy)[1]
+    full = runner.prepare(toy, [("profile", "full"), ("steps", "7")])[1]
+    assert (small["dtype"], small["seeds"]) == ("float64", 1)
+    assert (full["dtype"], full["seeds"], full["pairs"], full["steps"]) == ("float32", 3, 6000, 7)
+
+
+def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
+    """The committed notebooks run from anywhere; a bad value stops them at the validation cell."""
+    import papermill
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(papermill.PapermillExecutionError, match="beta=-1"):
+        papermill.execute_notebook(
+            str(ROOT / "notebooks" / "01_dpo_basics.ipynb"), "out.ipynb", parameters={"beta": -1.0}, progress_bar=False
+        )
