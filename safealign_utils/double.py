@@ -29,7 +29,7 @@ def cast(model, double):
     model.double() if double else model.float()
     rope = getattr(model.config, "rope_parameters", None) or {}
     if model.config.model_type == "llama" and rope.get("rope_type") == "default":
-        model.set_attn_implementation("sdpa" if double else "eager")
+        model.set_attn_implementation("sdpa")
         for module in model.modules():
             for plain, exact in ((LlamaRMSNorm, DoubleNorm), (LlamaRotaryEmbedding, DoubleRotary)):
                 if type(module) in (plain, exact):

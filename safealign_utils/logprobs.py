@@ -165,14 +165,16 @@ def reference_logprobs(policy, tokens, *, batch_size=64):
     key = cache.digest(policy.hash, tokens.hash, policy.readout, code)
     stored = cache.load("reference", key)
     if stored is None:
-        module, parts = LogProbs(policy).eval(), ([], [])
+        module, parts = LogProbs(policy).eval(), ({}, {})
+        order = np.argsort([len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l, kind="stable")
         with torch.no_grad():
-            for rows in np.array_split(np.arange(len(tokens)), -(-len(tokens) // batch_size)):
+            for rows in np.array_split(order, -(-len(tokens) // batch_size)):  # of like length: little padding
                 logp, _ = module(tokens.batch(rows, policy).to(policy.device))
                 lengths = tokens.lengths_w[rows], tokens.lengths_l[rows]
                 for part, table, n in zip(parts, split(logp, *lengths), lengths):
-                    part.append(table.cpu()[length_mask(n)].numpy())
-        stored = {"chosen": np.concatenate(parts[0]), "rejected": np.concatenate(parts[1])}, {}
+                    part.update((i, row[:k].cpu().numpy()) for i, row, k in zip(rows, table, n))
+        flat = [np.concatenate([part[i] for i in range(len(tokens))]) for part in parts]
+        stored = dict(zip(("chosen", "rejected"), flat)), {}
         cache.store("reference", key, stored[0])
     cut = lambda name, n: np.split(stored[0][name], np.cumsum(n)[:-1])
     return ReferenceTable(cut("chosen", tokens.lengths_w), cut("rejected", tokens.lengths_l))

@@ -27,8 +27,8 @@ SHIPPED = Path(__file__).parent / "reference_policies"
 WORLD_MODEL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176)
 SFT = dict(steps=1600, batch_size=32, learning_rate=6e-3)
 SCRATCH_VOCABULARY = 2048
-SCRATCH_MODEL = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=352)
-SCRATCH_SFT = dict(steps=400, batch_size=16, learning_rate=3e-3)
+SCRATCH_MODEL = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=352)
+SCRATCH_SFT = dict(steps=200, batch_size=16, learning_rate=3e-3)
 
 torch.set_num_threads(int(os.environ.get("SAFEALIGN_THREADS", "1")))  # two spinning processes are 10x slower
 torch.use_deterministic_algorithms(True, warn_only=True)
@@ -110,7 +110,7 @@ def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=51
     config = LlamaConfig(
         vocab_size=len(tokenizer), initializer_range=init_std, tie_word_embeddings=True, max_position_embeddings=max_positions,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-        attn_implementation="eager", **shape,
+        attn_implementation="sdpa", **shape,
     )  # fmt: skip
     with seeded(seed):
         return Policy(LlamaForCausalLM(config).eval(), tokenizer, grammar)

@@ -95,7 +95,7 @@ def _reproduce(args):
     from . import runner
 
     started = time.perf_counter()
-    for path in sorted((runner.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for path in runner.numbered():
         out = Path(args.out) / args.profile
         folder, record, ran = runner.run(path, [("profile", args.profile)], out=out, name=path.stem)
         _report(record, folder, ran)
@@ -118,7 +118,7 @@ def _report(record, folder, ran):
 def _notebooks(args):
     from . import runner
 
-    names = args.names or sorted((runner.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    names = args.names or [*runner.numbered(), *sorted((runner.ROOT / "notebooks" / "solutions").glob("*.ipynb"))]
     for path in map(runner.find, names):
         print(f"{path.name}: {'changed' if runner.regenerate(path) else 'unchanged'}", flush=True)
     return 0

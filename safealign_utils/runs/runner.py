@@ -27,8 +27,13 @@ def find(name):
     for path in tried:
         if path.is_file():
             return path.resolve()
-    known = sorted(p.stem for p in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    raise Refusal(f"notebook={name!r}: not found; name a file, or one of {', '.join(known)}")
+    known = ", ".join(p.stem for p in numbered())
+    raise Refusal(f"notebook={name!r}: not found; name a file, or one of {known}")
+
+
+def numbered():
+    """The project's numbered notebooks, in reading order."""
+    return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
 def prepare(notebook, given=(), files=()):
@@ -120,7 +125,7 @@ def _quiet():
 
 
 def _complete(partial, id):
-    """Add the run id, which the notebook cannot know, and the checksums' file list to the record."""
+    """Add the run id, which the notebook cannot know, to the record."""
     record = json.loads((partial / "record.json").read_text(encoding="utf-8")) | {"run_id": id}
     beside = partial / "record.json.partial"
     beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,36 @@
+# make reproduce   everything: environment, all notebooks, records and figures in results/full
+# make test        the tests, and the committed notebooks against their outputs
+PYTHON  ?= python3
+PROFILE ?= full
+BIN     := .venv/bin
+READY   := .venv/.ready
+# On Linux the CPU build of torch; where that index cannot be reached, pip goes on with what it has.
+TORCH   := $(if $(filter Linux,$(shell uname -s)),--extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 10)
+NBVAL   := $(BIN)/python -m pytest -p no:cacheprovider -q -n 2 --dist loadfile --nbval --nbval-current-env
+EMPTY   = SAFEALIGN_CACHE=$$(mktemp -d)
+
+.PHONY: reproduce test notebooks clean
+reproduce: $(READY)
+	$(BIN)/safealign reproduce --profile $(PROFILE)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(EMPTY) $(NBVAL) notebooks
+	$(EMPTY) $(NBVAL) notebooks
+	$(EMPTY) ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE $(NBVAL) notebooks/01_dpo_basics.ipynb
+
+# Regenerate the committed outputs, and the reference values that the tests compare with.
+notebooks: $(READY)
+	$(BIN)/safealign notebooks
+	$(BIN)/python tests/reference_values.py
+
+$(READY): requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $(READY)
+
+clean:
+	rm -rf .venv results build *.egg-info .pytest_cache
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,84 @@
+"""The project's frame: pinned sets that agree, top level, licence, sizes, no network."""
+
+import re
+import socket
+import subprocess
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from safealign_utils import pairs
+
+OWNERS = {"jupyterlab", "papermill", "torch", "transformers", "datasets", "accelerate", "matplotlib", "seaborn", "nbval"}
+
+
+def pins():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+def test_both_environments_hold_the_same_exact_set():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (with_pip,) = [d["pip"] for d in conda if isinstance(d, dict)]
+    assert sorted(with_pip) == sorted(pins())
+    assert all("==" in p for p in pins())
+    names = {re.split(r"[=\[ ;]", p)[0].lower() for p in pins()}
+    assert OWNERS <= names and "torch==2.13.0" in pins()
+    assert not [n for n in names if n.startswith(("nvidia", "cuda", "triton"))]
+
+
+def test_the_owners_packages_are_used():
+    text = "".join(p.read_text() for p in (ROOT / "safealign_utils").rglob("*.py")) + (ROOT / "Makefile").read_text()
+    for name in OWNERS - {"jupyterlab", "nbval"}:
+        assert re.search(rf"(import|from) {name}|\b{name}\.", text), name
+    assert "--nbval" in text
+
+
+def test_top_level_is_the_agreed_one():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not listed:
+        pytest.skip("no git checkout")
+    allowed = {"notebooks", "safealign_utils", "tests", "environment.yml", "requirements.txt", "README.md", "pyproject.toml",
+               "Makefile", "LICENSE", "CITATION.cff", ".ci", ".github", ".gitignore"}  # fmt: skip
+    assert {f.split("/")[0] for f in listed} <= allowed
+
+
+def test_the_package_stays_small():
+    for file in (ROOT / "safealign_utils").rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= 300, file.name
+
+
+def test_arrows_point_one_way():
+    """The science files know nothing of `runs`, and the world knows nobody but its own words."""
+    for file in (ROOT / "safealign_utils").glob("*.py"):
+        source = file.read_text()
+        assert "from .runs" not in source and "safealign_utils.runs" not in source, file.name
+        if file.name in ("world.py", "language.py", "optimum.py"):
+            assert set(re.findall(r"from \.(\w*)", source)) <= {"language"}, file.name
+
+
+def test_nothing_remote_is_asked_for_a_local_question(monkeypatch, tmp_path, world):
+    from safealign_utils.policy import check_model, load_policy, reference_policy
+
+    def refuse(*args, **options):
+        raise OSError("the network is not for this test")
+
+    policy = reference_policy(world, seed=0)[0]
+    policy.save(tmp_path / "model")
+    (tmp_path / "p.csv").write_text("prompt,chosen,rejected\na,b,c\n")
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert len(pairs.load_pairs(str(tmp_path / "p.csv"))) == 1
+    check_model(str(tmp_path / "model"))
+    loaded = load_policy(str(tmp_path / "model"))
+    assert loaded.hash == policy.hash
+
+
+def test_a_model_that_cannot_be_used_is_refused(tmp_path):
+    from safealign_utils.policy import check_model
+
+    with pytest.raises(ValueError, match="no such folder"):
+        check_model("./nothing/here")
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        check_model(str(tmp_path))

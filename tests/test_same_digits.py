@@ -1,0 +1,68 @@
+"""The same digits in another process, on another instruction set, with other thread counts.
+
+Each run starts from an empty cache and must find nothing there. The committed values were made by
+`make notebooks`. The longer forms run where SAFEALIGN_THOROUGH is set.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+REFERENCE = json.loads((ROOT / "tests" / "reference" / "01_dpo_basics.json").read_text())
+COMPATIBLE = {"MKL_CBWR": "COMPATIBLE"}
+THOROUGH = pytest.mark.skipif(not os.environ.get("SAFEALIGN_THOROUGH"), reason="SAFEALIGN_THOROUGH is not set: the short form runs")
+
+
+def metrics(tmp_path, name, *given, **environment):
+    """Metrics of notebook 01 in a process of its own, from an empty cache."""
+    cache = tmp_path / f"cache-{name}"
+    assert not cache.exists()
+    words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", "01_dpo_basics", "--out", str(tmp_path / name)]
+    words += [w for g in given for w in ("-p", g)]
+    done = subprocess.run(words, env={**os.environ, "SAFEALIGN_CACHE": str(cache), **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / name).glob("*/record.json")
+    return json.loads(record.read_text())
+
+
+def compare(values):
+    assert values.keys() == REFERENCE.keys()
+    worst = max(REFERENCE, key=lambda k: abs(values[k] - REFERENCE[k]))
+    assert abs(values[worst] - REFERENCE[worst]) <= 1e-9, f"{worst}: {values[worst]!r} against {REFERENCE[worst]!r}"
+
+
+def test_another_instruction_set_gives_the_committed_values(tmp_path):
+    record = metrics(tmp_path, "avx2", ATEN_CPU_CAPABILITY="avx2", **COMPATIBLE)
+    assert record["provenance"]["cpu"].split("; ")[1] in ("AVX2", "DEFAULT")
+    compare(record["metrics"])
+
+
+@THOROUGH
+def test_the_plainest_instruction_set_gives_the_committed_values(tmp_path):
+    compare(metrics(tmp_path, "default", ATEN_CPU_CAPABILITY="default", **COMPATIBLE)["metrics"])
+
+
+@THOROUGH
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_thread_counts_give_the_committed_values(tmp_path, threads):
+    record = metrics(tmp_path, "threads", SAFEALIGN_THREADS=threads, OMP_WAIT_POLICY="passive")
+    assert record["provenance"]["threads"] == int(threads)
+    compare(record["metrics"])
+
+
+def test_two_processes_agree_to_the_last_bit(tmp_path):
+    short = ("pairs=100", "steps=5", "betas=0.5", "pair_shares=1")
+    one, two = (metrics(tmp_path, name, *short) for name in ("one", "two"))
+    assert one["metrics"] == two["metrics"] and one["run_id"] == two["run_id"]
+    assert one["claims"] == two["claims"]
+
+
+def test_two_threads_short(tmp_path):
+    short = ("pairs=100", "steps=5", "betas=0.5", "pair_shares=1")
+    one = metrics(tmp_path, "one", *short, SAFEALIGN_THREADS="1")["metrics"]
+    two = metrics(tmp_path, "two", *short, SAFEALIGN_THREADS="2", OMP_WAIT_POLICY="passive")["metrics"]
+    assert max(abs(one[k] - two[k]) for k in one) <= 1e-9
