@@ -170,7 +170,9 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate
     steps, size = order.shape
     AcceleratorState._reset_state(reset_partial_state=False), GradientState._reset_state()
     accelerator = Accelerator(cpu=policy.device.type == "cpu", mixed_precision="bf16" if policy.bf16 else "no")
-    optimizer = torch.optim.AdamW(trained.model.parameters(), lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        trained.model.parameters(), lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, steps))
     module = accelerator.prepare_model(LogProbs(trained).train())
     optimizer = accelerator.prepare_optimizer(optimizer)

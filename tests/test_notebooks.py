@@ -60,7 +60,9 @@ def test_parameters_are_known_annotated_and_commented(path):
         assert type(default).__name__ == kind, f"{name}: the default is no {kind}"
     book = json.loads(path.read_text(encoding="utf-8"))
     tagged = next(c for c in book["cells"] if "parameters" in c["metadata"].get("tags", []))
-    assert all("  # " in line for line in "".join(tagged["source"]).splitlines()), "each parameter says its unit or range"
+    assert all("  # " in line for line in "".join(tagged["source"]).splitlines()), (
+        "each parameter says its unit or range"
+    )
     assert cell["profile"][1] == "small" and cell["out_dir"][1] == ""
 
 
@@ -84,8 +86,14 @@ def test_the_stations_are_there(path):
         (lambda code: code[1].update(execution_count=None), "execution counts"),
         (lambda code: code[1].update(execution_count=7), "execution counts"),
         (lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stderr", "text": "warn"}), "stderr"),
-        (lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "/home/me/x"}), "path"),
-        (lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "3.1it/s"}), "progress"),
+        (
+            lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "/home/me/x"}),
+            "path",
+        ),
+        (
+            lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "3.1it/s"}),
+            "progress",
+        ),
         (lambda code: code[1].update(source="plt.plot(x);"), "semicolon"),
         (lambda code: code[1].update(source="# NBVAL_SKIP\nx = 1"), "skip"),
         (lambda code: code[1].update(source="\n".join(f"x{i} = {i}" for i in range(41))), "too long"),

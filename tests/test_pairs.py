@@ -108,7 +108,11 @@ def test_split_by_column_and_by_prompt():
 
 
 def test_split_reports_both_orders_and_equal_responses():
-    rows = [PKU, PKU | {"response_0": PKU["response_1"], "response_1": PKU["response_0"]}, PKU | {"response_1": PKU["response_0"]}]
+    rows = [
+        PKU,
+        PKU | {"response_0": PKU["response_1"], "response_1": PKU["response_0"]},
+        PKU | {"response_1": PKU["response_0"]},
+    ]
     table = pd.DataFrame([r | {"source": "s", "split": "train"} for r in rows])
     train, _, report = pairs.split_pairs(table)
     assert report["repeated_pairs"] == 1 and report["equal_responses"] == 1 and len(train) == 2

@@ -10,7 +10,17 @@ from conftest import ROOT
 
 from safealign_utils import pairs
 
-OWNERS = {"jupyterlab", "papermill", "torch", "transformers", "datasets", "accelerate", "matplotlib", "seaborn", "nbval"}
+OWNERS = {
+    "jupyterlab",
+    "papermill",
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "matplotlib",
+    "seaborn",
+    "nbval",
+}
 
 
 def pins():

@@ -90,7 +90,9 @@ def test_refused_parameters(toy, capsys, given, words):
 def test_unknown_parameter_is_refused_where_papermill_only_warns(toy, tmp_path):
     import papermill
 
-    papermill.execute_notebook(str(toy), str(tmp_path / "o.ipynb"), parameters={"bta": 1}, kernel_name="python3", progress_bar=False)
+    papermill.execute_notebook(
+        str(toy), str(tmp_path / "o.ipynb"), parameters={"bta": 1}, kernel_name="python3", progress_bar=False
+    )
     with pytest.raises(Refusal, match="bta"):
         runner.prepare(toy, [("bta", "1")])
 
@@ -118,8 +120,15 @@ def test_parameters_of_a_file_are_typed(toy, tmp_path, capsys):
 
 def test_texts_of_p_follow_the_annotation(toy):
     cell = parameters.read_cell(toy)
-    values = parameters.collect(cell, [("learning_rate", "1e-3"), ("revision", "007"), ("betas", "0.5,1"), ("seed", "3")])
-    assert (values["learning_rate"], values["revision"], values["betas"], values["seed"]) == (1e-3, "007", [0.5, 1.0], 3)
+    values = parameters.collect(
+        cell, [("learning_rate", "1e-3"), ("revision", "007"), ("betas", "0.5,1"), ("seed", "3")]
+    )
+    assert (values["learning_rate"], values["revision"], values["betas"], values["seed"]) == (
+        1e-3,
+        "007",
+        [0.5, 1.0],
+        3,
+    )
 
 
 @pytest.mark.parametrize("tag, words", [("Parameters", "rename its tag 'Parameters'"), (None, "tag exactly one")])
@@ -160,7 +169,9 @@ def test_debug_shows_the_traceback(toy):
 
 
 def test_command_line_refuses_a_word_without_equals():
-    out = subprocess.run([sys.executable, "-m", "safealign_utils.runs.cli", "run", "x", "-p", "beta"], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-m", "safealign_utils.runs.cli", "run", "x", "-p", "beta"], capture_output=True, text=True
+    )
     assert out.returncode == 2 and "name=value" in out.stderr
 
 
@@ -240,7 +251,17 @@ def test_a_killed_run_leaves_no_complete_folder(tmp_path):
 
 
 def arguments(**changes):
-    whole = dict(notebook="n", run_id="", parameters={}, metrics={"a": 1.0}, timings={}, claims=[], tables=[], figures=[], provenance={})
+    whole = dict(
+        notebook="n",
+        run_id="",
+        parameters={},
+        metrics={"a": 1.0},
+        timings={},
+        claims=[],
+        tables=[],
+        figures=[],
+        provenance={},
+    )
     return {**whole, **changes}
 
 

@@ -14,7 +14,9 @@ from conftest import ROOT
 
 REFERENCE = json.loads((ROOT / "tests" / "reference" / "01_dpo_basics.json").read_text())
 COMPATIBLE = {"MKL_CBWR": "COMPATIBLE"}
-THOROUGH = pytest.mark.skipif(not os.environ.get("SAFEALIGN_THOROUGH"), reason="SAFEALIGN_THOROUGH is not set: the short form runs")
+THOROUGH = pytest.mark.skipif(
+    not os.environ.get("SAFEALIGN_THOROUGH"), reason="SAFEALIGN_THOROUGH is not set: the short form runs"
+)
 
 
 def metrics(tmp_path, name, *given, **environment):
@@ -23,7 +25,9 @@ def metrics(tmp_path, name, *given, **environment):
     assert not cache.exists()
     words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", "01_dpo_basics", "--out", str(tmp_path / name)]
     words += [w for g in given for w in ("-p", g)]
-    done = subprocess.run(words, env={**os.environ, "SAFEALIGN_CACHE": str(cache), **environment}, capture_output=True, text=True)
+    done = subprocess.run(
+        words, env={**os.environ, "SAFEALIGN_CACHE": str(cache), **environment}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / name).glob("*/record.json")
     return json.loads(record.read_text())

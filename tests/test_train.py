@@ -110,7 +110,9 @@ def test_not_finite_stops_and_leaves_the_last_good_state(tokens, reference, fres
         return (w * float("nan") if len(calls) == 7 else w), l, mass
 
     monkeypatch.setattr(train, "log_ratios", poisoned)
-    with pytest.raises(train.NotFinite, match=r"step 7 of 12, batch rows \[.*last good state is kept in .*state-00000006"):
+    with pytest.raises(
+        train.NotFinite, match=r"step 7 of 12, batch rows \[.*last good state is kept in .*state-00000006"
+    ):
         train.align(reference, tokens, **SETTING)
     assert not list(fresh_cache.glob("policy/*")), "a broken run is not stored"
     monkeypatch.setattr(train, "log_ratios", real)
