@@ -144,7 +144,7 @@ def frontier(curve, points, *, n):
 
 @styled
 def distance(table, *, x, xlabel, n):
-    """KL to the exact optimum against a quantity x, a line a method. Columns method, x, kl_opt, kl_opt_low, kl_opt_high."""
+    """KL to the exact optimum against a quantity x, a line a method. Columns method, x, kl_opt and its ends."""
     figure, ax = _axes()
     for method, rows in table.groupby("method", sort=False):
         ax.plot(rows[x], rows.kl_opt, "o-", ms=4, color=COLOURS[method], label=f"{NAMES[method]} (n = {n})")

@@ -103,7 +103,7 @@ class LogProbs(torch.nn.Module):
 
 
 def split(values, lengths_w, lengths_l):
-    """Spread values [K] of a packed batch of pairs over two padded tables [B, T_w] and [B, T_l], zeros behind the end."""
+    """Spread values [K] of a batch of pairs over two padded tables [B, T_w] and [B, T_l], zeros behind the end."""
     mask_w, mask_l = length_mask(lengths_w), length_mask(lengths_l)
     owner = np.repeat(np.tile([True, False], len(lengths_w)), np.stack([lengths_w, lengths_l], 1).ravel())
     owner = torch.from_numpy(owner).to(values.device)
@@ -161,7 +161,7 @@ def reference_logprobs(policy, tokens, *, batch_size=64):
 
     Computed once and kept on disk, per token, keyed by weights, tokens, dtype, readout and this code.
     """
-    code = cache.code_hash("logprobs.py", "grammar.py"), cache.library_versions()
+    code = cache.code_hash("logprobs.py", "grammar.py", "double.py"), cache.library_versions()
     key = cache.digest(policy.hash, tokens.hash, policy.readout, code)
     stored = cache.load("reference", key)
     if stored is None:

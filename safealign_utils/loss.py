@@ -53,6 +53,6 @@ def check_levers(p, margin, beta):
     if bool(both.any()):
         row = int(both.nonzero()[0])
         raise ValueError(
-            f"margin={margin[row].item():g} with p={p[row].item():g} on pair {row}: a margin needs a hard label (p 0 or 1), "
-            "with a soft one it would move the optimum"
+            f"margin={margin[row].item():g} with p={p[row].item():g} on pair {row}: a margin needs a hard label "
+            "(p 0 or 1), with a soft one it would move the optimum"
         )

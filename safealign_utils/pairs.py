@@ -81,7 +81,7 @@ def _checked(rows, path, name):
     """Validate rows and bring both layouts into one table."""
     out = []
     for place, row in rows:
-        bad = lambda column, reason: ValueError(f"data={path}, {place}, column {column!r}: {reason}")
+        bad = lambda column, reason, place=place: ValueError(f"data={path}, {place}, column {column!r}: {reason}")
         if not isinstance(row, dict):
             raise bad("prompt", "the row is not an object with named columns")
         if "chosen" in row and "response_0" not in row:

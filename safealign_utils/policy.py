@@ -108,7 +108,8 @@ def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=51
     """
     shape = {**WORLD_MODEL, **shape}
     config = LlamaConfig(
-        vocab_size=len(tokenizer), initializer_range=init_std, tie_word_embeddings=True, max_position_embeddings=max_positions,
+        vocab_size=len(tokenizer), initializer_range=init_std, tie_word_embeddings=True,
+        max_position_embeddings=max_positions,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
         attn_implementation="sdpa", **shape,
     )  # fmt: skip
@@ -175,7 +176,10 @@ def world_policy(world, *, seed):
 
 
 def reference_policy(world, *, seed):
-    """The SFT policy of a seed, float32: (policy, origin). Shipped for seeds 0 to 4 of the default world, else trained and cached."""
+    """The SFT policy of a seed, float32: (policy, origin).
+
+    Origin is "shipped" for seeds 0 to 4 of the default world, else "trained" (and then cached).
+    """
     policy = world_policy(world, seed=seed)
     file = SHIPPED / f"{world.size}_seed{seed}.safetensors"
     if file.is_file():

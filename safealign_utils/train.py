@@ -5,6 +5,7 @@ exactly (weights, optimiser, schedule, random states, position); a finished run 
 the same question is never trained twice. A loss that is not finite stops the run before the weights move.
 """
 
+import logging
 import math
 import shutil
 import sys
@@ -23,7 +24,8 @@ from .logprobs import LogProbs, length_mask, log_ratios, pack, reference_logprob
 from .loss import check_levers, preference_loss
 from .policy import Policy, seeded
 
-CODE = ("logprobs.py", "grammar.py", "loss.py", "train.py")
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # tied weights are saved once, by design
+CODE = ("logprobs.py", "grammar.py", "double.py", "loss.py", "train.py")
 CLIP = 1.0  # gradient norm
 BETAS = (0.9, 0.98)  # of AdamW: the runs are shorter than the memory of the usual 0.999
 WARM_UP = 0.1  # share of the steps

@@ -100,7 +100,8 @@ def _reproduce(args):
         folder, record, ran = runner.run(path, [("profile", args.profile)], out=out, name=path.stem)
         _report(record, folder, ran)
     print(
-        f"reproduced in {time.perf_counter() - started:.0f} s; records, tables and figures are in {Path(args.out) / args.profile}"
+        f"reproduced in {time.perf_counter() - started:.0f} s; "
+        f"records, tables and figures are in {Path(args.out) / args.profile}"
     )
     return 0
 

@@ -112,7 +112,8 @@ def read_cell(notebook):
         except ValueError:
             line = ast.get_source_segment(source, node)
             raise Refusal(
-                f"notebook={Path(notebook).name}: {line!r} in the parameters cell is not `name: type = literal`; derive values below it"
+                f"notebook={Path(notebook).name}: {line!r} in the parameters cell is not `name: type = literal`; "
+                "derive values below it"
             ) from None
     return out
 
@@ -208,7 +209,7 @@ def resolve(values):
     world = (out["model"] == "world", out["data"] == "world")
     if world == (True, False):
         raise Refusal(
-            f"model='world' with data={out['data']!r}: the world's model knows the world's words only; use model=scratch"
+            f"model='world' with data={out['data']!r}: the world's model knows only its own words; use model=scratch"
         )
     if not world[0] and out.get("labels") == "soft":
         raise Refusal("labels='soft': soft labels need the world's oracle; use labels=hard on real text")

@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 def run_id(notebook, settings, data="", model=""):
-    """Hash of the question: the notebook's cell sources, the resolved settings, data, model and the package's source."""
+    """Hash of the question: cell sources, resolved settings, content of data and model, source of the package."""
     cells = [
         (c["cell_type"], "".join(c["source"])) for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     ]

@@ -109,7 +109,7 @@ class Study:
     # ------------------------------------------------------------ what is done
 
     def train(self, setup, table, *, reference=None, **changes):
-        """Train from (and against) a setup's reference on a labelled table, with the study's settings unless changed."""
+        """Train from (and against) a setup's reference on a labelled table; `changes` go before the settings."""
         s, reference = self.settings, reference or setup.reference
         tokens = pairs.tokenize(table, reference, max_length=s.max_length)
         asked = dict(
@@ -181,7 +181,8 @@ class Study:
         self.claims.append(judged)
         between = "" if judged["low"] is None else f", 95 % interval {judged['low']:.4f} to {judged['high']:.4f}"
         print(
-            f"[claim] {words}: {judged['verdict'].replace('_', ' ')} ({judged['value']:.4f}{between}, n = {judged['n']})"
+            f"[claim] {words}: {judged['verdict'].replace('_', ' ')} "
+            f"({judged['value']:.4f}{between}, n = {judged['n']})"
         )
 
     def table(self, name, table, digits=4):
@@ -210,7 +211,8 @@ class Study:
         self.timings["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         setups = [self.setup(seed) for seed in self.seeds]
         records.write(
-            folder, notebook=self.notebook, run_id="", parameters={k: v for k, v in vars(self.settings).items() if k != "out_dir"},
+            folder, notebook=self.notebook, run_id="",
+            parameters={k: v for k, v in vars(self.settings).items() if k != "out_dir"},
             metrics=self.metrics, timings=self.timings, claims=self.claims,
             tables=[f"{name}.csv" for name in self.tables], figures=names,
             provenance=records.provenance(
