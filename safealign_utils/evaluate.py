@@ -138,7 +138,11 @@ def bag_of_words(train, test):
         first = (table.chosen == 0) == wanted
         return np.where(first, table.response_0, table.response_1)
 
-    vectors = TfidfVectorizer(sublinear_tf=True, min_df=2).fit([*train.response_0, *train.response_1])
+    if len(train) < 2:
+        return np.zeros(len(test))
+    vectors = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(train) > 50 else 1).fit(
+        [*train.response_0, *train.response_1]
+    )
     gap = lambda t: vectors.transform(responses(t, True)) - vectors.transform(responses(t, False))
     x = gap(train)
     sign = np.where(np.arange(x.shape[0]) % 2, 1.0, -1.0)

@@ -85,6 +85,9 @@ def align(
     allows next) is added. `token_lever(logratio_w, logratio_l, mask_w, mask_l, rows)` returns token masks;
     it is a frozen dataclass, so that its repr names it in the cache. `live_reference` computes the
     reference anew in every batch instead of reading it from the cache on disk.
+
+    Differs from the paper (arXiv 2305.18290, its authors' code): AdamW with cosine decay instead of RMSprop
+    with warm-up; responses end in the tokenizer's own end-of-sequence token; the leak penalty is ours.
     """
     check_levers(tokens.p, tokens.margin, beta)
     if leak_weight and reference.grammar is None:

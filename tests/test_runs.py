@@ -24,6 +24,7 @@ model: str = "world"
 revision: str = ""
 data: str = "world"
 label: str = "auto"
+device: str = "auto"
 betas: list = []
 out_dir: str = ""'''
 
@@ -80,6 +81,8 @@ def refusal(toy, capsys, *given, files=(), book=None):
         ("out_dir=here", ["out_dir", "--out"]),
         ("data=missing.jsonl", ["model='world'", "scratch"]),
         ("model=scratch", ["data='world'"]),
+        ("label=safer", ["label='safer'", "label=better"]),
+        ("device=tpu", ["auto, cpu, cuda"]),
     ],
 )
 def test_refused_parameters(toy, capsys, given, words):

@@ -59,7 +59,7 @@ RULES = {
     "data": Rule("str", bool, "world, a file, a hub id, or several as name=path,name=path"),
     "label": _one_of("auto", "better", "safer"),
     "max_length": Rule("int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True),
-    "device": Rule("str", lambda v: v in ("auto", "cpu", "cuda") or v.startswith("cuda:"), "auto, cpu, cuda or cuda:N"),
+    "device": _one_of("auto", "cpu", "cuda"),
     "out_dir": _ANY,
     "betas": _NUMBERS,
     "labels": _one_of("hard", "soft"),
@@ -69,9 +69,9 @@ RULES = {
 }
 
 PROFILES = {
-    "small": dict(seeds=1, dtype="float64", pairs=1500, steps=60, batch_size=32, learning_rate=2e-3, max_length=256,
+    "small": dict(seeds=1, dtype="float64", pairs=1500, steps=60, batch_size=32, learning_rate=3e-3, max_length=256,
                   betas=[0.5, 1.0], pair_shares=[0.25, 1.0], step_factors=[1.0]),
-    "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=2e-3, max_length=256,
+    "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=3e-3, max_length=256,
                  betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0]),
 }  # fmt: skip
 
@@ -215,6 +215,10 @@ def resolve(values):
         raise Refusal("labels='soft': soft labels need the world's oracle; use labels=hard on real text")
     if world == (False, True):
         raise Refusal(f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id")
+    if world[1] and out["label"] == "safer":
+        raise Refusal(
+            "label='safer' with data='world': the world's optimum here is that of the reward; use label=better"
+        )
     if out["seed"] + out["seeds"] > 2**31:
         raise Refusal(f"seeds={out['seeds']}: seed + seeds must stay below 2147483648")
     return out

@@ -45,6 +45,10 @@ def prepare(notebook, given=(), files=()):
         which = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the kit does not know"
         raise Refusal(f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py")
     settings = parameters.resolve(parameters.collect(cell, given, files))
+    if settings["device"] == "cuda":
+        from .study import pick_device
+
+        pick_device("cuda")
     data = model = ""
     if settings["data"] != "world":
         from .. import pairs
@@ -137,7 +141,11 @@ def _replace(partial, final):
     old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
     if final.exists():
         final.rename(old)
-    partial.rename(final)
+    try:
+        partial.rename(final)
+    except OSError:  # the same run, finished elsewhere in this moment: the same answer is already there
+        if records.read(final) is None:
+            raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -69,10 +69,7 @@ class Study:
 
     @property
     def device(self):
-        import torch
-
-        wanted = self.settings.device
-        return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+        return pick_device(self.settings.device)
 
     @cached_property
     def heldout(self):
@@ -84,7 +81,7 @@ class Study:
         reference = reference.to(self.settings.dtype, self.device)
         table = self.world.pairs(self.settings.pairs, seed=seed)
         test = self.world.pairs(HELD_OUT_PAIRS, seed=seed + 2**31, split="heldout")
-        table, test = (pairs.label(t, "safer" if self.settings.label == "safer" else "better") for t in (table, test))
+        table, test = (pairs.label(t, "better") for t in (table, test))
         return Setup(seed, reference, origin, table, test, evaluate.exact(reference, self.heldout), {})
 
     def _text_setup(self, seed):
@@ -221,6 +218,15 @@ class Study:
             ),
         )  # fmt: skip
         print("complete; record written")
+
+
+def pick_device(wanted):
+    """cpu or cuda; "auto" takes a GPU where there is one. Raises Refusal for a GPU that is not there."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise parameters.Refusal("device='cuda': no CUDA device is visible to torch; use device=auto or device=cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def summarise(rows, by, quantities):

@@ -25,7 +25,7 @@ def one(dtype):
     world = World()
     policy = reference_policy(world, seed=0)[0].to(dtype)
     tokens = pairs.tokenize(pairs.label(world.pairs(1500, seed=0)), policy)
-    setting = dict(beta=0.5, steps=60, batch_size=32, learning_rate=2e-3, seed=0, leak_weight=0.1)
+    setting = dict(beta=0.5, steps=60, batch_size=32, learning_rate=3e-3, seed=0, leak_weight=0.1)
     x = world.select("heldout")
     ref = evaluate.exact(policy, x)
     theta = evaluate.exact(train.align(policy, tokens, **setting).policy, x)
