@@ -1,0 +1,22 @@
+"""Notebook 01 end to end on real human preferences, in a short form (needs SAFEALIGN_DATA)."""
+
+import json
+
+from conftest import ROOT
+
+from safealign_utils.runs import runner
+
+
+def test_notebook_01_on_real_preferences(real_data, tmp_path):
+    given = [("data", str(real_data / "pku_saferlhf_pairs.jsonl")), ("label", "safer"), ("seeds", "1"), ("steps", "3")]
+    profile = ROOT / "notebooks" / "profiles" / "real_text.yaml"
+    folder, record, _ = runner.run("01_dpo_basics", [*given, ("pairs", "120")], [profile], out=tmp_path)
+    assert {"dpo.accuracy", "bag_of_words.accuracy"} <= set(record["metrics"])
+    assert 0.2 < record["metrics"]["dpo.accuracy"] < 0.9
+    assert "accuracy.png" in record["figures"] and "training.csv" in record["tables"]
+    assert not [name for name in record["metrics"] if "kl_opt" in name], "nothing exact is claimed on real text"
+    (claim,) = [c for c in record["claims"] if c["id"] == "dpo.beats_bag_of_words"]
+    assert claim["n"] > 100
+    book = json.loads((folder / "01_dpo_basics.ipynb").read_text())
+    outputs = [o for c in book["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
