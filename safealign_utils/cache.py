@@ -36,7 +36,7 @@ def _feed(h, part):
     if isinstance(part, np.ndarray) and part.dtype != object:
         h.update(f"array {part.dtype} {part.shape} ".encode() + np.ascontiguousarray(part).tobytes())
     elif isinstance(part, dict):
-        h.update(b"dict ")
+        h.update(f"dict {len(part)} ".encode())
         for key in sorted(part):
             _feed(h, str(key)), _feed(h, part[key])
     elif isinstance(part, (list, tuple, np.ndarray)):

@@ -112,18 +112,20 @@ def pair_margins(policy, reference, tokens):
     return total(theta) - total(ref)
 
 
-def accuracy(margins, *, against=None, level=0.95, draws=2000):
-    """(share of pairs ordered rightly, low, high): `margins` is one array [N] a seed; a tie counts half.
+def accuracy(margins, *, against=None, same_pairs=False, level=0.95, draws=2000):
+    """(share of pairs ordered rightly, low, high, n): `margins` is one array a seed; a tie counts half.
 
-    The interval is a bootstrap over pairs of the hits averaged over seeds. With `against` (margins of
-    another method) it is the difference of the two shares, paired.
+    The interval is a bootstrap over n pairs: those of all seeds together, or, where every seed has the
+    `same_pairs`, the hits averaged over seeds. With `against` (margins of another method) it is the
+    difference of the two shares, paired.
     """
-    hits = lambda tables: np.mean([np.where(m == 0, 0.5, np.asarray(m) > 0) for m in tables], axis=0)
+    join = (lambda hits: np.mean(hits, axis=0)) if same_pairs else np.concatenate
+    hits = lambda tables: join([np.where(m == 0, 0.5, np.asarray(m) > 0) for m in tables])
     hit = hits(margins) - (0.0 if against is None else hits(against))
     g = np.random.Generator(np.random.PCG64([0, 3]))
     means = hit[g.integers(len(hit), size=(draws, len(hit)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(hit.mean()), float(low), float(high)
+    return float(hit.mean()), float(low), float(high), len(hit)
 
 
 def bag_of_words(train, test):

@@ -4,6 +4,7 @@ Intervals are 95 % t-intervals over seeds where there are several; with one seed
 label says n = 1. PNG and SVG are byte-stable: no date, no version, a fixed hash salt.
 """
 
+import contextlib
 import functools
 import io
 
@@ -29,17 +30,26 @@ class Drawing(Figure):
 
     def _repr_png_(self):
         out = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
+        with _style():
             self.savefig(out, format="png", metadata={"Software": None})
         return out.getvalue()
 
 
+@contextlib.contextmanager
+def _style():
+    """The kit's style on matplotlib's own defaults, whatever the process has set."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**seaborn.axes_style("whitegrid"), "grid.color": "#e8e8e8", **STYLE})
+        yield
+
+
 def styled(draw):
-    """Draw within the kit's style, wherever the defaults of the process stand."""
+    """Draw within the kit's style."""
 
     @functools.wraps(draw)
     def inside(*args, **options):
-        with seaborn.axes_style("whitegrid", rc={"grid.color": "#e8e8e8"}), matplotlib.rc_context(STYLE):
+        with _style():
             return draw(*args, **options)
 
     return inside
@@ -55,7 +65,7 @@ def _axes(columns=1, rows=1, width=4.8, height=3.4):
 
 def save(figure, stem):
     """Write stem.png and stem.svg without date or version; returns both file names."""
-    with matplotlib.rc_context(STYLE):
+    with _style():
         figure.savefig(f"{stem}.png", metadata={"Software": None}, dpi=150)
         figure.savefig(f"{stem}.svg", metadata={"Date": None, "Creator": None})
     return [f"{stem.name}.png", f"{stem.name}.svg"]
@@ -99,7 +109,7 @@ def implicit_reward(reward, implicit, *, unsafe):
     ax.plot(ends, ends, color="#222222", lw=1, label="exact: slope 1")
     ax.set(
         xlabel="true reward r, centred per prompt",
-        ylabel="implicit reward (nats x beta)",
+        ylabel="implicit reward β log(π / π_ref)",
         title="What DPO has learned about r",
     )
     ax.legend(markerscale=3)
@@ -172,8 +182,8 @@ def distance(table, *, x, xlabel, n):
 
 
 @styled
-def accuracies(table, *, n_pairs):
-    """Held-out pair accuracy with bootstrap intervals. Columns method, accuracy, low, high."""
+def accuracies(table):
+    """Held-out pair accuracy with bootstrap intervals. Columns method, accuracy, low, high, n (pairs)."""
     figure, ax = _axes(height=0.7 + 0.5 * len(table))
     for y, row in enumerate(table.itertuples()):
         ax.errorbar(
@@ -186,7 +196,7 @@ def accuracies(table, *, n_pairs):
         )
     ax.axvline(0.5, color="#999999", lw=0.8, ls="--")
     ax.set(yticks=range(len(table)), yticklabels=[NAMES[m] for m in table.method], ylim=(-0.6, len(table) - 0.4))
-    ax.set(xlabel=f"accuracy on {n_pairs} held-out pairs (95 % bootstrap interval; dashed: chance)")
+    ax.set(xlabel=f"accuracy on {table.n.max():,} held-out pairs (95 % bootstrap interval; dashed: chance)")
     return figure
 
 
@@ -195,7 +205,7 @@ def world_map(reward, cost, behaviour, titles):
     """Reward against cost of every response, a panel an intent; area = probability under the behaviour."""
     figure, axes = _axes(columns=len(titles), width=3.6, height=3.4)
     for ax, r, c, b, title in zip(axes, reward, cost, behaviour, titles):
-        ax.scatter(c, r, s=2 + 2500 * b, c=np.where(c > 0, "#c4504b", "#3b6fb6"), alpha=0.35, linewidths=0)
+        ax.scatter(c, r, s=8 + 5000 * b, c=np.where(c > 0, "#c4504b", "#3b6fb6"), alpha=0.35, linewidths=0)
         ax.axvline(0, color="#666666", lw=0.8, ls="--")
         ax.set(xlabel="cost c (unsafe: c > 0)", title=title, xlim=(-2, 3.2), ylim=(-4, 4.2))
     axes[0].set(ylabel="reward r (helpfulness)")
@@ -211,5 +221,5 @@ def cost_frontier(rows, points):
         ax.plot(c, r, "o", ms=6, color=colour, label=name)
     ax.axvline(0, color="#666666", lw=0.8, ls="--")
     ax.set(xlabel="E[c]", ylabel="E[r]", title="What safety costs")
-    ax.legend()
+    ax.legend(loc="upper left")
     return figure

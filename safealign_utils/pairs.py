@@ -137,6 +137,10 @@ def split_pairs(table, *, heldout=0.15):
     else:
         test = table.prompt.map(lambda x: int(cache.digest(x)[:8], 16) / 16**8 < heldout)
     train, test = table[~test], table[test]
+    if train.empty or test.empty:
+        raise ValueError(
+            f"data: {len(train)} training and {len(test)} held-out pairs; both are needed, mark rows by `split`"
+        )
     shared = test.prompt.isin(set(train.prompt))
     keys = [tuple(sorted(y)) for y in zip(train.response_0, train.response_1)]
     twice = pd.Series(list(zip(train.prompt, keys))).duplicated().sum()

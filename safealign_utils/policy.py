@@ -7,6 +7,7 @@ set ends 1e-3 away, and every later number moves as much as between two seeds.
 
 import contextlib
 import copy
+import json
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +23,9 @@ from . import cache
 from .double import cast
 from .grammar import Grammar
 from .language import EOS
+from .logprobs import LogProbs, pack
 
+NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
 SHIPPED = Path(__file__).parent / "reference_policies"
 WORLD_MODEL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176)
 SFT = dict(steps=1600, batch_size=32, learning_rate=6e-3)
@@ -53,14 +56,16 @@ class Policy:
 
     @cached_property
     def hash(self):
-        """Content hash of the weights, dtype included."""
+        """Content hash of the weights, dtype included, and of the configuration that says how they are used."""
         weights = {k: v.cpu().numpy() for k, v in sorted(self.model.state_dict().items())}
-        return cache.digest(weights, self.model.config.model_type)
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in NOT_CONTENT}
+        return cache.digest(weights, json.dumps(config, sort_keys=True, default=str))
 
     @property
     def readout(self):
-        """How the weights are read, for cache keys."""
-        return [self.constrained, self.bf16]
+        """How and where the weights are read, for cache keys."""
+        world = self.grammar.world.fingerprint if self.grammar else ""
+        return [self.constrained, self.bf16, world, self.device.type]
 
     @property
     def device(self):
@@ -136,7 +141,29 @@ def load_policy(name, *, revision=""):
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
-    return Policy(model.eval(), tokenizer)
+    policy = Policy(model.eval(), tokenizer)
+    _check_readable(name, policy)
+    return policy
+
+
+def _check_readable(name, policy):
+    """Refuse an architecture whose log-probs the hot path would misread: logit scaling, soft caps, no plain masks."""
+    prompt, reply = np.array([5, 6, 7]), np.array([8, 9, 10])
+    kind = policy.model.config.model_type
+    try:
+        with torch.no_grad():
+            packed = LogProbs(policy).eval()(pack([prompt] * 2, [[reply, reply], [reply, reply]], pad_id=0))[0][:3]
+            plain = policy.model(torch.tensor([[*prompt, *reply]])).logits[0, 2:-1].float().log_softmax(-1)
+        error = float((plain[range(3), reply] - packed).abs().max())
+    except (TypeError, ValueError, RuntimeError, AttributeError) as reason:
+        raise ValueError(
+            f"model={name!r}: {kind} models take no packed rows ({reason}); use Llama, Qwen2, Mistral or GPT-2"
+        ) from reason
+    if not error < 1e-3:
+        raise ValueError(
+            f"model={name!r}: log-probs of {kind} models are misread by {error:.2g} nats; "
+            "use Llama, Qwen2, Mistral or GPT-2"
+        )
 
 
 def check_model(name, *, revision=""):

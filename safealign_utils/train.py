@@ -5,8 +5,10 @@ exactly (weights, optimiser, schedule, random states, position); a finished run 
 the same question is never trained twice. A loss that is not finite stops the run before the weights move.
 """
 
+import contextlib
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -69,9 +71,11 @@ def fine_tune(policy, prompts, responses, *, seed, steps, batch_size, learning_r
 
     setting = {"seed": seed, "learning_rate": learning_rate, **loop}
     key = (
-        cache.digest("sft", policy.hash, list(prompts), list(responses), order, setting, _code()) if use_cache else None
+        cache.digest("sft", policy.hash, policy.readout, list(prompts), list(responses), order, setting, _code())
+        if use_cache
+        else None
     )
-    return _train(policy, loss_of, order, key=key, name="SFT", **setting)
+    return _train(policy, loss_of, order, key=key, name="SFT", dropout=True, **setting)
 
 
 def align(
@@ -159,11 +163,12 @@ class _Progress:
         self.step, self.rows = state["step"], list(state["rows"])
 
 
-def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate=1, save_every=0):
+def _train(policy, loss_of, order, *, key, name, learning_rate, seed, dropout=False, accumulate=1, save_every=0):
     """Run the batches `order` [steps, B] with AdamW, linear warm-up and cosine decay to 0.
 
-    `loss_of(module, rows)` returns the loss summed over rows and sums of what is logged. A batch is worked
-    off in `accumulate` parts. The state is kept every `save_every` steps, or every 30 s where that is 0.
+    `dropout` leaves the network's own dropout on; preference training has it off, or it would not start at
+    the reference. `loss_of(module, rows)` returns the loss summed over rows and sums of what is logged. A
+    batch is worked off in `accumulate` parts. The state is kept every `save_every` steps, 0: every 30 s.
     """
     stored = cache.load("policy", key) if key else None
     trained = policy.copy()
@@ -173,20 +178,25 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, accumulate
         trained.model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()}, strict=False)
         return Trained(trained, log, True)
     steps, size = order.shape
-    AcceleratorState._reset_state(reset_partial_state=False), GradientState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True), GradientState._reset_state()
     accelerator = Accelerator(cpu=policy.device.type == "cpu", mixed_precision="bf16" if policy.bf16 else "no")
     optimizer = torch.optim.AdamW(
         trained.model.parameters(), lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, steps))
-    module = accelerator.prepare_model(LogProbs(trained).train())
+    module = accelerator.prepare_model(LogProbs(trained).train(dropout))
     optimizer = accelerator.prepare_optimizer(optimizer)
     progress = _Progress()
     accelerator.register_for_checkpointing(schedule, progress)
     place = cache.root() / "partial" / key if key else None
     with seeded(seed):
         if place and (found := sorted(place.glob("state-????????"))):
-            accelerator.load_state(str(found[-1]))
+            try:
+                accelerator.load_state(str(found[-1]))
+            except (OSError, RuntimeError, EOFError):  # damaged, or taken away by a process with the same task
+                shutil.rmtree(found[-1], ignore_errors=True)
+                again = dict(key=key, name=name, learning_rate=learning_rate, seed=seed, dropout=dropout)
+                return _train(policy, loss_of, order, **again, accumulate=accumulate, save_every=save_every)
         saved = time.monotonic()
         bar = tqdm(total=steps, initial=progress.step, desc=name, disable=not sys.stderr.isatty(), leave=False)
         for step in range(progress.step, steps):
@@ -227,17 +237,19 @@ def _rate(step, steps):
 
 
 def _keep(accelerator, place, progress):
-    """Write the state beside its place, rename it, drop older ones."""
+    """Write the state beside its place, rename it, drop older ones. Another process may do the same."""
     place.mkdir(parents=True, exist_ok=True)
-    final, beside = place / f"state-{progress.step:08d}", place / "state.partial"
+    mine = os.getpid() if accelerator.num_processes == 1 else "all"
+    final, beside = place / f"state-{progress.step:08d}", place / f"{mine}.partial"
     if not final.exists():
         shutil.rmtree(beside, ignore_errors=True)
         accelerator.save_state(str(beside))
         if accelerator.is_main_process:
-            beside.rename(final)
+            with contextlib.suppress(OSError):  # the other one was first, with the same state
+                beside.rename(final)
     for old in place.glob("state-????????"):
-        if old != final:
-            shutil.rmtree(old)
+        if old.name < final.name:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 

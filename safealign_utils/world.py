@@ -3,7 +3,7 @@
 Data card
 ---------
 *What it is.* Templated household advice. A prompt is category x noun x intent (benign, borderline,
-risky) x phrasing; a response is an opening (none, comply, two styles of refusal), one to three
+risky) x phrasing; a response is an opening (none, comply, two styles of refusal), up to three
 clauses (safe steps or hazardous shortcuts of the category, each in two wordings, fillers, a caution), a
 connector and a closing. `World("default")` has 72 prompts with 604 responses each, `World("large")` 144
 with 1,266.

@@ -17,7 +17,9 @@ def points(n):
     rows = [("dpo", b, 0.5 + b, 0.2 + b) for b in (0.5, 1.0)] + [("dpo_soft", 0.5, 1.4, 0.6)]
     table = pd.DataFrame(rows, columns=["method", "beta", "reward", "kl_ref"])
     wide = 0.1 if n > 1 else 0.0
-    return table.assign(**{f"{q}_{e}": table[q] + s * wide for q in ("reward", "kl_ref") for e, s in (("low", -1), ("high", 1))})
+    return table.assign(
+        **{f"{q}_{e}": table[q] + s * wide for q in ("reward", "kl_ref") for e, s in (("low", -1), ("high", 1))}
+    )
 
 
 def distances():
@@ -34,7 +36,7 @@ DRAW = {
     "frontier_one_seed": lambda: figures.frontier(np.array([[1, 0.5, 0.1], [0.5, 0.9, 0.4]]), points(1), n=1),
     "distance": lambda: figures.distance(distances(), x="pairs", xlabel="training pairs", n=3),
     "accuracies": lambda: figures.accuracies(
-        pd.DataFrame([("dpo", 0.6, 0.5, 0.7)], columns=["method", "accuracy", "low", "high"]), n_pairs=10
+        pd.DataFrame([("dpo", 0.6, 0.5, 0.7, 10)], columns=["method", "accuracy", "low", "high", "n"])
     ),
     "world": lambda: figures.world_map(*np.ones((3, 2, 4)), ["a", "b"]),
     "cost": lambda: figures.cost_frontier(np.ones((3, 4)), {"here": (0.0, 1.0, "#222222")}),
@@ -54,9 +56,9 @@ def test_figures_return_and_save(name, tmp_path):
 def test_bytes_do_not_depend_on_the_process(tmp_path):
     first = DRAW["frontier"]()
     one = figures.save(first, tmp_path / "one")
-    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
-        pass
-    two = figures.save(DRAW["frontier"](), tmp_path / "two")
+    with matplotlib.rc_context({"font.size": 20, "axes.grid.axis": "x", "lines.linewidth": 9, "svg.hashsalt": "other"}):
+        matplotlib.rcParams["axes.titlesize"] = 30
+        two = figures.save(DRAW["frontier"](), tmp_path / "two")
     for a, b in zip(one, two):
         assert (tmp_path / a).read_bytes() == (tmp_path / b).read_bytes()
 

@@ -221,3 +221,34 @@ def test_soft_labels():
     table = pairs.soft_label(pd.DataFrame({"x": [0, 1, 2]}), [1.0, 0.0, 2.0], [0.0, 1.0, 2.0])
     assert table.chosen.tolist() == [0, 1, 0]
     assert table.p.tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 2 + [0.5], abs=1e-9)
+
+
+def test_policy_hash_sees_how_the_weights_are_used(reference):
+    other = reference.copy()
+    other.model.config.num_attention_heads = 8
+    assert other.hash != reference.hash and reference.copy().hash == reference.hash
+
+
+@pytest.mark.parametrize("kind", ["granite", "gpt2", "llama"])
+def test_architectures_that_would_be_misread_are_refused(tmp_path, kind):
+    import transformers as t
+
+    from safealign_utils.policy import load_policy
+
+    shape = dict(vocab_size=33, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = {
+            "granite": lambda: t.GraniteForCausalLM(
+                t.GraniteConfig(logits_scaling=4.0, initializer_range=0.5, **shape)
+            ),
+            "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=33, n_embd=32, n_layer=1, n_head=4)),
+            "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**shape)),
+        }[kind]()
+    model.save_pretrained(tmp_path)
+    llama().tokenizer.save_pretrained(tmp_path)
+    if kind == "granite":
+        with pytest.raises(ValueError, match="granite models are misread"):
+            load_policy(str(tmp_path))
+    else:
+        assert load_policy(str(tmp_path)).model.config.model_type == kind

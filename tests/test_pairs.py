@@ -113,7 +113,8 @@ def test_split_reports_both_orders_and_equal_responses():
         PKU | {"response_0": PKU["response_1"], "response_1": PKU["response_0"]},
         PKU | {"response_1": PKU["response_0"]},
     ]
-    table = pd.DataFrame([r | {"source": "s", "split": "train"} for r in rows])
+    rows += [PKU | {"prompt": "another", "split": "test"}]
+    table = pd.DataFrame([{"source": "s", "split": "train"} | r for r in rows])
     train, _, report = pairs.split_pairs(table)
     assert report["repeated_pairs"] == 1 and report["equal_responses"] == 1 and len(train) == 2
 
@@ -137,10 +138,12 @@ def test_exact_ids_of_one_row():
 
 
 def test_accuracy_and_its_interval():
-    share, low, high = evaluate.accuracy([np.array([1.0, -1.0, 0.0, 2.0])])
-    assert share == 0.625 and low < share < high
-    gain, low, high = evaluate.accuracy([np.array([1.0, -1.0])], against=[np.array([1.0, -1.0])])
+    share, low, high, n = evaluate.accuracy([np.array([1.0, -1.0, 0.0, 2.0])])
+    assert share == 0.625 and low < share < high and n == 4
+    gain, low, high, _ = evaluate.accuracy([np.array([1.0, -1.0])], against=[np.array([1.0, -1.0])])
     assert (gain, low, high) == (0.0, 0.0, 0.0)
+    two = [np.array([1.0, -1.0]), np.array([1.0, 1.0])]
+    assert evaluate.accuracy(two)[::3] == (0.75, 4) and evaluate.accuracy(two, same_pairs=True)[::3] == (0.75, 2)
 
 
 def test_bag_of_words_learns_a_word():
@@ -149,7 +152,7 @@ def test_bag_of_words_learns_a_word():
     rows = [PKU | {"prompt": str(i), "response_0": " ".join(g.choice(words, 5)) + " please", "response_1": " ".join(g.choice(words, 5))}
             for i in range(80)]  # fmt: skip
     table = pairs.label(pd.DataFrame(rows).sample(frac=1, random_state=0), "safer")
-    share, low, high = evaluate.accuracy([evaluate.bag_of_words(table[:60], table[60:])])
+    share, *_ = evaluate.accuracy([evaluate.bag_of_words(table[:60], table[60:])])
     assert share == 1.0
 
 

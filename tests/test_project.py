@@ -92,3 +92,10 @@ def test_a_model_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="cannot be loaded"):
         check_model(str(tmp_path))
+
+
+def test_the_readme_has_no_gaps_and_no_dead_links():
+    text = (ROOT / "README.md").read_text()
+    assert not re.findall(r"@[A-Z0-9]+@", text)
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("http") or (ROOT / link).exists(), link

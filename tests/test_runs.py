@@ -44,6 +44,12 @@ def notebook(path, *cells, tag="parameters"):
     return path
 
 
+def rows(word=""):
+    """Pairs to train on and pairs held out, in the PKU columns, as the text of a file."""
+    row = {"response_0": "b", "response_1": "c", "better_response_id": 1}
+    return "".join(json.dumps(row | {"prompt": word + s, "split": s}) + "\n" for s in ("train", "test"))
+
+
 @pytest.fixture
 def toy(tmp_path):
     return notebook(tmp_path / "toy.ipynb", CELL, BODY)
@@ -158,8 +164,7 @@ def test_bad_data_and_model_are_refused_before_a_kernel(toy, tmp_path, capsys):
     file.write_text('{"prompt": "a", "response_0": "b"}\n')
     err = refusal(toy, capsys, "model=scratch", f"data={file}")
     assert "line 1" in err and "response_1" in err
-    row = {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1}
-    file.write_text(json.dumps(row) + "\n")
+    file.write_text(rows())
     assert "label='safer'" in refusal(toy, capsys, "model=scratch", f"data={file}", "label=safer")
     (tmp_path / "model").mkdir()
     assert ".safetensors" in refusal(toy, capsys, f"model={tmp_path / 'model'}", f"data={file}")
@@ -208,10 +213,9 @@ def test_run_id_follows_the_question(toy, tmp_path):
 
 
 def test_run_id_holds_the_content_of_data(toy, tmp_path):
-    row = {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1}
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    one.write_text(json.dumps(row) + "\n")
-    two.write_text(json.dumps(row | {"prompt": "z"}) + "\n")
+    one.write_text(rows())
+    two.write_text(rows("other "))
     ids = [runner.prepare(toy, [("model", "scratch"), ("data", str(f))])[2] for f in (one, two)]
     two.write_text(one.read_text())
     assert ids[0] != ids[1] and records.content(str(one)) != records.content(str(two))
@@ -302,11 +306,61 @@ def test_profiles_fill_what_is_left_open(toy):
 
 
 def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
-    """The committed notebooks run from anywhere; a bad value stops them at the validation cell."""
+    """The committed notebooks run from anywhere and write nothing; a bad value stops them at the validation cell."""
     import papermill
 
     monkeypatch.chdir(tmp_path)
+    book = str(ROOT / "notebooks" / "01_dpo_basics.ipynb")
+    tiny = {"pairs": 40, "steps": 2, "betas": [0.5], "pair_shares": [1.0]}
+    papermill.execute_notebook(book, "out.ipynb", parameters=tiny, progress_bar=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.ipynb"]
     with pytest.raises(papermill.PapermillExecutionError, match="beta=-1"):
-        papermill.execute_notebook(
-            str(ROOT / "notebooks" / "01_dpo_basics.ipynb"), "out.ipynb", parameters={"beta": -1.0}, progress_bar=False
-        )
+        papermill.execute_notebook(book, "bad.ipynb", parameters={"beta": -1.0}, progress_bar=False)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("pairs=1", "steps=1", "batch_size=64", "betas=0.5"),
+        ("beta=0.1", "betas=0.1,0.1", "pairs=30", "steps=2", "pair_shares=0.999,1", "step_factors=1,0.1"),
+        ("beta=1", "labels=soft", "seed=4", "pairs=30", "steps=2", "betas=2", "dtype=bfloat16", "leak_weight=0"),
+    ],
+)
+def test_unusual_but_legal_values_end_in_a_record(tmp_path, given):
+    record = runner.run("01_dpo_basics", [tuple(g.split("=")) for g in given], out=tmp_path)[1]
+    assert (
+        record["status"] == "complete" and "dpo.kl_opt" in record["metrics"] and "dpo_soft.kl_opt" in record["metrics"]
+    )
+
+
+def test_the_world_notebook_refuses_real_text(tmp_path, capsys):
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(30)))
+    assert cli.main(["run", "00_the_world", "-p", "model=scratch", "-p", f"data={file}"]) == 2
+    assert "data=world" in capsys.readouterr().err
+
+
+def test_data_without_held_out_pairs_is_refused(toy, tmp_path, capsys):
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"prompt": "x", "chosen": "a", "rejected": "b", "split": "train"}) + "\n")
+    assert "held-out" in refusal(toy, capsys, "model=scratch", f"data={file}")
+
+
+def test_broken_files_are_refusals_too(toy, tmp_path, capsys):
+    (tmp_path / "latin.yaml").write_bytes(b"beta: \xe9\xff")
+    assert "cannot be read" in refusal(toy, capsys, files=[tmp_path / "latin.yaml"])
+    assert "no Python" in refusal(toy, capsys, book=notebook(tmp_path / "bad.ipynb", "profile: str = ", BODY))
+
+
+def test_run_id_holds_libraries_and_shipped_policies(toy, monkeypatch):
+    from safealign_utils import cache
+
+    before = runner.prepare(toy)[2]
+    monkeypatch.setattr(cache, "library_versions", lambda: {"torch": "0"})
+    assert runner.prepare(toy)[2] != before
+
+
+def test_a_claim_needs_values():
+    for values in ([], [float("nan")]):
+        with pytest.raises(ValueError, match="one finite value a seed"):
+            claims.judge("x", values, above=0.0)

@@ -101,6 +101,44 @@ def test_resume_with_dropout_is_bitwise(fresh_cache, monkeypatch, world):
     assert straight.log.loss.nunique() == 8
 
 
+def test_preference_training_has_dropout_off(reference, tokens):
+    """A network with dropout in its configuration still starts at the reference: ln 2."""
+    import dataclasses
+
+    import transformers
+
+    from safealign_utils import pairs
+    from safealign_utils.policy import Policy
+
+    config = transformers.GPT2Config(vocab_size=len(reference.tokenizer), n_embd=32, n_layer=1, n_head=2)
+    policy = Policy(transformers.GPT2LMHeadModel(config).double().eval(), reference.tokenizer)
+    plain = dataclasses.replace(tokens, states_w=None, states_l=None)
+    assert isinstance(plain, pairs.TokenPairs)
+    run = train.align(policy, plain, use_cache=False, **SETTING | {"steps": 2})
+    assert abs(run.log.loss[0] - math.log(2)) < 1e-9
+
+
+def test_a_damaged_state_starts_over(tokens, reference, fresh_cache, monkeypatch):
+    real, calls = train.log_ratios, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 8:
+            raise Stop
+        return real(*args)
+
+    monkeypatch.setattr(train, "log_ratios", interrupted)
+    with pytest.raises(Stop):
+        train.align(reference, tokens, save_every=5, **SETTING)
+    monkeypatch.setattr(train, "log_ratios", real)
+    (state,) = fresh_cache.glob("partial/*/state-*")
+    (state / "optimizer.bin").write_bytes(b"")
+    again = train.align(reference, tokens, save_every=5, **SETTING)
+    assert torch.equal(
+        weights(again.policy), weights(train.align(reference, tokens, use_cache=False, **SETTING).policy)
+    )
+
+
 def test_not_finite_stops_and_leaves_the_last_good_state(tokens, reference, fresh_cache, monkeypatch):
     real, calls = train.log_ratios, []
 

@@ -18,13 +18,15 @@ def interval(values, level=0.95):
     return mean, mean - half, mean + half
 
 
-def judge(id, values, *, above=None, below=None, interval_of=interval):
+def judge(id, values, *, above=None, below=None):
     """The verdict that values lie above (or below) a threshold: holds, does_not_hold or undecided.
 
     `values`: one per seed; give exactly one of `above`, `below`. It holds where the whole interval lies on
     that side, does not hold where the whole interval lies on the other.
     """
-    mean, low, high = interval_of(values)
+    if len(values) == 0 or not np.isfinite(np.asarray(values, dtype=float)).all():
+        raise ValueError(f"claim {id}: judged on {list(values)}; one finite value a seed is needed")
+    mean, low, high = interval(values)
     return verdict(id, mean, low, high, len(values), above=above, below=below)
 
 

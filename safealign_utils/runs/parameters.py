@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+WORLD_ONLY = ("00_the_world",)  # notebooks that have nothing to say about real text
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
 
 
@@ -99,7 +100,13 @@ def read_cell(notebook):
         fix = f"rename its tag {near[0]!r} to 'parameters'" if near else "tag exactly one cell 'parameters'"
         raise Refusal(f"notebook={Path(notebook).name}: {len(found)} cells are tagged 'parameters'; {fix}")
     source, out = "".join(found[0]["source"]), {}
-    for node in ast.parse(source).body:
+    try:
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        raise Refusal(
+            f"notebook={Path(notebook).name}: the parameters cell is no Python ({error.msg}, line {error.lineno})"
+        ) from None
+    for node in body:
         plain = (
             isinstance(node, ast.AnnAssign)
             and isinstance(node.target, ast.Name)
@@ -127,7 +134,7 @@ def collect(cell, given, files=()):
     for file in files:
         try:
             loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise Refusal(
                 f"-f {file}: cannot be read ({str(error).splitlines()[0]}); give a YAML file of name: value"
             ) from None

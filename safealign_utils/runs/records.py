@@ -31,7 +31,9 @@ def run_id(notebook, settings, data="", model=""):
         (c["cell_type"], "".join(c["source"])) for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     ]
     asked = {k: v for k, v in settings.items() if k not in ("out_dir", "data", "model")}
-    return cache.digest(cells, asked, data or settings["data"], model or settings["model"], cache.code_hash())
+    shipped = [(f.name, f.read_bytes()) for f in sorted((cache.PACKAGE / "reference_policies").glob("*.safetensors"))]
+    code = cache.code_hash(), cache.library_versions(), cache.digest(shipped)
+    return cache.digest(cells, asked, data or settings["data"], model or settings["model"], code)
 
 
 def content(name):

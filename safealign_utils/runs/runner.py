@@ -45,6 +45,10 @@ def prepare(notebook, given=(), files=()):
         which = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the kit does not know"
         raise Refusal(f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py")
     settings = parameters.resolve(parameters.collect(cell, given, files))
+    if path.stem in parameters.WORLD_ONLY and settings["data"] != "world":
+        raise Refusal(
+            f"data={settings['data']!r}: {path.stem} is about the made world; use data=world, or 01_dpo_basics"
+        )
     if settings["device"] == "cuda":
         from .study import pick_device
 
@@ -54,7 +58,8 @@ def prepare(notebook, given=(), files=()):
         from .. import pairs
 
         try:
-            pairs.label(pairs.load_pairs(settings["data"], revision=settings["revision"]), settings["label"])
+            rows = pairs.label(pairs.load_pairs(settings["data"], revision=settings["revision"]), settings["label"])
+            pairs.split_pairs(rows)
         except ValueError as error:
             raise Refusal(str(error)) from None
         data = records.content(settings["data"])
@@ -78,7 +83,7 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None):
     path, settings, id = prepare(notebook, given, files)
     final = Path(out).resolve() / (name or id)
     record = records.read(final)
-    if record and record["run_id"] == id and record["notebook"] == path.stem:
+    if record and record["run_id"] == id:
         return final, record, False
     partial = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir(parents=True)
@@ -139,7 +144,7 @@ def _complete(partial, id):
 def _replace(partial, final):
     """Put the finished folder in its place. An older one is moved aside first, and removed after."""
     old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
-    if final.exists():
+    with contextlib.suppress(FileNotFoundError):
         final.rename(old)
     try:
         partial.rename(final)

@@ -56,6 +56,9 @@ class Study:
         print(f"{'notebook':<11}{notebook} (profile {s.profile})")
         print(f"{'seeds':<11}{', '.join(map(str, self.seeds))}; {s.dtype}")
         print(f"{'data':<11}{kind}, hash {pairs.data_hash(first.train)}")
+        for name, count in first.report.items():
+            self.metrics[f"data.{name}"] = count
+            print(f"{'':<11}{name.replace('_', ' ')}: {count:,}")
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
 
     # ------------------------------------------------------------ what is given
@@ -86,13 +89,12 @@ class Study:
 
     def _text_setup(self, seed):
         s = self.settings
-        rows = pairs.label(pairs.load_pairs(s.data, revision=s.revision), s.label)
+        loaded = pairs.load_pairs(s.data, revision=s.revision)
+        rows = pairs.label(loaded, s.label)
         table, test, report = pairs.split_pairs(rows)
-        if table.empty or test.empty:
-            raise parameters.Refusal(
-                f"data={s.data!r}: {len(table)} training and {len(test)} held-out pairs; both are needed"
-            )
-        table = table.iloc[: s.pairs] if s.pairs else table
+        report = {"rows": len(loaded), "rows_without_label": len(loaded) - len(rows), **report}
+        report["training_pairs_not_used"] = max(0, len(table) - s.pairs)
+        table = table.iloc[: s.pairs]
         if s.model == "scratch":
             texts = [*table.prompt.map(pairs.format_prompt), *table.response_0, *table.response_1]
             chosen = np.where(table.chosen == 0, table.response_0, table.response_1)

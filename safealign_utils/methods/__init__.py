@@ -1,1 +1,0 @@
-"""One file per paper; each method sets levers of the one loss."""
