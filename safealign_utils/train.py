@@ -70,11 +70,8 @@ def fine_tune(policy, prompts, responses, *, seed, steps, batch_size, learning_r
         return -logp.sum(), {"loss": -logp.sum().item()}
 
     setting = {"seed": seed, "learning_rate": learning_rate, **loop}
-    key = (
-        cache.digest("sft", policy.hash, policy.readout, list(prompts), list(responses), order, setting, _code())
-        if use_cache
-        else None
-    )
+    parts = (policy.hash, policy.readout, list(prompts), list(responses), order)
+    key = cache.digest("sft", *parts, setting, _code()) if use_cache else None
     return _train(policy, loss_of, order, key=key, name="SFT", dropout=True, **setting)
 
 
@@ -113,32 +110,14 @@ def align(
             penalty = -log_allowed.sum() / 2  # two responses a pair
             total, leak = total + leak_weight * penalty, penalty.item()
         correct = (out.h_w > out.h_l).double().sum().item()
-        stats = {
-            "loss": out.loss.sum().item(),
-            "chosen": out.h_w.sum().item(),
-            "rejected": out.h_l.sum().item(),
-        }
-        return total, stats | {"z": out.z.sum().item(), "accuracy": correct, "leak_penalty": leak}
+        sums = {"loss": out.loss, "chosen": out.h_w, "rejected": out.h_l, "z": out.z}
+        stats = {name: values.sum().item() for name, values in sums.items()}
+        return total, stats | {"accuracy": correct, "leak_penalty": leak}
 
-    setting = dict(
-        beta=beta,
-        seed=seed,
-        learning_rate=learning_rate,
-        leak_weight=leak_weight,
-        lever=repr(token_lever),
-        **loop,
-    )
-    parts = (
-        reference.hash,
-        start.hash,
-        start.readout,
-        reference.readout,
-        tokens.hash,
-        tokens.p,
-        tokens.margin,
-        order,
-        live_reference,
-    )
+    setting = dict(beta=beta, seed=seed, learning_rate=learning_rate, leak_weight=leak_weight, **loop)
+    policies = (reference.hash, reference.readout, start.hash, start.readout)
+    levers = (tokens.hash, tokens.p, tokens.margin, repr(token_lever))
+    parts = (*policies, *levers, order, live_reference)
     key = cache.digest("align", *parts, setting, _code()) if use_cache else None
     return _train(start, loss_of, order, key=key, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
 

@@ -47,8 +47,8 @@ class Stop(Exception):
     pass
 
 
-def test_resume_is_bitwise(tokens, reference, fresh_cache, monkeypatch):
-    straight = train.align(reference, tokens, use_cache=False, **SETTING)
+def interrupt(reference, tokens, monkeypatch):
+    """Break a run off in its 8th step, after its state was kept at step 5; returns what was patched."""
     real, calls = train.log_ratios, []
 
     def interrupted(*args):
@@ -60,8 +60,14 @@ def test_resume_is_bitwise(tokens, reference, fresh_cache, monkeypatch):
     monkeypatch.setattr(train, "log_ratios", interrupted)
     with pytest.raises(Stop):
         train.align(reference, tokens, save_every=5, **SETTING)
+    monkeypatch.setattr(train, "log_ratios", real)
+    return real
+
+
+def test_resume_is_bitwise(tokens, reference, fresh_cache, monkeypatch):
+    straight = train.align(reference, tokens, use_cache=False, **SETTING)
+    real, calls = interrupt(reference, tokens, monkeypatch), []
     monkeypatch.setattr(train, "log_ratios", lambda *args: (calls.append(1), real(*args))[1])
-    calls.clear()
     resumed = train.align(reference, tokens, save_every=5, **SETTING)
     assert len(calls) == SETTING["steps"] - 5, "it went on from the kept state, not from the start"
     assert torch.equal(weights(straight.policy), weights(resumed.policy))
@@ -119,18 +125,7 @@ def test_preference_training_has_dropout_off(reference, tokens):
 
 
 def test_a_damaged_state_starts_over(tokens, reference, fresh_cache, monkeypatch):
-    real, calls = train.log_ratios, []
-
-    def interrupted(*args):
-        calls.append(1)
-        if len(calls) == 8:
-            raise Stop
-        return real(*args)
-
-    monkeypatch.setattr(train, "log_ratios", interrupted)
-    with pytest.raises(Stop):
-        train.align(reference, tokens, save_every=5, **SETTING)
-    monkeypatch.setattr(train, "log_ratios", real)
+    interrupt(reference, tokens, monkeypatch)
     (state,) = fresh_cache.glob("partial/*/state-*")
     (state / "optimizer.bin").write_bytes(b"")
     again = train.align(reference, tokens, save_every=5, **SETTING)
