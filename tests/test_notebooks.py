@@ -58,6 +58,9 @@ def test_parameters_are_known_annotated_and_commented(path):
     for name, (kind, default) in cell.items():
         assert parameters.RULES[name].type == kind, name
         assert type(default).__name__ == kind, f"{name}: the default is no {kind}"
+    import papermill
+
+    assert set(papermill.inspect_notebook(str(path))) == set(cell), "papermill itself reads every parameter"
     book = json.loads(path.read_text(encoding="utf-8"))
     tagged = next(c for c in book["cells"] if "parameters" in c["metadata"].get("tags", []))
     assert all("  # " in line for line in "".join(tagged["source"]).splitlines()), (
