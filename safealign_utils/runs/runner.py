@@ -166,7 +166,12 @@ def regenerate(path):
     book = nbformat.read(path, as_version=4)
     with _quiet():
         NotebookClient(
-            book, kernel_name="python3", timeout=None, **KERNEL, resources={"metadata": {"path": str(path.parent)}}
+            book,
+            kernel_name="python3",
+            timeout=None,
+            coalesce_streams=True,
+            **KERNEL,
+            resources={"metadata": {"path": str(path.parent)}},
         ).execute()
     book.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
