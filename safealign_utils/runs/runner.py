@@ -103,11 +103,10 @@ def _execute(path, settings, partial, final):
     logging.getLogger("papermill").setLevel(logging.ERROR)
     target = partial / path.name
     failed = final.parent / f"{final.name}.failed.ipynb"
-    known = {k: v for k, v in settings.items() if k in parameters.read_cell(path)}
     try:
         with _quiet():
             papermill.execute_notebook(
-                str(path), str(target), parameters=known, kernel_name="python3", progress_bar=False, **KERNEL
+                str(path), str(target), parameters=settings, kernel_name="python3", progress_bar=False, **KERNEL
             )
     except papermill.PapermillExecutionError as error:
         os.replace(target, failed)
