@@ -6,6 +6,7 @@ read with a softmax over the allowed tokens only, and packs all responses of a p
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -80,6 +81,37 @@ class Grammar:
     def states(self, category, parent_node):
         """State numbers of prefixes that end in `parent_node` (-1: nothing said yet)."""
         return category * (len(self.parent) + 1) + parent_node + 1
+
+    @cached_property
+    def _steps(self):
+        """Every (state, token) that the grammar knows, as sorted numbers, with the node it leads to."""
+        C = len(self.tokens)
+        keys = self.states(np.arange(C)[:, None], self.parent[None]) * self.vocabulary + self.tokens
+        order = np.argsort(keys, axis=None)
+        return keys.ravel()[order], np.tile(np.arange(len(self.parent)), C)[order]
+
+    def next_state(self, state, token):
+        """The states [N] after one more token each; a token of -1 stays where it is.
+
+        Raises ValueError where the grammar does not allow the token.
+        """
+        keys, nodes = self._steps
+        at = np.searchsorted(keys, state * self.vocabulary + token).clip(max=len(keys) - 1)
+        moves = token >= 0
+        if not (keys[at] == state * self.vocabulary + token)[moves].all():
+            raise ValueError("token: the grammar does not allow it here")
+        category = state // (len(self.parent) + 1)
+        return np.where(moves, self.states(category, nodes[at]), state)
+
+    @cached_property
+    def _numbers(self):
+        """Response number of every token sequence, a dictionary a category."""
+        ids = lambda c, y: self.tokens[c, self.paths[y, : self.length[y]]].tobytes()
+        return [{ids(c, y): y for y in range(len(self.paths))} for c in range(len(self.tokens))]
+
+    def number(self, prompt_id, tokens):
+        """The number of a response given as token ids with their end; raises KeyError for an unknown one."""
+        return self._numbers[self.category[prompt_id]][np.asarray(tokens, dtype=np.int64).tobytes()]
 
     @property
     def branching(self):

@@ -66,6 +66,15 @@ def pack(prompts, responses, *, pad_id, allowed=None, padding="right"):
     return Packed(ids, positions, mask[:, None], source, target, allowed)
 
 
+def hidden_states(model, batch):
+    """Last hidden states [K, D] at the places of a `Packed` batch from which its tokens are predicted."""
+    dtype = next(model.parameters()).dtype
+    bias = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.ids.device)
+    bias.masked_fill_(~batch.mask, torch.finfo(dtype).min)
+    out = model.base_model(input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False)
+    return out.last_hidden_state.flatten(0, 1)[batch.source]
+
+
 class LogProbs(torch.nn.Module):
     """A policy's network that answers a `Packed` batch with log-probs [K], in float32 or better.
 
@@ -83,13 +92,7 @@ class LogProbs(torch.nn.Module):
             return self._logprobs(batch)
 
     def _logprobs(self, batch):
-        dtype = next(self.model.parameters()).dtype
-        bias = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.ids.device)
-        bias.masked_fill_(~batch.mask, torch.finfo(dtype).min)
-        out = self.model.base_model(
-            input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False
-        )
-        hidden = out.last_hidden_state.flatten(0, 1)[batch.source]
+        hidden = hidden_states(self.model, batch)
         logits = self.model.get_output_embeddings()(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         chosen = logits.gather(1, batch.target[:, None])[:, 0]

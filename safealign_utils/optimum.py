@@ -77,14 +77,20 @@ def lowest_cost(cost):
     return float(cost.min(axis=1).mean())
 
 
+def check_limit(cost_limit, lowest):
+    """Refuse a limit that no policy of full support can meet; `lowest` None: not known. Raises ValueError."""
+    if not np.isfinite(cost_limit):
+        raise ValueError(f"cost_limit={cost_limit}: the limit on E[c] is a finite number")
+    if lowest is not None and cost_limit <= lowest + 1e-6:
+        raise ValueError(f"cost_limit={cost_limit}: the lowest attainable E[c] is {lowest:.6f}; choose a higher limit")
+
+
 def lambda_star(logp_ref, reward, cost, *, beta, cost_limit=0.0):
     """The multiplier lambda* >= 0 at which E[c] meets the limit; 0 where the limit is slack.
 
     Raises ValueError where no policy of full support can meet the limit.
     """
-    lowest = lowest_cost(cost)
-    if cost_limit <= lowest + 1e-6:
-        raise ValueError(f"cost_limit={cost_limit}: the lowest attainable E[c] is {lowest:.6f}; choose a higher limit")
+    check_limit(cost_limit, lowest_cost(cost))
     slope = lambda lam: dual_gradient(lam, logp_ref, reward, cost, beta=beta, cost_limit=cost_limit)
     if slope(0.0) >= 0:
         return 0.0
@@ -92,6 +98,22 @@ def lambda_star(logp_ref, reward, cost, *, beta, cost_limit=0.0):
     while slope(high) < 0:
         high *= 2
     return float(brentq(slope, 0.0, high, xtol=1e-14, rtol=1e-14))
+
+
+def kkt(logp, lam, logp_ref, reward, cost, *, beta, cost_limit=0.0):
+    """How far a policy and a multiplier are from solving the constrained problem: a dict.
+
+    `slack` = cost_limit - E[c] (>= 0: feasible), `lam` (>= 0), `complementary` = lam slack (0 at the
+    solution), `suboptimality` = beta KL(policy || pi*_lam), `gap` = g(lam) - (E[r] - beta KL): the duality
+    gap, always suboptimality + complementary.
+    """
+    slack = cost_limit - expect(logp, cost)
+    primal = expect(logp, reward) - beta * kl(logp, logp_ref)
+    best = lagrangian_optimal(logp_ref, reward, cost, lam=lam, beta=beta)
+    return {
+        "slack": slack, "lam": float(lam), "complementary": lam * slack, "suboptimality": beta * kl(logp, best),
+        "gap": dual(lam, logp_ref, reward, cost, beta=beta, cost_limit=cost_limit) - primal,
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- frontiers

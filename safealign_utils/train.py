@@ -35,11 +35,12 @@ WARM_UP = 0.1  # share of the steps
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained policy, its log (one row a step) and whether it came from the cache."""
+    """A trained policy, its log (one row a step), whether it came from the cache, and the seconds it took then."""
 
     policy: Policy
     log: pd.DataFrame
     cached: bool
+    seconds: float = 0.0
 
 
 class NotFinite(RuntimeError):
@@ -149,13 +150,10 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, dropout=Fa
     the reference. `loss_of(module, rows)` returns the loss summed over rows and sums of what is logged. A
     batch is worked off in `accumulate` parts. The state is kept every `save_every` steps, 0: every 30 s.
     """
-    stored = cache.load("policy", key) if key else None
-    trained = policy.copy()
-    if stored:
-        arrays, info = stored
-        log = pd.DataFrame({c: arrays.pop(f"log.{c}") for c in info["log"]})
-        trained.model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()}, strict=False)
-        return Trained(trained, log, True)
+    if key and (found := load_trained(key, policy)):
+        trained, log, info = found
+        return Trained(trained, log, True, info["seconds"])
+    trained, start = policy.copy(), time.perf_counter()
     steps, size = order.shape
     AcceleratorState._reset_state(reset_partial_state=True), GradientState._reset_state()
     accelerator = Accelerator(cpu=policy.device.type == "cpu", mixed_precision="bf16" if policy.bf16 else "no")
@@ -204,10 +202,11 @@ def _train(policy, loss_of, order, *, key, name, learning_rate, seed, dropout=Fa
         bar.close()
     trained.model.eval()
     log = pd.DataFrame(progress.rows).astype({"step": float})
+    seconds = time.perf_counter() - start
     if key and accelerator.is_main_process:
-        _store(key, trained.model, log)
+        store_trained(key, trained.model, log, seconds=seconds)
         shutil.rmtree(place, ignore_errors=True)
-    return Trained(trained, log, False)
+    return Trained(trained, log, False, seconds)
 
 
 def _rate(step, steps):
@@ -232,12 +231,24 @@ def _keep(accelerator, place, progress):
     return final
 
 
-def _store(key, model, log):
-    """Weights (each tied tensor once) and log of a finished run, as one cache entry."""
+def store_trained(key, model, log, **info):
+    """Weights (each tied tensor once) and log of a finished run, as one cache entry, with further `info`."""
     seen, arrays = set(), {}
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             arrays[name] = tensor.cpu().numpy()
     arrays |= {f"log.{c}": log[c].to_numpy(np.float64) for c in log}
-    cache.store("policy", key, arrays, log=list(log))
+    cache.store("policy", key, arrays, log=list(log), **info)
+
+
+def load_trained(key, policy):
+    """(policy with the stored weights, log, info) of a finished run, or None. `policy` gives everything else."""
+    stored = cache.load("policy", key)
+    if stored is None:
+        return None
+    arrays, info = stored
+    log = pd.DataFrame({c: arrays.pop(f"log.{c}") for c in info["log"]})
+    trained = policy.copy()
+    trained.model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()}, strict=False)
+    return trained, log, info

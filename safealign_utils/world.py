@@ -92,6 +92,37 @@ class World:
         return self.responses[response].text(self.category(self.prompts[prompt_id].category))
 
     @cached_property
+    def _ids(self):
+        return {x.text: x.id for x in self.prompts}
+
+    @cached_property
+    def _numbers(self):
+        return {c.name: {y.text(c): i for i, y in enumerate(self.responses)} for c in CATEGORIES}
+
+    def prompt_id(self, text):
+        """The id of a prompt given as text. Raises ValueError for a text that is no prompt of the world."""
+        if text not in self._ids:
+            raise ValueError(f"prompt={text!r}: the world has no such prompt")
+        return self._ids[text]
+
+    def scorer(self, name):
+        """The oracle as a scorer: a function (prompts, responses) -> float [N] of "reward" or "cost".
+
+        Raises ValueError for a text that the world does not have.
+        """
+        values = {"reward": self.reward, "cost": self.cost}[name]
+
+        def score(prompts, responses):
+            x = [self.prompt_id(text) for text in prompts]
+            known = [self._numbers[self.prompts[i].category] for i in x]
+            for numbers, y in zip(known, responses):
+                if y not in numbers:
+                    raise ValueError(f"response={y!r}: outside the world's grammar, so the oracle has no {name} for it")
+            return values[x, [numbers[y] for numbers, y in zip(known, responses)]]
+
+        return score
+
+    @cached_property
     def words(self):
         """Every word of the world, sorted: the vocabulary [V'] of its tokenizer, without special tokens."""
         prompts = {w for x in self.prompts for w in x.text.split()}

@@ -1,0 +1,161 @@
+"""Safe RLHF's PPO-Lagrangian (Dai et al., arXiv 2310.12773): the on-policy system that C-DPO and SafeDPO replace.
+
+Each iteration samples responses from the policy, scores them with a reward and a cost, spreads both over
+tokens with two critics (generalised advantage estimation), and takes clipped policy-gradient steps on
+(A_r - lambda A_c) / (1 + lambda), while log lambda follows a moving average of the episodes' cost.
+"""
+
+import copy
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .. import cache
+from ..logprobs import LogProbs, Packed, hidden_states, length_mask, pack
+from ..policy import Policy, seeded
+from ..sampling import draw, uniforms
+from ..train import load_trained, store_trained
+
+CODE = ("logprobs.py", "grammar.py", "double.py", "sampling.py", "methods/ppo.py")
+GAE, CLIP_RATIO, GRADIENT_NORM, BETAS = 0.95, 0.2, 1.0, (0.9, 0.95)
+EPISODES = 512  # whose mean cost moves lambda
+
+
+@dataclass(frozen=True)
+class PPO:
+    """The trained policy, its lambda, one row an iteration, and what it took: sampled responses and seconds."""
+
+    policy: Policy
+    lam: float
+    log: pd.DataFrame
+    samples: int
+    seconds: float
+
+
+class Critic(torch.nn.Module):
+    """Two values, of reward and of cost, before every token: a copy of the policy's network with a linear head."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.model = copy.deepcopy(policy.model)
+        width = self.model.get_output_embeddings().in_features
+        self.head = torch.nn.Linear(width, 2, dtype=next(self.model.parameters()).dtype)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch):
+        return self.head(hidden_states(self.model, batch))
+
+
+def advantages(rewards, values, mask):
+    """Generalised advantages and returns, both [B, T], of per-token rewards and values [B, T]; gamma 1."""
+    carry, out = torch.zeros_like(values[:, 0]), []
+    after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    delta = (rewards + after - values) * mask
+    for t in reversed(range(values.shape[1])):
+        carry = delta[:, t] + GAE * carry
+        out.append(carry)
+    out = torch.stack(out[::-1], dim=1) * mask
+    return out, out + values
+
+
+def policy_loss(logp, old, advantage):
+    """The clipped surrogate of PPO, mean over K tokens."""
+    ratio = (logp - old).exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP_RATIO, 1 + CLIP_RATIO) * advantage).mean()
+
+
+def next_lambda(lam, cost, cost_limit, lambda_lr, lambda_max):
+    """log lambda <- log lambda + lambda_lr lambda (J_C - cost_limit), at most lambda_max."""
+    return min(lam * float(np.exp(lambda_lr * lam * (cost - cost_limit))), lambda_max)
+
+
+def ppo_lagrangian(
+    reference, prompts, *, reward, cost, cost_limit, iterations, learning_rate, seed, beta=None, kl_coeff=0.01,
+    lam=1.0, lambda_lr=0.1, lambda_max=5.0, samples=8, epochs=2, minibatch=64, max_tokens=48,
+):  # fmt: skip
+    """Train on prompts of the world (ids) with scorers of their texts; returns a `PPO`.
+
+    Each iteration draws `samples` responses to every prompt. The penalty kl_coeff (log pi - log pi_ref)
+    is taken from the reward and added to the cost, token by token, as in the authors' code, so the
+    temperature on r - lambda c is kl_coeff (1 + lambda). With `beta` given, kl_coeff = beta / (1 + lambda)
+    throughout, and the optimum at a fixed lambda is pi*_lambda.
+
+    *Differs from the paper:* one network carries both critics; `beta` is ours; no reward clipping and no
+    pre-training loss.
+    """
+    key = cache.digest(
+        "ppo", reference.hash, reference.readout, list(map(int, prompts)), cost_limit, iterations, learning_rate, seed,
+        beta, kl_coeff, lam, lambda_lr, lambda_max, samples, epochs, minibatch, max_tokens, cache.code_hash(*CODE),
+        cache.library_versions(),
+    )  # fmt: skip
+    if found := load_trained(key, reference):
+        policy, log, info = found
+        return PPO(policy, info["lam"], log, info["samples"], info["seconds"])
+    start, policy, rows, costs = time.perf_counter(), reference.copy(), [], deque(maxlen=EPISODES)
+    texts = [reference.grammar.world.prompts[i].text for i in np.repeat(prompts, samples)]
+    with seeded(seed):
+        actor, frozen, critic = LogProbs(policy).eval(), LogProbs(reference).eval(), Critic(reference)
+        parameters = [*actor.parameters(), *critic.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+        for iteration in range(iterations):
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - iteration / iterations)
+            drawn = draw(policy, texts, uniforms(len(texts), max_tokens, seed=[seed, 13, iteration]))
+            r, c = (scorer(texts, drawn.texts) for scorer in (reward, cost))
+            costs.extend(c.tolist())
+            lam = next_lambda(lam, float(np.mean(costs)), cost_limit, lambda_lr, lambda_max)
+            coefficient = kl_coeff if beta is None else beta / (1 + lam)
+            g = np.random.Generator(np.random.PCG64([seed, 17, iteration]))
+            parts = np.array_split(g.permutation(len(texts)), -(-len(texts) // minibatch))
+            batches = [_rollout(drawn, rows_, policy, actor, frozen, critic, r, c, coefficient, lam) for rows_ in parts]
+            for _ in range(epochs):
+                for batch in batches:
+                    _update(batch, actor, critic, optimizer, parameters)
+            rows.append({"iteration": iteration + 1, "lam": lam, "reward": r.mean(), "cost": c.mean()})
+    log, seconds = pd.DataFrame(rows).astype(float), time.perf_counter() - start
+    count = iterations * len(texts)
+    store_trained(key, policy.model, log, lam=lam, samples=count, seconds=seconds)
+    return PPO(policy, lam, log, count, seconds)
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """One minibatch with what stays fixed in its updates: K tokens of B responses."""
+
+    batch: Packed
+    old: torch.Tensor
+    advantage: torch.Tensor
+    returns: torch.Tensor
+
+
+@torch.no_grad()
+def _rollout(drawn, rows, policy, actor, frozen, critic, reward, cost, coefficient, lam):
+    """Score minibatch `rows`: token rewards, advantages and returns under the policy that drew it."""
+    ids, lengths = [drawn.responses[i] for i in rows], np.array([len(drawn.responses[i]) for i in rows])
+    allowed = None if drawn.allowed is None else [[drawn.allowed[i] for i in rows]]
+    batch = pack([drawn.prompts[i] for i in rows], [ids], pad_id=policy.pad_id, allowed=allowed).to(policy.device)
+    old, values = actor(batch)[0], critic(batch)
+    penalty = coefficient * (old - frozen(batch)[0])
+    mask = length_mask(lengths).to(old.device)
+    table = lambda flat: torch.zeros(mask.shape, dtype=old.dtype, device=old.device).masked_scatter(mask, flat)
+    advantage, returns = [], []
+    for k, (scores, sign) in enumerate(((reward, -1), (cost, 1))):
+        token_rewards = table(sign * penalty)
+        token_rewards[range(len(rows)), lengths - 1] += torch.as_tensor(scores[rows]).to(old)
+        a, target = advantages(token_rewards, table(values[:, k]), mask.to(old))
+        advantage.append(a[mask]), returns.append(target[mask])
+    mixed = (advantage[0] - lam * advantage[1]) / (1 + lam)
+    return _Rollout(batch, old, mixed, torch.stack(returns, dim=1))
+
+
+def _update(rollout, actor, critic, optimizer, parameters):
+    """One step of both networks on a minibatch."""
+    surrogate = policy_loss(actor(rollout.batch)[0], rollout.old, rollout.advantage)
+    value_loss = (critic(rollout.batch) - rollout.returns).square().mean()
+    (surrogate + value_loss).backward()
+    torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+    optimizer.step(), optimizer.zero_grad()

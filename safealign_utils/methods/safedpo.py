@@ -1,0 +1,48 @@
+"""SafeDPO (Kim et al., arXiv 2505.20065): helpfulness pairs and safety labels, one stage, no cost model.
+
+It moves two levers of the one loss. *Winner*: the transformation T keeps a pair whose winner is safe,
+swaps a pair whose loser alone is safe, drops a pair of two unsafe responses. *Margin*: a safe winner must
+beat an unsafe loser by delta, outside beta; pairs of equal status have none. u = 1 means unsafe.
+"""
+
+import numpy as np
+
+from ..pairs import SAFE
+
+
+def unsafe_labels(table):
+    """u of the chosen and of the rejected response, two bool [N]. Raises ValueError where a safety label is missing."""
+    for column in SAFE:
+        if table[column].isna().any():
+            raise ValueError(f"{column}: {int(table[column].isna().sum())} rows have no safety label; drop them first")
+    unsafe = 1 - table[list(SAFE)].to_numpy(int)
+    first = (table.chosen == 0).to_numpy()
+    return np.where(first, *unsafe.T).astype(bool), np.where(first, *unsafe.T[::-1]).astype(bool)
+
+
+def transform(table):
+    """T of Eq. 10-11 on a labelled table: (the new table, report).
+
+    Pairs of equal status keep `chosen` and `p`, soft or hard; in mixed pairs the safe response wins with
+    p = 1. The report counts the rows that each rule moved: keep, swap, drop, and how many rows are mixed.
+    """
+    u_w, u_l = unsafe_labels(table)
+    swap, drop, mixed = u_w & ~u_l, u_w & u_l, u_w != u_l
+    p = np.where(mixed, 1.0, table.p)
+    chosen = np.where(swap, 1 - table.chosen, table.chosen)
+    report = {"keep": int((~u_w).sum()), "swap": int(swap.sum()), "drop": int(drop.sum())}
+    out = table.assign(chosen=chosen, p=p)[~drop].reset_index(drop=True)
+    return out, report | {"mixed": int(mixed.sum())}
+
+
+def with_margin(table, delta):
+    """Set the margin delta (u_l - u_w) of Eq. 12: a signed function of the two responses, 0 on equal status."""
+    if not 0 <= delta < np.inf:
+        raise ValueError(f"delta={delta}: the margin of SafeDPO is a number, 0 or above")
+    u_w, u_l = unsafe_labels(table)
+    return table.assign(margin=delta * (u_l.astype(float) - u_w))
+
+
+def safedpo(table, *, delta=0.0):
+    """SafeDPO's table: T, then the margin. Train on it with the one loss, on top of any other lever."""
+    return with_margin(transform(table)[0], delta)
