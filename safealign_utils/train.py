@@ -6,13 +6,14 @@ the same question is never trained twice. A loss that is not finite stops the ru
 """
 
 import contextlib
+import inspect
 import logging
 import math
 import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -78,14 +79,15 @@ def fine_tune(policy, prompts, responses, *, seed, steps, batch_size, learning_r
 
 def align(
     reference, tokens, *, beta, steps, batch_size, learning_rate, seed,
-    start=None, leak_weight=0.0, token_lever=None, live_reference=False, use_cache=True, **loop,
+    start=None, leak_weight=0.0, token_lever=None, link=None, live_reference=False, use_cache=True, **loop,
 ):  # fmt: skip
     """Preference optimisation with the one loss; returns a `Trained`.
 
     `reference` is the frozen policy, `tokens` a `pairs.TokenPairs`, `start` where the policy begins
     (default: the reference). `leak_weight` times -mean over responses of sum_t log(mass that the grammar
     allows next) is added. `token_lever(logratio_w, logratio_l, mask_w, mask_l, rows)` returns token masks;
-    it is a frozen dataclass, so that its repr names it in the cache. `live_reference` computes the
+    it is a frozen dataclass, so that its repr names it in the cache. `link(z, beta)` replaces the logistic
+    loss of the logit z [B] by another (BFPO, BSO). `live_reference` computes the
     reference anew in every batch instead of reading it from the cache on disk.
 
     Differs from the paper (arXiv 2305.18290, its authors' code): AdamW with cosine decay instead of RMSprop
@@ -106,6 +108,8 @@ def align(
             kept = token_lever(logratio_w.detach(), logratio_l.detach(), *masks, rows)
         p, margin = (torch.as_tensor(lever[rows]).to(logratio_w) for lever in (tokens.p, tokens.margin))
         out = preference_loss(logratio_w, logratio_l, beta=beta, p=p, margin=margin, tokens_w=kept[0], tokens_l=kept[1])
+        if link is not None:
+            out = replace(out, loss=link(out.z, beta))
         total, leak = out.loss.sum(), 0.0
         if leak_weight:
             penalty = -log_allowed.sum() / 2  # two responses a pair
@@ -118,7 +122,7 @@ def align(
     setting = dict(beta=beta, seed=seed, learning_rate=learning_rate, leak_weight=leak_weight, **loop)
     policies = (reference.hash, reference.readout, start.hash, start.readout)
     levers = (tokens.hash, tokens.p, tokens.margin, repr(token_lever))
-    parts = (*policies, *levers, order, live_reference)
+    parts = (*policies, *levers, order, live_reference, inspect.getsource(link) if link else None)
     key = cache.digest("align", *parts, setting, _code()) if use_cache else None
     return _train(start, loss_of, order, key=key, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
 

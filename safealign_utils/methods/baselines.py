@@ -1,0 +1,107 @@
+"""Baselines of the SafeDPO and C-DPO papers: which lever of the one loss each of them moves.
+
+*Winner*: DPO-helpful and DPO-harmless (`pairs.label`), a fixed lambda, MoCAN and PeCAN (`cdpo.relabel`).
+*Pairs*: DPO-safebetter. *Margin*: MODPO. *Reference*: SACPO's second stage. BFPO and BSO set a margin and
+have another link function of the same logit z, which they hand to `train.align`.
+"""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from .. import optimum
+from .cdpo import relabel
+from .safedpo import transform, unsafe_labels, with_margin
+
+BFPO = dict(b1=3.0, b3=0.5, alpha=0.5)  # b3 = 1 / (b1 - 1)
+SBA = dict(power=0.2, scale=4.0, margin=30.0)
+
+
+def dpo_safebetter(table):
+    """Drop the helpfulness pairs whose winner is unsafe, keep the rest (SafeDPO's baseline, 2505.20065)."""
+    return table[~unsafe_labels(table)[0]].reset_index(drop=True)
+
+
+# ---------------------------------------------------------------- two stages, one multiplier
+
+
+def safety_labels(table, *, by="coin", seed=0):
+    """Winners by -c alone: SACPO's second data set, from the column cost_k."""
+    safety = table.assign(**{f"reward_{k}": -table[f"cost_{k}"] for k in (0, 1)})
+    return relabel(safety, 0.0, by=by, seed=seed)
+
+
+def sacpo(train, helpful, safety, *, beta, lam):
+    """SACPO (2404.11049): DPO for helpfulness, then for safety with *the first policy as reference* and
+    temperature beta / lam. `train(table, reference=None, **changes)` returns a `Trained`; so does this.
+    """
+    first = train(helpful)
+    return train(safety, reference=first.policy, beta=beta / lam)
+
+
+def mix(helpful, safe, q):
+    """P-SACPO: a policy with weights (1 - q) helpful + q safe, 0 <= q <= 1."""
+    if not 0 <= q <= 1:
+        raise ValueError(f"q={q}: the share of the second policy's weights, between 0 and 1")
+    out, other = helpful.copy(), safe.model.state_dict()
+    out.model.load_state_dict({k: (1 - q) * v + q * other[k] for k, v in helpful.model.state_dict().items()})
+    return out
+
+
+def mocan_lambda(logp_ref, reward, cost, *, beta, cost_limit=0.0):
+    """MoCAN's multiplier (2405.19544), found before any training: the minimiser over lambda >= 0 of
+    beta E_x log E_ref exp((r - lambda (c - cost_limit)) / beta). All [P, R]; a table of n samples per
+    prompt has `logp_ref` = -log n everywhere.
+    """
+    optimum.check_limit(cost_limit, optimum.lowest_cost(cost))
+    objective = lambda lam: optimum.dual(lam, logp_ref, reward, cost, beta=beta, cost_limit=cost_limit)
+    high = 1.0
+    while objective(2 * high) < objective(high):
+        high *= 2
+    found = minimize_scalar(objective, bounds=(0.0, 2 * high), method="bounded", options={"xatol": 1e-10})
+    return float(found.x) if found.fun < objective(0.0) else 0.0
+
+
+def implicit_scores(policy_logp, logp_ref, *, beta, mean=None):
+    """PeCAN's scores [P, R] from a DPO policy: beta log(pi / pi_ref). They have no origin of their own: with
+    `mean`, each prompt is shifted so that the reference's expectation is that number.
+    """
+    score = beta * (policy_logp - logp_ref)
+    if mean is None:
+        return score
+    return score - (np.exp(logp_ref) * score).sum(axis=1, keepdims=True) + mean
+
+
+# ---------------------------------------------------------------- other margins, other links
+
+
+def modpo(table, lam):
+    """MODPO (2310.03708) with w0 = 1, w1 = lam and margin reward -c: the helpful winner must win by lam (c_l - c_w)."""
+    cost = table[["cost_0", "cost_1"]].to_numpy(float)
+    first = (table.chosen == 0).to_numpy()
+    c_w, c_l = np.where(first, *cost.T), np.where(first, *cost.T[::-1])
+    return table.assign(p=1.0, margin=lam * (c_l - c_w))
+
+
+def bfpo(table):
+    """BFPO (2408.15313): the margin b1 b3 s_w - b3 s_l - alpha, s = 1 safe, on helpfulness pairs. Link: `square`."""
+    s_w, s_l = (1.0 - u for u in unsafe_labels(table))
+    return table.assign(p=1.0, margin=BFPO["b1"] * BFPO["b3"] * s_w - BFPO["b3"] * s_l - BFPO["alpha"])
+
+
+def square(z, beta):
+    """BFPO's link: (h - margin / beta)^2, as z = beta h - margin."""
+    return (z / beta).square()
+
+
+def bso(table):
+    """BSO (2605.12339): SafeDPO's table with margin C = 30. Link: `sba`."""
+    return with_margin(transform(table)[0], SBA["margin"])
+
+
+def sba(z, beta):
+    """BSO's link with the SBA generator, on R = exp(-z): [a R^(1+a) - (1+a) R^(-a) + 1] / (s a (1+a)).
+
+    The logistic generator in its place gives SafeDPO, up to a factor.
+    """
+    a, s = SBA["power"], SBA["scale"]
+    return (a * (-(1 + a) * z).exp() - (1 + a) * (a * z).exp() + 1) / (s * a * (1 + a))
