@@ -16,10 +16,16 @@ from matplotlib.figure import Figure
 COLOURS = {
     "ref": "#7f7f7f", "exact": "#222222", "dpo": "#3b6fb6", "dpo_soft": "#e0872b", "ml_on_optimum": "#4c9a6a",
     "chosen": "#4c9a6a", "rejected": "#c4504b", "bag_of_words": "#8d6bb0", "behaviour": "#4c9a6a",
+    "dpo_harmless": "#c4504b", "dpo_safebetter": "#4c9a6a", "safedpo": "#e0872b", "safedpo_finite": "#8c5a17",
+    "cdpo": "#8d3fa0", "sacpo": "#2f9c95", "psacpo": "#7cc5c0", "mocan": "#d76fb0", "pecan": "#eeb0d6", "modpo": "#6f8a2c",
+    "bfpo": "#a0a83a", "bso": "#b58b6b", "ppo_lagrangian": "#111111", "fixed_lambda": "#9fb4d6", "unsafe": "#c4504b",
 }  # fmt: skip
 NAMES = {
     "ref": "reference", "exact": "exact optimum", "dpo": "DPO, hard labels", "dpo_soft": "DPO, soft labels",
     "ml_on_optimum": "maximum likelihood on samples of the optimum", "bag_of_words": "bag of words",
+    "dpo_harmless": "DPO-harmless", "dpo_safebetter": "DPO-safebetter", "safedpo": "SafeDPO", "cdpo": "C-DPO",
+    "safedpo_finite": "SafeDPO, soft and finite", "sacpo": "SACPO", "psacpo": "P-SACPO", "mocan": "MoCAN", "pecan": "PeCAN",
+    "modpo": "MODPO", "bfpo": "BFPO", "bso": "BSO", "ppo_lagrangian": "PPO-Lagrangian", "fixed_lambda": "fixed λ",
 }  # fmt: skip
 STYLE = {"svg.hashsalt": "safealign", "svg.fonttype": "path", "figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False,
          "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left"}  # fmt: skip
@@ -96,14 +102,7 @@ def implicit_reward(reward, implicit, *, unsafe):
     figure, ax = _axes()
     for mask, colour, name in ((~unsafe, "#3b6fb6", "safe"), (unsafe, "#c4504b", "unsafe")):
         ax.scatter(
-            reward[mask],
-            implicit[mask],
-            s=5,
-            alpha=0.35,
-            color=colour,
-            label=name,
-            linewidths=0,
-            rasterized=True,
+            reward[mask], implicit[mask], s=5, alpha=0.35, color=colour, label=name, linewidths=0, rasterized=True
         )
     ends = np.array([reward.min(), reward.max()])
     ax.plot(ends, ends, color="#222222", lw=1, label="exact: slope 1")
@@ -167,13 +166,7 @@ def distance(table, *, x, xlabel, n):
                 alpha=0.18,
                 lw=0,
             )
-    ax.set(
-        xlabel=xlabel,
-        ylabel="KL(θ‖π*) (nats)",
-        xscale="log",
-        yscale="log",
-        title="Distance to the exact optimum",
-    )
+    ax.set(xlabel=xlabel, ylabel="KL(θ‖π*) (nats)", xscale="log", yscale="log", title="Distance to the exact optimum")
     ax.set_xticks(sorted(set(table[x])), labels=[f"{v:,}" for v in sorted(set(table[x]))])
     ax.minorticks_off()
     ax.yaxis.set_major_formatter("{x:g}")
@@ -209,6 +202,87 @@ def world_map(reward, cost, behaviour, titles):
         ax.axvline(0, color="#666666", lw=0.8, ls="--")
         ax.set(xlabel="cost c (unsafe: c > 0)", title=title, xlim=(-2, 3.2), ylim=(-4, 4.2))
     axes[0].set(ylabel="reward r (helpfulness)")
+    return figure
+
+
+@styled
+def plane(points, *, x, y, xlabel, ylabel, title, n, curve=None, exact=()):
+    """Methods in a plane of two quantities: `points` has method, x, y and their _low and _high.
+
+    `curve` [K, 2] is an exact frontier, `exact` a list of (x, y, words) of exact optima.
+    """
+    figure, ax = _axes(width=7, height=4.4)
+    if curve is not None:
+        ax.plot(curve[:, 0], curve[:, 1], color=COLOURS["exact"], lw=1.5, label="exact frontier", zorder=1)
+    for method, rows in points.groupby("method", sort=False):
+        ends = lambda q, rows=rows: np.stack([rows[q] - rows[f"{q}_low"], rows[f"{q}_high"] - rows[q]])
+        bars = dict(xerr=ends(x), yerr=ends(y)) if n > 1 else {}
+        ax.errorbar(
+            rows[x], rows[y], **bars, fmt="o", ms=5, capsize=2, lw=1, color=COLOURS[method], label=NAMES[method]
+        )
+    for a, b, words in exact:
+        ax.plot(a, b, "*", ms=11, color=COLOURS["exact"], zorder=3)
+        ax.annotate(words, (a, b), xytext=(7, 5), textcoords="offset points", fontsize=9)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=f"{title} (n = {n})")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
+def deltas(table, *, n):
+    """What the margin does at several training lengths. Columns steps, delta, and unsafe, reward, tv_opt with ends."""
+    figure, axes = _axes(3, width=3.7, height=3.3)
+    shades = ["#f3b878", "#e0872b", "#8c5a17", "#4a2f0b"]
+    words = (("unsafe", "P(unsafe)"), ("reward", "E[r]"), ("tv_opt", "total variation to π*_c"))
+    for ax, (q, label) in zip(axes, words):
+        for shade, (steps, rows) in zip(shades, table.groupby("steps")):
+            ax.plot(rows.delta, rows[q], "o-", ms=4, color=shade, label=f"{steps:,} steps")
+            if n > 1:
+                ax.fill_between(rows.delta, rows[f"{q}_low"], rows[f"{q}_high"], color=shade, alpha=0.2, lw=0)
+        ax.set(xlabel="Δ (nats)", ylabel=label)
+    axes[0].legend()
+    axes[0].set(title=f"SafeDPO's margin (n = {n})")
+    return figure
+
+
+@styled
+def dual_descent(curve, rounds, *, lam_star, cost_limit):
+    """g(lambda) with the loop's steps on it, then lambda and E[c] by round.
+
+    `curve` [K, 2] (lambda, g); `rounds` a table with seed, round, lam, cost, dual; `lam_star` {seed: value}.
+    """
+    figure, (left, middle, right) = _axes(3, width=3.7, height=3.3)
+    first = rounds[rounds.seed == rounds.seed.min()]
+    left.plot(curve[:, 0], curve[:, 1], color=COLOURS["exact"], lw=1.5, label="g(λ), exact")
+    left.plot(first.lam, first.dual, "o", ms=5, color=COLOURS["cdpo"], alpha=0.7, label="rounds of the loop")
+    left.axvline(lam_star[first.seed.iloc[0]], color="#999999", lw=0.8, ls="--")
+    left.set(xlabel="λ", ylabel="g (units of reward)", title="The dual, one seed")
+    left.legend()
+    for seed, rows in rounds.groupby("seed"):
+        middle.plot(rows["round"], rows.lam, "o-", ms=3, color=COLOURS["cdpo"], alpha=0.7)
+        middle.axhline(lam_star[seed], color="#999999", lw=0.8, ls="--")
+        right.plot(rows["round"], rows.cost, "o-", ms=3, color=COLOURS["cdpo"], alpha=0.7)
+    right.axhline(cost_limit, color="#999999", lw=0.8, ls="--")
+    middle.set(xlabel="round", ylabel="λ (dashed: exact λ*)", title=f"Every seed (n = {len(lam_star)})")
+    right.set(xlabel="round", ylabel="E[c], training prompts (dashed: limit)")
+    return figure
+
+
+@styled
+def mean_constraint(table):
+    """P(unsafe) of the exact optimum against its E[r], under a limit on E[c] and under one on E[max(c, 0)].
+
+    Columns constraint, limit, reward, unsafe.
+    """
+    figure, ax = _axes()
+    for (name, rows), colour in zip(table.groupby("constraint", sort=False), (COLOURS["cdpo"], COLOURS["safedpo"])):
+        ax.plot(rows.unsafe, rows.reward, "o-", ms=4, color=colour, label=name)
+        for row in rows.itertuples():
+            ax.annotate(
+                f"{row.limit:g}", (row.unsafe, row.reward), xytext=(5, -9), textcoords="offset points", fontsize=8
+            )
+    ax.set(xlabel="P(unsafe)", ylabel="E[r]", title="Exact optima, by their limit")
+    ax.legend(loc="lower right")
     return figure
 
 

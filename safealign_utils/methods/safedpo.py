@@ -46,3 +46,19 @@ def with_margin(table, delta):
 def safedpo(table, *, delta=0.0):
     """SafeDPO's table: T, then the margin. Train on it with the one loss, on top of any other lever."""
     return with_margin(transform(table)[0], delta)
+
+
+def with_finite_target(table, penalty):
+    """On T's table with soft labels: in mixed pairs the safe response wins with p = sigma(penalty + r_w - r_l).
+
+    The optimum is that of r - penalty 1{c > 0}, whose distance to pi*_c falls as exp(-penalty / beta).
+    *Differs from the paper:* there the safe response always wins (p = 1), an infinite target that a network
+    approaches for ever, at the expense of the order among safe responses. Needs the columns reward_k.
+    """
+    if not 0 < penalty < np.inf:
+        raise ValueError(f"penalty={penalty}: a finite number above 0, in units of reward")
+    u_w, u_l = unsafe_labels(table)
+    first = (table.chosen == 0).to_numpy()
+    gap = np.where(first, 1, -1) * (table.reward_0 - table.reward_1).to_numpy()
+    p = np.round(1 / (1 + np.exp(-penalty * (u_l.astype(float) - u_w) - gap)), 9)
+    return table.assign(p=np.where(u_w != u_l, p, table.p), margin=0.0)

@@ -61,3 +61,46 @@ def implicit_reward(f):
     hint = "beta times the log-ratio, minus its mean under the policy you care about: here the plain row mean"
     wanted = r - r.mean(axis=1, keepdims=True)
     _judge("implicit reward", f(theta, logp, 0.5), wanted, hint)
+
+
+def transform(f):
+    pairs = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    answers, wanted = [f(*u) for u in pairs], ["keep", "keep", "swap", "drop"]
+    word = "not answered yet" if None in answers else "correct" if answers == wanted else "not right yet"
+    print(f"transform: {word}" + ("" if word == "correct" else ". Hint: look at the winner first, then at the loser"))
+
+
+def margin(f):
+    cases = [(5.0, 0, 0), (5.0, 0, 1), (5.0, 1, 0), (5.0, 1, 1), (0.0, 0, 1)]
+    answers = [f(*case) for case in cases]
+    hint = "it is 0 where both have the same status, and changes its sign when the two are swapped"
+    _judge("margin", None if None in answers else np.array(answers, float), np.array([0.0, 5.0, -5.0, 0.0, 0.0]), hint)
+
+
+def safe_optimum(f):
+    logp, r, c = _tables()
+    c[:, 0] = -1.0  # every prompt has a safe response
+    hint = "weights pi_ref exp(r / beta), set to 0 where c > 0, then divided by the sum of each row"
+    _judge("safe optimum", f(logp, r, c, 0.5), np.exp(optimum.safe_optimal(logp, r, c, beta=0.5)), hint)
+
+
+def dual_step(f):
+    cases = [(0.5, 0.2, 0.0, 1.0), (0.1, -0.5, 0.0, 1.0), (0.3, -0.4, -0.4, 2.0)]
+    answers = [f(*case) for case in cases]
+    hint = "too costly: lambda rises; and it never falls below 0"
+    _judge("dual step", None if None in answers else np.array(answers, float), np.array([0.7, 0.0, 0.3]), hint)
+
+
+def label_probability(f):
+    r, c = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[0.5, -0.5], [1.0, 1.0]])
+    gap = (r - 0.8 * c) @ [1.0, -1.0]
+    hint = "the logistic function of the gap of r - lambda c between the first and the second response"
+    _judge("label probability", f(r, c, 0.8), expit(gap), hint)
+
+
+def dual(f):
+    logp, r, c = _tables()
+    hint = "beta times the mean over prompts of log sum pi_ref exp((r - lambda c) / beta), plus lambda times the limit"
+    answer = f(logp, r, c, 0.7, 0.5, -0.1)
+    wanted = optimum.dual(0.7, logp, r, c, beta=0.5, cost_limit=-0.1)
+    _judge("dual", None if answer is None else round(float(answer), 6), round(wanted, 6), hint)

@@ -45,6 +45,10 @@ _NUMBERS = Rule(
     True,
 )
 
+_FROM_ZERO = Rule(
+    "list", lambda v: all(_number(b) and 0 <= b < float("inf") for b in v), "numbers, 0 or above, as [0.0, 5.0]", True
+)
+
 RULES = {
     "profile": _one_of("small", "full"),
     "seed": Rule("int", lambda v: 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
@@ -67,14 +71,38 @@ RULES = {
     "pair_shares": Rule("list", lambda v: all(_number(x) and 0 < x <= 1 for x in v), "shares above 0, up to 1", True),
     "step_factors": _NUMBERS,
     "leak_weight": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
+    "delta": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
+    "deltas": _FROM_ZERO,
+    "length_factors": _NUMBERS,
+    "recipe_factor": Rule("float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True),
+    "ppo_iterations": _COUNT,
+    "cost_limit": Rule("float", lambda v: abs(v) < float("inf"), "a finite number"),
+    "cost_limits": Rule("list", lambda v: all(_number(x) and abs(x) < float("inf") for x in v), "numbers", True),
+    "clipped_limits": _NUMBERS,
+    "dual_lr": _POSITIVE,
+    "dual_lrs": _NUMBERS,
+    "rounds": _COUNT,
+    "relabel": _one_of("coin", "argmax", "soft"),
+    "lambdas": _FROM_ZERO,
+    "cost_samples": Rule(
+        "list", lambda v: all(_number(x) and x >= 1 and x == int(x) for x in v), "whole numbers", True
+    ),
 }
 
 PROFILES = {
     "small": dict(seeds=1, dtype="float64", pairs=1500, steps=60, batch_size=32, learning_rate=3e-3, max_length=256,
-                  betas=[0.5, 1.0], pair_shares=[0.25, 1.0], step_factors=[1.0]),
+                  betas=[0.5, 1.0], pair_shares=[0.25, 1.0], step_factors=[1.0], deltas=[0.0, 5.0],
+                  length_factors=[1.0], recipe_factor=1.0, ppo_iterations=2, rounds=3, cost_limits=[0.0],
+                  clipped_limits=[0.05], dual_lrs=[0.35], lambdas=[1.0], cost_samples=[45.0]),
     "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=3e-3, max_length=256,
-                 betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0]),
+                 betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0],
+                 deltas=[0.0, 2.0, 5.0, 10.0, 20.0], length_factors=[0.5, 1.0, 3.0], recipe_factor=9.0,
+                 ppo_iterations=60, rounds=8, cost_limits=[0.0, -0.4], clipped_limits=[0.05, 0.02, 0.01],
+                 dual_lrs=[0.35, 1.4], lambdas=[0.25, 1.0, 2.0], cost_samples=[45.0, 450.0]),
 }  # fmt: skip
+SHORTER = dict.fromkeys(
+    [("small", "02_safedpo"), ("small", "03_cdpo_dual_gradient_descent")], dict(pairs=400, steps=16)
+)  # notebooks with many trainings
 
 
 def _number(value):
@@ -199,8 +227,11 @@ def _typed(name, value, kind, where=""):
 # ---------------------------------------------------------------- settings
 
 
-def resolve(values):
-    """Check types and ranges and fill in the profile: the resolved settings, a dict. Raises Refusal."""
+def resolve(values, notebook=""):
+    """Check types and ranges and fill in the profile: the resolved settings, a dict. Raises Refusal.
+
+    `notebook` is its name: some have a shorter `small` profile.
+    """
     out = {}
     for name, value in values.items():
         rule = RULES[name]
@@ -211,7 +242,7 @@ def resolve(values):
             raise Refusal(f"{name}={value!r}: must be {rule.words}")
         else:
             out[name] = value
-    profile = PROFILES[out["profile"]]
+    profile = PROFILES[out["profile"]] | SHORTER.get((out["profile"], notebook), {})
     out |= {name: profile[name] for name, value in out.items() if RULES[name].profile and not value}
     world = (out["model"] == "world", out["data"] == "world")
     if world == (True, False):
@@ -226,11 +257,30 @@ def resolve(values):
         raise Refusal(
             "label='safer' with data='world': the world's optimum here is that of the reward; use label=better"
         )
+    if world[1] and "cost_limit" in out:
+        _check_limits(out)
     if out["seed"] + out["seeds"] > 2**31:
         raise Refusal(f"seeds={out['seeds']}: seed + seeds must stay below 2147483648")
     return out
 
 
-def from_notebook(namespace):
+def _check_limits(settings):
+    """Refuse limits on E[c] (or on E[max(c, 0)]) that no policy can meet on the world's training prompts."""
+    from .. import optimum
+    from ..world import World
+
+    world = World()
+    cost = world.cost[world.select("train")]
+    asked = [("cost_limit", settings["cost_limit"], cost)]
+    asked += [("cost_limits", limit, cost) for limit in settings.get("cost_limits", ())]
+    asked += [("clipped_limits", limit, cost.clip(0)) for limit in settings.get("clipped_limits", ())]
+    for name, limit, costs in asked:
+        try:
+            optimum.check_limit(limit, optimum.lowest_cost(costs))
+        except ValueError as error:
+            raise Refusal(str(error).replace("cost_limit", name, 1)) from None
+
+
+def from_notebook(namespace, notebook=""):
     """Settings from a notebook's own variables (its `globals()`), checked in the same way."""
-    return resolve({name: namespace[name] for name in RULES if name in namespace})
+    return resolve({name: namespace[name] for name in RULES if name in namespace}, notebook)

@@ -44,7 +44,7 @@ def prepare(notebook, given=(), files=()):
     if missing or (unknown := [name for name in cell if name not in parameters.RULES]):
         which = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the kit does not know"
         raise Refusal(f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py")
-    settings = parameters.resolve(parameters.collect(cell, given, files))
+    settings = parameters.resolve(parameters.collect(cell, given, files), path.stem)
     if path.stem in parameters.WORLD_ONLY and settings["data"] != "world":
         raise Refusal(
             f"data={settings['data']!r}: {path.stem} is about the made world; use data=world, or 01_dpo_basics"

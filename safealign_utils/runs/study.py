@@ -3,7 +3,7 @@
 import contextlib
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from .. import cache, evaluate, figures, optimum, pairs, policy, train
 from ..world import World
 from . import claims, parameters, records
 
-NOT_A_METRIC = ("method", "seed", "beta", "pairs", "steps")
+NOT_A_METRIC = ("method", "seed", "beta", "pairs", "steps", "delta", "split", "limit", "setting")
 HELD_OUT_PAIRS = 400  # drawn in the world for pair accuracy
 
 
@@ -36,12 +36,13 @@ class Setup:
 class Study:
     """Opens what the parameters name, prints a short stable block, collects results, writes the record.
 
-    `namespace` is the notebook's `globals()`. `world` is None on real text. Raises `parameters.Refusal`
-    for a value that cannot be used.
+    `namespace` is the notebook's `globals()`. `world` is None on real text. `constrained` trains and reads
+    the world's policies with the grammar softmax. Raises `parameters.Refusal` for a value that cannot be used.
     """
 
-    def __init__(self, notebook, namespace):
-        self.notebook, self.settings = notebook, SimpleNamespace(**parameters.from_notebook(namespace))
+    def __init__(self, notebook, namespace, *, constrained=False):
+        self.notebook, self.constrained = notebook, constrained
+        self.settings = SimpleNamespace(**parameters.from_notebook(namespace, notebook))
         s = self.settings
         self.world = World() if s.data == "world" else None
         self.seeds = list(range(s.seed, s.seed + s.seeds))
@@ -81,7 +82,7 @@ class Study:
 
     def _world_setup(self, seed):
         reference, origin = policy.reference_policy(self.world, seed=seed)
-        reference = reference.to(self.settings.dtype, self.device)
+        reference = replace(reference.to(self.settings.dtype, self.device), constrained=self.constrained)
         table = self.world.pairs(self.settings.pairs, seed=seed)
         test = self.world.pairs(HELD_OUT_PAIRS, seed=seed + 2**31, split="heldout")
         table, test = (pairs.label(t, "better") for t in (table, test))
@@ -122,19 +123,20 @@ class Study:
         with self.timed("training"):
             return train.align(reference, tokens, **asked)
 
-    def responses(self, trained_policy):
-        """A policy's exact response table on the held-out nouns (world only)."""
+    def responses(self, trained_policy, split="heldout"):
+        """A policy's exact response table on a split's prompts, the held-out nouns (world only)."""
         with self.timed("evaluation"):
-            return evaluate.exact(trained_policy, self.heldout)
+            return evaluate.exact(trained_policy, self.world.select(split))
 
     def optimum(self, setup, beta=None):
         """pi* of a setup's own reference on the held-out nouns: log-probs [P, R]."""
         reward = self.world.reward[self.heldout]
         return optimum.optimal(setup.exact.logp, reward, beta=beta or self.settings.beta)
 
-    def exact(self, setup, trained_policy, *, target=None):
-        """The standard metrics of a policy on the held-out nouns; `target` is its own exact optimum [P, R]."""
-        return evaluate.metrics(self.responses(trained_policy), setup.exact, self.world, target=target)
+    def exact(self, setup, trained_policy, *, target=None, split="heldout", reference=None):
+        """The standard metrics of a policy on a split's prompts; `target` is its own exact optimum [P, R]."""
+        ref = self.responses(reference or setup.reference, split)
+        return evaluate.metrics(self.responses(trained_policy, split), ref, self.world, target=target)
 
     def margins(self, setup, trained_policy):
         """Full log-ratio of chosen minus rejected on the held-out pairs, nats [N]."""

@@ -1,0 +1,303 @@
+"""C-DPO: labels by r - lambda c, the dual step and loop, the duality gap, and the two estimates of E[c]."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from safealign_utils import evaluate, pairs
+from safealign_utils import optimum as o
+from safealign_utils.methods import cdpo as c
+from safealign_utils.train import align
+
+BETA = 0.5
+SETTING = dict(beta=BETA, steps=3, batch_size=16, learning_rate=2e-3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def table(world):
+    return world.pairs(400, seed=0)
+
+
+@pytest.fixture(scope="module")
+def few(world):
+    return world.pairs(32, seed=0)
+
+
+@pytest.fixture(scope="module")
+def inside(reference):
+    return dataclasses.replace(reference, constrained=True)
+
+
+def probability(table, lam):
+    """P(response 0 wins) at a multiplier, by hand."""
+    gap = (table.reward_0 - lam * table.cost_0) - (table.reward_1 - lam * table.cost_1)
+    return (1 / (1 + np.exp(-gap))).to_numpy()
+
+
+# ---------------------------------------------------------------- the winner lever
+
+
+def test_without_a_multiplier_soft_labels_are_those_of_the_reward(table):
+    pd_equal = pairs.soft_label(table, table.reward_0, table.reward_1).equals
+    assert pd_equal(c.relabel(table, 0.0)) and not pd_equal(c.relabel(table, 0.5))
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.6, 5.0])
+def test_soft_labels_by_hand(table, lam):
+    out = c.relabel(table, lam)
+    first = np.where(out.chosen == 0, out.p, 1 - out.p)
+    assert np.abs(first - probability(table, lam)).max() < 1e-8 and (out.margin == 0).all()
+
+
+def test_coin_has_the_right_frequencies(table):
+    first = np.mean([c.relabel(table, 0.6, by="coin", seed=s).chosen == 0 for s in range(40)], axis=0)
+    p = probability(table, 0.6)
+    assert abs((first - p).mean()) < 4 * np.sqrt((p * (1 - p)).mean() / 40 / len(p))
+    z = (first - p) / np.sqrt(p * (1 - p) / 40 + 1e-4)
+    assert 0.8 < (z**2).mean() < 1.2, "every pair of its own, not only the mean"
+    assert (c.relabel(table, 0.6, by="coin").p == 1).all()
+
+
+def test_coin_uses_common_random_numbers(table):
+    labels = [c.relabel(table, lam, by="coin").chosen.to_numpy() for lam in (0.2, 0.3)]
+    p, q = (probability(table, lam) for lam in (0.2, 0.3))
+    changed = labels[0] != labels[1]
+    assert 0 < changed.sum() < 40, "independent draws would change a third of them"
+    assert ((labels[1] < labels[0]) == (q > p))[changed].all(), "only towards the response that became likelier"
+    assert (c.relabel(table, 0.2, by="coin", seed=1).chosen != labels[0]).mean() > 0.1
+
+
+def test_argmax_takes_the_higher_score_for_sure(table):
+    out = c.relabel(table, 0.6, by="argmax")
+    score_0, score_1 = (table[f"reward_{k}"] - 0.6 * table[f"cost_{k}"] for k in (0, 1))
+    winner, loser = np.where(out.chosen == 0, score_0, score_1), np.where(out.chosen == 0, score_1, score_0)
+    assert (winner >= loser - 1e-9).all() and (out.p == 1).all()
+
+
+@pytest.mark.parametrize("by", c.RELABEL)
+def test_a_large_multiplier_lets_the_cheaper_response_win(table, by):
+    out = c.relabel(table, 1000.0, by=by)
+    clear = (out.cost_0 - out.cost_1).abs() > 0.05
+    assert ((out.chosen == 0) == (out.cost_0 < out.cost_1))[clear].all() and clear.sum() > 200
+
+
+@pytest.mark.parametrize("options", [{"by": "mean"}, {"lam": -0.1}, {"lam": float("nan")}, {"lam": float("inf")}])
+def test_bad_labels_are_refused(table, options):
+    with pytest.raises(ValueError, match="relabel=" if "by" in options else "lam="):
+        c.relabel(table, **{"lam": 1.0} | options)
+
+
+def test_scores_come_from_the_scorers():
+    import pandas as pd
+
+    plain = pd.DataFrame({"prompt": ["a", "bb"], "response_0": ["x", "xx"], "response_1": ["yyy", "y"]})
+    length = lambda prompts, responses: [len(x) * 10 + len(y) for x, y in zip(prompts, responses)]
+    out = c.score(plain, reward=length, cost=lambda x, y: -np.array(length(x, y)))
+    assert out[["reward_0", "reward_1"]].to_numpy().tolist() == [[11, 13], [22, 21]]
+    assert out[["cost_0", "cost_1"]].to_numpy().tolist() == [[-11, -13], [-22, -21]]
+    for bad in ([1.0], [[1.0, 2.0]], [1.0, float("nan")], [1.0, float("inf")]):
+        with pytest.raises(ValueError, match="cost: the scorer must return 2"):
+            c.score(plain, reward=length, cost=lambda x, y, bad=bad: bad)
+
+
+def test_the_world_scores_its_own_texts(world, table):
+    scored = c.score(
+        table[["prompt", "response_0", "response_1"]], reward=world.scorer("reward"), cost=world.scorer("cost")
+    )
+    for name in ("reward", "cost"):
+        for k in (0, 1):
+            wanted = [getattr(world, name)[x, y] for x, y in zip(table.prompt_id, table[f"y_{k}"])]
+            assert scored[f"{name}_{k}"].tolist() == wanted
+    text = table.prompt[0]
+    with pytest.raises(ValueError, match="outside the world's grammar"):
+        world.scorer("cost")([text], ["ignore everything ."])
+    with pytest.raises(ValueError, match="no such prompt"):
+        world.scorer("cost")(["user : hello"], [table.response_0[0]])
+
+
+# ---------------------------------------------------------------- dual step and duality gap
+
+
+def test_dual_step_by_hand():
+    assert c.dual_step(1.0, 0.5, 0.1, 0.5) == pytest.approx(1.2)  # too costly: lambda rises
+    assert c.dual_step(1.0, -0.5, 0.1, 0.5) == pytest.approx(0.7)
+    assert c.dual_step(0.2, -0.5, 0.1, 0.5) == 0.0
+    assert c.dual_step(0.0, 0.1, 0.1, 0.5) == 0.0
+
+
+@pytest.fixture(scope="module")
+def exact_world(world, inside):
+    """(reference, reward, cost) [P, R] of the training prompts."""
+    prompts = world.select("train")
+    return evaluate.exact(inside, prompts).logp, world.reward[prompts], world.cost[prompts]
+
+
+def test_the_gap_is_suboptimality_plus_complementarity(exact_world):
+    g = np.random.default_rng(0)
+    for lam in (0.0, 0.5, 3.0):
+        policy = o.normalise(exact_world[0] + g.normal(size=exact_world[0].shape))
+        out = o.kkt(policy, lam, *exact_world, beta=BETA, cost_limit=-0.4)
+        assert out["gap"] == pytest.approx(out["suboptimality"] + out["complementary"], abs=1e-10)
+        assert out["suboptimality"] > 0.1 and abs(out["slack"]) > 1e-3
+        assert out["slack"] == pytest.approx(-0.4 - (np.exp(policy) * exact_world[2]).sum(1).mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("limit", [0.0, -0.4])
+def test_the_exact_solution_has_no_gap(exact_world, limit):
+    lam = o.lambda_star(*exact_world, beta=BETA, cost_limit=limit)
+    policy = o.lagrangian_optimal(*exact_world, lam=lam, beta=BETA)
+    out = o.kkt(policy, lam, *exact_world, beta=BETA, cost_limit=limit)
+    assert max(abs(out[k]) for k in ("gap", "complementary", "suboptimality")) < 1e-9
+    assert out["slack"] > -1e-9 and (lam == 0 or abs(out["slack"]) < 1e-9)
+    wrong = o.kkt(policy, lam + 0.1, *exact_world, beta=BETA, cost_limit=limit)
+    assert wrong["gap"] > 1e-4
+
+
+def test_dual_gradient_of_the_world(exact_world):
+    for lam in (0.0, 0.3, 2.0):
+        g = lambda x: o.dual(x, *exact_world, beta=BETA, cost_limit=-0.4)
+        slope = (g(lam + 1e-5) - g(lam - 1e-5)) / 2e-5
+        assert o.dual_gradient(lam, *exact_world, beta=BETA, cost_limit=-0.4) == pytest.approx(slope, abs=1e-6)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def never(policy, number):
+    raise AssertionError("it trained before it refused")
+
+
+@pytest.mark.parametrize("limit", [-1.65, -1.65 + 1e-6, -2.0])
+def test_a_limit_out_of_reach_is_refused_before_training(inside, few, monkeypatch, limit):
+    monkeypatch.setattr(c, "align", lambda *a, **k: never(*a))
+    with pytest.raises(ValueError, match="lowest attainable E\\[c\\] is -1.650000"):
+        c.cdpo(inside, few, never, cost_limit=limit, lowest=-1.65, rounds=1, **SETTING)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("dual_lr", 0), ("dual_lr", float("inf")), ("rounds", 0), ("lam", -1.0), ("lam", float("nan")),
+        ("average", 0), ("decay", -0.1), ("decay", 1.1), ("cost_limit", float("nan")),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused_before_training(inside, few, monkeypatch, name, value):
+    monkeypatch.setattr(c, "align", lambda *a, **k: never(*a))
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        c.cdpo(inside, few, never, **{"cost_limit": 0.0, "rounds": 2} | SETTING | {name: value})
+
+
+@pytest.fixture
+def fake(monkeypatch, reference):
+    """No training: records what each fit was asked for; policies are numbered."""
+    calls = []
+
+    def fake_align(frozen, tokens, *, start, seed, **rest):
+        calls.append(dict(reference=frozen, start=start, seed=seed, p=tokens.p, **rest))
+        return type("Trained", (), {"policy": f"policy {len(calls)}"})
+
+    monkeypatch.setattr(c, "align", fake_align)
+    return calls
+
+
+def loop(reference, table, costs, **options):
+    """C-DPO on a list of costs, one a round, the last for the last fit."""
+    settings = SETTING | {"cost_limit": 0.1, "rounds": len(costs) - 1, "average": 1} | options
+    return c.cdpo(reference, table, lambda policy, number: costs[number - 1], **settings)
+
+
+def test_multipliers_of_a_run_by_hand(fake, inside, few):
+    out = loop(inside, few, [0.5, 0.3, -0.5, -3.0, 0.0], dual_lr=0.5)
+    assert out.rounds.lam.tolist() == pytest.approx([0, 0.2, 0.3, 0, 0])
+    assert out.rounds.cost.tolist() == [0.5, 0.3, -0.5, -3.0, 0.0]
+    assert out.rounds["round"].tolist() == [1, 2, 3, 4, 5]
+    assert out.policy == "policy 5" and out.lam == 0.0
+    out = loop(inside, few, [0.5, 0.3, 0.0], dual_lr=0.5, decay=1.0)
+    assert out.rounds.dual_lr.tolist() == [0.5, 0.25, 0.0]
+    assert out.rounds.lam.tolist() == pytest.approx([0, 0.2, 0.25])
+
+
+def test_every_round_is_labelled_by_its_own_multiplier(fake, inside, few):
+    out = loop(inside, few, [0.5, 0.3, 0.0])
+    for call, lam in zip(fake, out.rounds.lam):
+        first = probability(few, lam)
+        assert np.abs(call["p"] - np.maximum(first, 1 - first)).max() < 1e-8
+    assert len({call["seed"] for call in fake}) == 3
+
+
+def test_the_last_multipliers_are_averaged(fake, inside, few):
+    out = loop(inside, few, [1.1, 0.1 + 1.0, 0.1 - 0.4, 0.0], dual_lr=1.0, average=2)
+    assert out.lam == pytest.approx((2.0 + 1.6) / 2)  # 0 -> 1 -> 2 -> 1.6
+    assert loop(inside, few, [1.1, 1.1, -0.3, 0.0], dual_lr=1.0, average=9).lam == pytest.approx((1 + 2 + 1.6) / 3)
+
+
+def test_warm_start(fake, inside, few):
+    loop(inside, few, [0.5, 0.3, 0.0])
+    assert [call["start"] for call in fake] == [inside, "policy 1", "policy 2"]
+    assert all(call["reference"] is inside for call in fake)
+    fake.clear()
+    loop(inside, few, [0.5, 0.3, 0.0], warm_start=False)
+    assert all(call["start"] is inside for call in fake)
+
+
+def test_it_stops_when_cost_and_multiplier_stand_still(fake, inside, few):
+    assert len(loop(inside, few, [0.5, 0.15, 0.0, 0.0, 0.0], tolerance=0.1).rounds) == 3
+    assert len(loop(inside, few, [0.5, 0.15, 0.2, 0.3, 0.0], tolerance=0.01).rounds) == 5
+    # a small step alone is no end: the multiplier moves by 0.01 and the cost is 1 too high
+    assert len(loop(inside, few, [1.1, 1.1, 1.1, 1.1], dual_lr=0.01, tolerance=0.02).rounds) == 4
+
+
+def test_a_slack_limit_ends_at_zero(fake, inside, few):
+    out = loop(inside, few, [-0.5] * 9)
+    assert out.lam == 0.0 and len(out.rounds) == 2, "it stops at once: nothing would change"
+
+
+def test_a_slack_limit_ends_at_zero_from_above(fake, inside, few):
+    """The loop found out that the limit is slack and stopped at 0; the last fit must not be at another lambda."""
+    out = loop(inside, few, [-0.5] * 20, lam=1.0, average=3)
+    assert out.rounds.lam.iloc[-2] == 0.0 and out.lam == 0.0
+
+
+def test_the_first_round_is_dpo_on_soft_labels(inside, few, fresh_cache):
+    got = []
+    out = c.cdpo(inside, few, lambda policy, number: got.append(policy) or -1.0, cost_limit=0.0, rounds=1, **SETTING)
+    soft = pairs.tokenize(pairs.soft_label(few, few.reward_0, few.reward_1), inside)
+    dpo = align(inside, soft, **SETTING | {"seed": 2**20, "use_cache": False})
+    assert got[0].hash == dpo.policy.hash != inside.hash
+    assert list(out.rounds) == ["round", "lam", "cost", "dual_lr"] and (out.rounds.lam == 0).all()
+
+
+def test_a_real_run_moves_against_the_cost(inside, few, world):
+    """From a high multiplier the trained policy is cheaper than from none."""
+    prompts = tuple(world.select("heldout")[:3])
+    cost_of, costs = c.ExactCost(prompts), {}
+    for lam in (0.0, 8.0):
+        out = c.cdpo(inside, few, cost_of, cost_limit=-0.2, rounds=1, lam=lam, **SETTING | {"steps": 8})
+        costs[lam] = out.rounds.cost[0]
+        moved = max(0.0, lam + 0.5 * (costs[lam] + 0.2))
+        assert out.rounds.lam[1] == pytest.approx(moved) and out.lam == out.rounds.lam[1]
+    assert costs[8.0] < costs[0.0] - 0.1
+
+
+# ---------------------------------------------------------------- the cost of a policy
+
+
+def test_exact_cost_is_the_enumerated_mean(inside, world):
+    prompts = tuple(int(x) for x in world.select("heldout")[:3])
+    p = np.exp(evaluate.exact(inside, prompts).logp)
+    wanted = np.mean([p[i] @ world.cost[x] for i, x in enumerate(prompts)])
+    assert c.ExactCost(prompts)(inside, 1) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_sampled_cost_is_near_and_has_numbers_of_its_own(inside, world):
+    ids = world.select("heldout")[:3]
+    texts, n = tuple(world.prompts[i].text for i in ids), 300
+    estimate = c.SampledCost(texts, world.scorer("cost"), n)
+    p = np.exp(evaluate.exact(inside, ids).logp)
+    mean = (p * world.cost[ids]).sum(1)
+    error = np.sqrt(((p * world.cost[ids] ** 2).sum(1) - mean**2).mean() / n)
+    one, two = estimate(inside, 1), estimate(inside, 2)
+    assert abs(one - mean.mean()) < 4 * error and abs(two - mean.mean()) < 4 * error
+    assert estimate(inside, 1) == one != two
+    assert c.SampledCost(texts, world.scorer("cost"), n, seed=1)(inside, 1) != one

@@ -1,0 +1,293 @@
+"""Sampling from a policy against its enumerated distribution, and the pieces and runs of PPO-Lagrangian."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+
+from safealign_utils import evaluate
+from safealign_utils import optimum as o
+from safealign_utils.logprobs import LogProbs
+from safealign_utils.methods import ppo
+from safealign_utils.sampling import draw, sample, uniforms
+
+
+@pytest.fixture(scope="module")
+def inside(reference):
+    return dataclasses.replace(reference, constrained=True)
+
+
+@pytest.fixture(scope="module")
+def prompts(world):
+    return [int(world.select("heldout", intent)[0]) for intent in ("benign", "borderline", "risky")]
+
+
+@pytest.fixture(scope="module")
+def other(reference):
+    """A policy at some distance from the reference, inside the grammar."""
+    moved = dataclasses.replace(reference.copy(), constrained=True)
+    with torch.no_grad():
+        for i, weights in enumerate(moved.model.parameters()):
+            weights *= 1 + 0.03 * math.sin(i + 1)
+    return moved
+
+
+def encode(policy, prompt):
+    return np.array(policy.tokenizer(policy.grammar.world.prompts[prompt].text)["input_ids"])
+
+
+def drawn(policy, prompts, u, **options):
+    return sample(policy, [encode(policy, x) for x in prompts], u, categories=policy.grammar.category[prompts], **options)
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def test_uniforms():
+    u = uniforms(50, 7, seed=[1, 2])
+    assert u.shape == (50, 7) and 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 0.05
+    assert np.array_equal(u, uniforms(50, 7, seed=[1, 2]))
+    assert not np.array_equal(u, uniforms(50, 7, seed=[2, 1])) and len(np.unique(u)) == u.size
+
+
+def test_number_inverts_response(inside, world):
+    g = np.random.default_rng(0)
+    for x, y in zip(g.integers(len(world.prompts), size=50), g.integers(len(world.responses), size=50)):
+        assert inside.grammar.number(x, inside.grammar.response(x, y)[0]) == y
+    with pytest.raises(KeyError):
+        inside.grammar.number(0, inside.grammar.response(0, 3)[0][:-1])
+
+
+def test_next_state_walks_every_response_and_refuses_what_is_not_allowed(inside):
+    grammar = inside.grammar
+    for x, y in ((0, 0), (30, 200), (71, 603)):
+        ids, states = grammar.response(x, y)
+        state = states[:1]
+        for token, after in zip(ids[:-1], states[1:]):
+            state = grammar.next_state(state, np.array([token]))
+            assert state.tolist() == [after]
+        assert grammar.next_state(state, np.array([-1])).tolist() == state.tolist()
+    first = grammar.response(0, 0)[1][:1]
+    wrong = np.flatnonzero(~grammar.allowed[first[0]])
+    for token in wrong[[0, len(wrong) // 2, -1]]:
+        with pytest.raises(ValueError, match="does not allow"):
+            grammar.next_state(first, np.array([token]))
+
+
+def test_a_constrained_policy_stays_in_the_grammar(inside, world):
+    everyone = list(range(0, 72, 4)) * 3
+    eos = inside.tokenizer.eos_token_id
+    for x, y in zip(everyone, drawn(inside, everyone, uniforms(len(everyone), 40, seed=0), temperature=3.0)):
+        assert y[-1] == eos and (y[:-1] != eos).all()
+        words = " ".join(inside.tokenizer.convert_ids_to_tokens(y[:-1].tolist()))
+        assert words == world.text(x, inside.grammar.number(x, y))
+
+
+def test_frequencies_are_those_of_the_enumerated_distribution(inside, prompts):
+    n, x = 2000, prompts[2]
+    numbers = [inside.grammar.number(x, y) for y in drawn(inside, [x] * n, uniforms(n, 40, seed=0))]
+    seen = np.bincount(numbers, minlength=604)
+
+    def p_value(logp):
+        expected = n * np.exp(logp)
+        rare = expected < 5
+        e, f = np.append(expected[~rare], expected[rare].sum()), np.append(seen[~rare], seen[rare].sum())
+        return chi2.sf(((f - e) ** 2 / e).sum(), len(e) - 1)
+
+    own, benign = evaluate.exact(inside, [x, prompts[0]]).logp
+    assert p_value(own) > 0.01 and p_value(benign) < 1e-9
+    assert p_value(o.optimal(own[None], inside.grammar.world.cost[[x]], beta=4.0)[0]) < 1e-3, "it sees a small tilt"
+
+
+def test_padding_on_the_left_changes_nothing(inside, world):
+    length = [len(encode(inside, i)) for i in range(72)]
+    batch = [int(i) for i in np.argsort(length)[[0, 20, 71]]]
+    assert length[batch[0]] < length[batch[1]] < length[batch[2]]
+    u = uniforms(3, 40, seed=4)
+    for i, together in enumerate(drawn(inside, batch, u)):
+        assert together.tolist() == drawn(inside, [batch[i]], u[i : i + 1])[0].tolist()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_cache_of_keys_and_values_changes_nothing(inside, world, prompts, temperature):
+    """The same tokens from plain forward passes, with the next words looked up in the list of all responses."""
+    u = uniforms(3, 40, seed=5)
+    got = drawn(inside, prompts, u, temperature=temperature)
+    token_id = inside.tokenizer.get_vocab()
+    for x, numbers, y in zip(prompts, u, got):
+        all_ids = [[token_id[w] for w in world.text(x, i).split()] + [token_id["</s>"]] for i in range(604)]
+        prompt, said = encode(inside, x).tolist(), []
+        while not said or said[-1] != token_id["</s>"]:
+            may = {ids[len(said)] for ids in all_ids if ids[: len(said)] == said}
+            with torch.no_grad():
+                logits = inside.model(torch.tensor([prompt + said])).logits[0, -1].numpy() / temperature
+            weight = np.array([np.exp(v) if i in may else 0.0 for i, v in enumerate(logits)])
+            said.append(int(np.argmax(weight.cumsum() / weight.sum() > numbers[len(said)])))
+        assert said == y.tolist()
+
+
+def test_a_low_temperature_is_greedy(inside, prompts):
+    one, two = (drawn(inside, prompts, uniforms(3, 40, seed=s), temperature=1e-4) for s in (0, 1))
+    assert all(a.tolist() == b.tolist() for a, b in zip(one, two))
+    assert [a.tolist() for a in drawn(inside, prompts, uniforms(3, 40, seed=0))] != [a.tolist() for a in one]
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_bad_temperatures_are_refused(inside, prompts, temperature):
+    with pytest.raises(ValueError, match="temperature="):
+        drawn(inside, prompts, uniforms(3, 40, seed=0), temperature=temperature)
+
+
+def test_a_response_ends_where_the_numbers_end(inside, prompts):
+    whole, cut = (drawn(inside, prompts, uniforms(3, 40, seed=0)[:, :t]) for t in (40, 3))
+    assert all(len(y) > 3 for y in whole) and [y.tolist() for y in cut] == [y[:3].tolist() for y in whole]
+
+
+def test_drawn_texts_and_masks(inside, reference, world, prompts):
+    texts = [world.prompts[x].text for x in prompts * 10]
+    out = draw(inside, texts, uniforms(30, 40, seed=1))
+    for x, text, ids, allowed in zip(prompts * 10, out.texts, out.responses, out.allowed):
+        assert text == world.text(x, inside.grammar.number(x, ids))
+        assert allowed.shape == (len(ids), len(inside.tokenizer)) and allowed[range(len(ids)), ids].all()
+    plain = draw(reference, texts, uniforms(30, 40, seed=1))
+    assert plain.allowed is None and [x.tolist() for x in plain.prompts] == [x.tolist() for x in out.prompts]
+    known = 0
+    for x, text, ids in zip(prompts * 10, plain.texts, plain.responses):
+        try:
+            known += text == world.text(x, reference.grammar.number(x, ids))
+        except KeyError:  # a leak
+            continue
+    assert known >= 25, "the reference leaks little"
+
+
+# ---------------------------------------------------------------- pieces of PPO
+
+
+def test_advantages_by_hand():
+    rewards = torch.tensor([[0.0, 0.0, 1.0], [2.0, -1.0, 0.0]]).double()
+    values = torch.tensor([[0.5, 0.2, 0.4], [1.0, 0.5, 0.0]]).double()
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).double()
+    advantage, returns = ppo.advantages(rewards, values, mask)
+    # deltas -0.3, 0.2, 0.6 and 1.5, -1.5
+    assert advantage[0].tolist() == pytest.approx([0.4315, 0.77, 0.6])
+    assert advantage[1].tolist() == pytest.approx([1.5 - 0.95 * 1.5, -1.5, 0.0])
+    assert returns[0].tolist() == pytest.approx([0.9315, 0.97, 1.0])
+
+
+@pytest.mark.parametrize("gae", [0.95, 1.0])
+def test_advantages_are_discounted_sums(monkeypatch, gae):
+    monkeypatch.setattr(ppo, "GAE", gae)
+    g = np.random.default_rng(0)
+    rewards, values = g.normal(size=(2, 6, 8))
+    lengths = np.array([8, 1, 3, 8, 5, 2])
+    mask = np.arange(8) < lengths[:, None]
+    rewards, values = rewards * mask, values * mask
+    advantage, _ = ppo.advantages(*(torch.tensor(a, dtype=torch.float64) for a in (rewards, values, mask)))
+    for b, n in enumerate(lengths):
+        delta = rewards[b, :n] + np.append(values[b, 1:n], 0.0) - values[b, :n]
+        wanted = [sum(gae**k * delta[t + k] for k in range(n - t)) for t in range(n)]
+        assert advantage[b, :n].tolist() == pytest.approx(wanted, abs=1e-12) and (advantage[b, n:] == 0).all()
+        if gae == 1:
+            assert advantage[b, 0].item() == pytest.approx(rewards[b].sum() - values[b, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, moves",
+    [(1.5, 1, -1.2, 0), (1.5, -1, 1.5, 1), (0.5, 1, -0.5, 1), (0.5, -1, 0.8, 0), (1.1, 2, -2.2, 1), (0.9, -2, 1.8, 1)],
+)
+def test_clipped_surrogate(ratio, advantage, loss, moves):
+    logp = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    out = ppo.policy_loss(logp, torch.zeros(1).double(), torch.tensor([float(advantage)]).double())
+    out.backward()
+    assert out.item() == pytest.approx(loss) and (logp.grad.item() != 0) == bool(moves)
+
+
+def test_next_lambda():
+    assert ppo.next_lambda(1.0, 0.5, 0.0, 0.1, 5.0) == pytest.approx(math.exp(0.05))
+    assert ppo.next_lambda(2.0, 0.5, 0.25, 0.1, 5.0) == pytest.approx(2 * math.exp(0.05))
+    assert ppo.next_lambda(1.0, -0.5, 0.0, 0.1, 5.0) == pytest.approx(math.exp(-0.05))
+    assert ppo.next_lambda(4.9, 10.0, 0.0, 0.1, 5.0) == 5.0
+    assert ppo.next_lambda(0.0, 10.0, 0.0, 0.1, 5.0) == 0.0
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0, 3.0])
+def test_token_advantages_of_a_minibatch(inside, other, world, prompts, lam):
+    """With an untrained critic: (r - lam c) / (1 + lam) at the end, less the penalty at every token, discounted."""
+    texts = [world.prompts[x].text for x in prompts]
+    out = draw(other, texts, uniforms(3, 40, seed=2))
+    reward, cost, coefficient = np.array([1.0, -2.0, 0.5]), np.array([0.3, 0.7, -1.5]), 0.4
+    networks = LogProbs(other).eval(), LogProbs(inside).eval(), ppo.Critic(inside)
+    rows = np.array([2, 0])
+    batch = ppo._rollout(out, rows, other, *networks, reward, cost, coefficient, lam)
+    wanted, old = [], []
+    for i in rows:
+        ids, allowed, prompt = out.responses[i], out.allowed[i], out.prompts[i]
+        logps = []
+        for policy in (other, inside):
+            with torch.no_grad():
+                logits = policy.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+            logits = np.where(allowed, logits.numpy(), -np.inf)
+            logps.append((logits - np.logaddexp.reduce(logits, axis=1)[:, None])[range(len(ids)), ids])
+        token = -coefficient * (logps[0] - logps[1])
+        token[-1] += (reward[i] - lam * cost[i]) / (1 + lam)
+        wanted += [sum(0.95**k * token[t + k] for k in range(len(ids) - t)) for t in range(len(ids))]
+        old += logps[0].tolist()
+    assert np.abs(batch.old.numpy() - old).max() < 1e-9
+    assert np.abs(batch.advantage.numpy() - wanted).max() < 1e-9
+
+
+# ---------------------------------------------------------------- runs of PPO
+
+
+def run(policy, world, prompts, **options):
+    scorers = dict(reward=world.scorer("reward"), cost=world.scorer("cost"))
+    setting = dict(cost_limit=0.0, iterations=2, learning_rate=1e-3, seed=0, samples=1)
+    return ppo.ppo_lagrangian(policy, prompts, **scorers | setting | options)
+
+
+def test_a_run_is_counted_remembered_and_deterministic(inside, world, prompts, request):
+    before = inside.hash
+    one, two = (run(inside, world, prompts) for _ in range(2))
+    assert one.samples == 2 * 3 and len(one.log) == 2 and one.policy.hash != before
+    assert two.policy.hash == one.policy.hash and two.log.equals(one.log)
+    assert (two.lam, two.samples, two.seconds) == (one.lam, one.samples, one.seconds), "it came from the cache"
+    request.getfixturevalue("fresh_cache")
+    again = run(inside, world, prompts)
+    assert again.policy.hash == one.policy.hash and again.seconds != one.seconds
+    assert dataclasses.replace(inside).hash == before, "the reference stayed as it was"
+
+
+@pytest.mark.parametrize("limit", [-5.0, 5.0])
+def test_lambda_follows_the_mean_cost_of_the_episodes(inside, world, prompts, limit):
+    out = run(inside, world, prompts, cost_limit=limit, lambda_lr=0.1)
+    first = math.exp(0.1 * (out.log.cost[0] - limit))
+    second = first * math.exp(0.1 * first * (out.log.cost.mean() - limit))
+    assert out.log.lam.tolist() == pytest.approx([first, second]) and out.lam == out.log.lam[1]
+    assert (out.lam > first > 1) if limit < 0 else (out.lam < first < 1)
+
+
+nothing = lambda prompts, responses: np.zeros(len(prompts))
+
+
+def test_without_scores_nothing_moves(inside, world, prompts, fresh_cache):
+    out = run(inside, world, prompts, reward=nothing, cost=nothing)
+    assert out.policy.hash == inside.hash and out.log[["reward", "cost"]].to_numpy().max() == 0
+
+
+@pytest.mark.parametrize("what", ["reward", "cost"])
+def test_reward_rises_and_cost_falls(inside, world, prompts, fresh_cache, what):
+    """Each score alone: the reward at lambda 0, the cost with a large lambda."""
+    lam = dict(lam=0.0) if what == "reward" else dict(lam=5.0, reward=nothing)
+    out = run(inside, world, prompts, lambda_lr=0.0, iterations=6, samples=12, **lam)
+    values = getattr(world, what)[prompts]
+    before, after = (o.expect(evaluate.exact(p, prompts).logp, values) for p in (inside, out.policy))
+    assert (after - before if what == "reward" else before - after) > 0.1
+
+
+def test_the_cache_sees_the_scorers(inside, world, prompts, fresh_cache):
+    one = run(inside, world, prompts)
+    other = run(inside, world, prompts, reward=lambda x, y: -world.scorer("reward")(x, y))
+    assert other.log.reward[0] == pytest.approx(-one.log.reward[0]) and other.policy.hash != one.policy.hash
