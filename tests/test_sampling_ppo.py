@@ -12,6 +12,7 @@ from safealign_utils import evaluate
 from safealign_utils import optimum as o
 from safealign_utils.logprobs import LogProbs
 from safealign_utils.methods import ppo
+from safealign_utils.policy import Policy
 from safealign_utils.sampling import draw, sample, uniforms
 
 
@@ -40,7 +41,9 @@ def encode(policy, prompt):
 
 
 def drawn(policy, prompts, u, **options):
-    return sample(policy, [encode(policy, x) for x in prompts], u, categories=policy.grammar.category[prompts], **options)
+    return sample(
+        policy, [encode(policy, x) for x in prompts], u, categories=policy.grammar.category[prompts], **options
+    )
 
 
 # ---------------------------------------------------------------- sampling
@@ -87,7 +90,7 @@ def test_a_constrained_policy_stays_in_the_grammar(inside, world):
 
 
 def test_frequencies_are_those_of_the_enumerated_distribution(inside, prompts):
-    n, x = 2000, prompts[2]
+    n, x = 4000, prompts[2]
     numbers = [inside.grammar.number(x, y) for y in drawn(inside, [x] * n, uniforms(n, 40, seed=0))]
     seen = np.bincount(numbers, minlength=604)
 
@@ -104,11 +107,34 @@ def test_frequencies_are_those_of_the_enumerated_distribution(inside, prompts):
 
 def test_padding_on_the_left_changes_nothing(inside, world):
     length = [len(encode(inside, i)) for i in range(72)]
-    batch = [int(i) for i in np.argsort(length)[[0, 20, 71]]]
-    assert length[batch[0]] < length[batch[1]] < length[batch[2]]
-    u = uniforms(3, 40, seed=4)
+    batch = [int(i) for i in np.argsort(length)[::6]]
+    assert length[batch[0]] < length[batch[5]] < length[batch[-1]]
+    u = uniforms(len(batch), 40, seed=4)
     for i, together in enumerate(drawn(inside, batch, u)):
         assert together.tolist() == drawn(inside, [batch[i]], u[i : i + 1])[0].tolist()
+
+
+def test_padding_on_the_left_changes_nothing_with_absolute_positions(inside):
+    """GPT-2 without a grammar, prompts of unequal length: the tokens of plain forward passes, one prompt at a time."""
+    import transformers as t
+
+    shape = dict(vocab_size=33, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = t.GPT2LMHeadModel(t.GPT2Config(**shape)).double().eval()
+    g, u = np.random.default_rng(0), uniforms(4, 12, seed=6)
+    prompts = [g.integers(3, 33, n) for n in (5, 1, 9, 3)]
+    got = sample(Policy(model, inside.tokenizer), prompts, u)
+    for prompt, numbers, y in zip(prompts, u, got):
+        said = []
+        for number in numbers:
+            with torch.no_grad():
+                p = model(torch.tensor([[*prompt, *said]])).logits[0, -1].softmax(-1).numpy()
+            said.append(int(np.argmax(p.cumsum() > number)))
+            if said[-1] == inside.tokenizer.eos_token_id:
+                break
+        assert said == y.tolist()
+    assert len({y.tobytes() for y in got}) == 4 and max(map(len, got)) == 12
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])

@@ -6,6 +6,7 @@ The step size, its decay, the rounds, the warm start and how E[c] is estimated a
 paper; they are arguments here.
 """
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,11 +98,13 @@ class SampledCost:
 
 @dataclass(frozen=True)
 class Aligned:
-    """What the loop ends with: the policy, its multiplier, and one row a round (lam, cost, dual_lr, steps)."""
+    """What the loop ends with: the policy, its multiplier, one row a round (round, lam, cost, dual_lr) and the
+    seconds that its trainings and estimates of E[c] took."""
 
     policy: Policy
     lam: float
     rounds: pd.DataFrame
+    seconds: float
 
 
 def cdpo(
@@ -126,25 +129,30 @@ def cdpo(
     ):  # fmt: skip
         if not good:
             raise ValueError(f"{name}={value}: out of range; see the docstring of cdpo")
-    policy, rows = reference, []
+    policy, rows, seconds = reference, [], 0.0
 
     def fit(at, number):
+        nonlocal seconds
         labelled = tokenize(relabel(table, at, by=by, seed=seed), reference)
         start = policy if warm_start else reference
-        return align(
+        run = align(
             reference, labelled, start=start, beta=beta, steps=steps, batch_size=batch_size,
             learning_rate=learning_rate, seed=seed + 2**20 * number, **training,
-        ).policy  # fmt: skip
+        )  # fmt: skip
+        began = time.perf_counter()
+        cost = cost_of(run.policy, number)
+        seconds += run.seconds + time.perf_counter() - began
+        return run.policy, cost
 
     for number in range(1, rounds + 1):
-        policy = fit(lam, number)
-        cost, step = cost_of(policy, number), dual_lr / number**decay
+        policy, cost = fit(lam, number)
+        step = dual_lr / number**decay
         rows.append({"round": number, "lam": lam, "cost": cost, "dual_lr": step})
         moved = dual_step(lam, cost, cost_limit, step)
         still, lam = abs(moved - lam) <= tolerance, moved
         if still and (abs(cost - cost_limit) <= tolerance or lam == 0):
             break
     lam = float(np.mean([*(row["lam"] for row in rows[1:]), lam][-average:]))
-    policy = fit(lam, rounds + 1)
-    rows.append({"round": len(rows) + 1, "lam": lam, "cost": cost_of(policy, rounds + 1), "dual_lr": 0.0})
-    return Aligned(policy, lam, pd.DataFrame(rows))
+    policy, cost = fit(lam, rounds + 1)
+    rows.append({"round": len(rows) + 1, "lam": lam, "cost": cost, "dual_lr": 0.0})
+    return Aligned(policy, lam, pd.DataFrame(rows), seconds)

@@ -92,8 +92,8 @@ RULES = {
 PROFILES = {
     "small": dict(seeds=1, dtype="float64", pairs=1500, steps=60, batch_size=32, learning_rate=3e-3, max_length=256,
                   betas=[0.5, 1.0], pair_shares=[0.25, 1.0], step_factors=[1.0], deltas=[0.0, 5.0],
-                  length_factors=[1.0], recipe_factor=1.0, ppo_iterations=2, rounds=3, cost_limits=[0.0],
-                  clipped_limits=[0.05], dual_lrs=[0.35], lambdas=[1.0], cost_samples=[45.0]),
+                  length_factors=[1.0], recipe_factor=1.0, ppo_iterations=2, rounds=2, cost_limits=[0.0],
+                  clipped_limits=[0.05], dual_lrs=[], lambdas=[1.0], cost_samples=[45.0]),
     "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=3e-3, max_length=256,
                  betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0],
                  deltas=[0.0, 2.0, 5.0, 10.0, 20.0], length_factors=[0.5, 1.0, 3.0], recipe_factor=9.0,
