@@ -222,7 +222,7 @@ def plane(points, *, x, y, xlabel, ylabel, title, n, curve=None, exact=()):
         )
     for a, b, words in exact:
         ax.plot(a, b, "*", ms=11, color=COLOURS["exact"], zorder=3)
-        ax.annotate(words, (a, b), xytext=(7, 5), textcoords="offset points", fontsize=9)
+        ax.annotate(words, (a, b), xytext=(0, 8), textcoords="offset points", fontsize=9, ha="center")
     ax.set(xlabel=xlabel, ylabel=ylabel, title=f"{title} (n = {n})")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -264,7 +264,8 @@ def dual_descent(curve, rounds, *, lam_star, cost_limit):
         right.plot(rows["round"], rows.cost, "o-", ms=3, color=COLOURS["cdpo"], alpha=0.7)
     right.axhline(cost_limit, color="#999999", lw=0.8, ls="--")
     middle.set(xlabel="round", ylabel="λ (dashed: exact λ*)", title=f"Every seed (n = {len(lam_star)})")
-    right.set(xlabel="round", ylabel="E[c], training prompts (dashed: limit)")
+    right.set(xlabel="round", ylabel="E[c] (dashed: the limit)")
+    [ax.xaxis.get_major_locator().set_params(integer=True) for ax in (middle, right)]
     return figure
 
 

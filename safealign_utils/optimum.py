@@ -82,7 +82,9 @@ def check_limit(cost_limit, lowest):
     if not np.isfinite(cost_limit):
         raise ValueError(f"cost_limit={cost_limit}: the limit on E[c] is a finite number")
     if lowest is not None and cost_limit <= lowest + 1e-6:
-        raise ValueError(f"cost_limit={cost_limit}: the lowest attainable E[c] is {lowest:.6f}; choose a higher limit")
+        raise ValueError(
+            f"cost_limit={cost_limit:.9g}: the lowest attainable E[c] is {lowest:.6f}; choose a higher limit"
+        )
 
 
 def lambda_star(logp_ref, reward, cost, *, beta, cost_limit=0.0):

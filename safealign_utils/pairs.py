@@ -171,6 +171,14 @@ def label(table, by="auto"):
     return table.assign(chosen=table[LABELS[by]].astype(int), p=1.0, margin=0.0).reset_index(drop=True)
 
 
+def with_safety(table):
+    """The rows with both safety labels. Raises ValueError where there are none."""
+    known = table.dropna(subset=list(SAFE))
+    if known.empty:
+        raise ValueError(f"data: no row has both {SAFE[0]} and {SAFE[1]}; SafeDPO needs safety labels")
+    return known.reset_index(drop=True)
+
+
 def soft_label(table, score_0, score_1):
     """Soft labels from known scores: p = sigma(score gap), chosen = the higher score. Scores [N], in nats."""
     gap = np.round(np.asarray(score_0, dtype=float) - np.asarray(score_1, dtype=float), 9)

@@ -27,6 +27,8 @@ def sample(policy, prompts, u, *, categories=None, temperature=1.0):
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: a number above 0")
+    if policy.constrained and categories is None:
+        raise ValueError("categories: a constrained policy needs the category of every prompt")
     model, N, longest = policy.model.eval(), len(prompts), max(map(len, prompts))
     ids, mask = np.full((N, longest), policy.pad_id), np.zeros((N, longest + u.shape[1]), dtype=np.int64)
     for i, x in enumerate(prompts):  # padded on the left: all prompts end at the same place
@@ -84,6 +86,8 @@ def draw(policy, texts, u, **options):
     words = [" ".join(tokenizer.convert_ids_to_tokens(y[y != tokenizer.eos_token_id].tolist())) for y in out]
     allowed = None
     if policy.constrained:
+        if any(y[-1] != tokenizer.eos_token_id for y in out):
+            raise ValueError(f"u: {u.shape[1]} tokens are too few for the world's responses; use 48")
         states = [grammar.response(x, grammar.number(x, y))[1] for x, y in zip(numbers, out)]
         allowed = [grammar.allowed[s] for s in states]
     return Drawn(prompts, out, words, allowed)

@@ -6,7 +6,6 @@ the same question is never trained twice. A loss that is not finite stops the ru
 """
 
 import contextlib
-import inspect
 import logging
 import math
 import os
@@ -87,7 +86,7 @@ def align(
     (default: the reference). `leak_weight` times -mean over responses of sum_t log(mass that the grammar
     allows next) is added. `token_lever(logratio_w, logratio_l, mask_w, mask_l, rows)` returns token masks;
     it is a frozen dataclass, so that its repr names it in the cache. `link(z, beta)` replaces the logistic
-    loss of the logit z [B] by another (BFPO, BSO). `live_reference` computes the
+    loss of the logit z [B] by another (BFPO, BSO); the cache knows it by its values. `live_reference` computes the
     reference anew in every batch instead of reading it from the cache on disk.
 
     Differs from the paper (arXiv 2305.18290, its authors' code): AdamW with cosine decay instead of RMSprop
@@ -122,7 +121,8 @@ def align(
     setting = dict(beta=beta, seed=seed, learning_rate=learning_rate, leak_weight=leak_weight, **loop)
     policies = (reference.hash, reference.readout, start.hash, start.readout)
     levers = (tokens.hash, tokens.p, tokens.margin, repr(token_lever))
-    parts = (*policies, *levers, order, live_reference, inspect.getsource(link) if link else None)
+    probe = link(torch.linspace(-30, 30, 121, dtype=torch.float64), beta).tolist() if link else None  # what it computes
+    parts = (*policies, *levers, order, live_reference, probe)
     key = cache.digest("align", *parts, setting, _code()) if use_cache else None
     return _train(start, loss_of, order, key=key, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
 

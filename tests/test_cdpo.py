@@ -1,6 +1,7 @@
 """C-DPO: labels by r - lambda c, the dual step and loop, the duality gap, and the two estimates of E[c]."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def fake(monkeypatch, reference):
 
     def fake_align(frozen, tokens, *, start, seed, **rest):
         calls.append(dict(reference=frozen, start=start, seed=seed, p=tokens.p, **rest))
-        return type("Trained", (), {"policy": f"policy {len(calls)}"})
+        return types.SimpleNamespace(policy=f"policy {len(calls)}", seconds=0.0)
 
     monkeypatch.setattr(c, "align", fake_align)
     return calls

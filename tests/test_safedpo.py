@@ -11,7 +11,7 @@ import torch
 from safealign_utils import evaluate, pairs
 from safealign_utils import optimum as o
 from safealign_utils.loss import preference_loss
-from safealign_utils.methods.safedpo import safedpo, transform, unsafe_labels, with_margin
+from safealign_utils.methods.safedpo import safedpo, transform, unsafe_labels, with_finite_target, with_margin
 from safealign_utils.methods.tabular import all_pairs, fit
 from safealign_utils.train import align
 
@@ -142,6 +142,18 @@ def test_margin_on_soft_mixed_pairs_is_refused(world, reference):
     align(reference, pairs.tokenize(safedpo(soft, delta=5.0), reference), steps=1, **SETTING)  # T makes them hard
 
 
+def test_finite_target_by_hand():
+    table = transform(hand_made(p=0.7).assign(reward_0=1.0, reward_1=3.0))[0]
+    out = with_finite_target(table, 4.0)
+    # the safe response of a mixed pair: gap 4 - 2 where it is response 0, 4 + 2 where it is response 1
+    two, six = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-6))
+    assert out.p.tolist() == pytest.approx([0.7, 0.7, two, two, six, six], abs=1e-8)
+    assert (out.margin == 0).all() and out.chosen.equals(table.chosen)
+    for penalty in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="penalty="):
+            with_finite_target(table, penalty)
+
+
 # ---------------------------------------------------------------- exact optima of the losses
 
 
@@ -231,6 +243,15 @@ def test_without_the_drop_the_optimum_is_the_same(cases):
     case = cases[2]
     logp = fit(case.ref, beta=BETA, **safe_levers(case, 5.0) | {"weight": None})
     assert tv(logp, o.safe_optimal, case, case.reward, case.cost, beta=BETA) < 1e-6
+
+
+@pytest.mark.parametrize("penalty", [1.0, 4.0])
+def test_a_finite_target_has_the_optimum_of_the_penalised_reward(cases, penalty):
+    for case in cases:
+        (u_a, u_b), gap = case.unsafe, case.gaps[0]
+        logp = fit(case.ref, sigmoid(gap + penalty * (u_b * 1.0 - u_a)), beta=BETA)
+        assert tv(logp, o.optimal, case, case.reward - penalty * (case.cost > 0), beta=BETA) < 1e-6
+        assert tv(logp, o.optimal, case, case.reward, beta=BETA) > 0.01
 
 
 def test_soft_labels_reach_the_optimum_of_dpo(cases):

@@ -34,6 +34,8 @@ def sacpo(train, helpful, safety, *, beta, lam):
     """SACPO (2404.11049): DPO for helpfulness, then for safety with *the first policy as reference* and
     temperature beta / lam. `train(table, reference=None, **changes)` returns a `Trained`; so does this.
     """
+    if not lam > 0:
+        raise ValueError(f"lam={lam}: SACPO's second stage needs a multiplier above 0; at 0 it is plain DPO")
     first = train(helpful)
     return train(safety, reference=first.policy, beta=beta / lam)
 

@@ -116,7 +116,7 @@ def cdpo(
     Each round relabels, trains `steps` (from the last policy, or from the reference with
     `warm_start=False`), measures E[c] with `cost_of(policy, number)` and moves lambda by
     dual_lr / number**decay. After `rounds` of it, or once lambda and E[c] both stand still within
-    `tolerance`, the mean of the last `average` multipliers gets a last fit of its own.
+    `tolerance`, the mean of the last `average` multipliers (0 if the last one is 0) gets a last fit of its own.
     `lowest` is the lowest attainable E[c], where it is known: a limit at or below it is refused first.
 
     *Differs from the paper:* averaging, the stop rule and soft labels are ours; what is not stated there is
@@ -152,7 +152,8 @@ def cdpo(
         still, lam = abs(moved - lam) <= tolerance, moved
         if still and (abs(cost - cost_limit) <= tolerance or lam == 0):
             break
-    lam = float(np.mean([*(row["lam"] for row in rows[1:]), lam][-average:]))
+    if lam > 0:  # at 0 the limit is slack, and what came before is no estimate
+        lam = float(np.mean([*(row["lam"] for row in rows[1:]), lam][-average:]))
     policy, cost = fit(lam, rounds + 1)
     rows.append({"round": len(rows) + 1, "lam": lam, "cost": cost, "dual_lr": 0.0})
     return Aligned(policy, lam, pd.DataFrame(rows), seconds)

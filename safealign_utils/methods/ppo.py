@@ -88,16 +88,26 @@ def ppo_lagrangian(
     *Differs from the paper:* one network carries both critics; `beta` is ours; no reward clipping and no
     pre-training loss.
     """
+    for name, value in (("iterations", iterations), ("samples", samples), ("epochs", epochs), ("minibatch", minibatch)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: a whole number, 1 or above")
+    for name, value in (("learning_rate", learning_rate), ("beta", 1.0 if beta is None else beta)):
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name}={value}: a finite number above 0")
+    if not 0 <= lam <= lambda_max:
+        raise ValueError(f"lam={lam}: the first multiplier lies between 0 and lambda_max={lambda_max}")
+    texts = [reference.grammar.world.prompts[i].text for i in np.repeat(prompts, samples)]
+    first = draw(reference, texts, uniforms(len(texts), max_tokens, seed=[seed, 13, 0]))
+    scores = [np.asarray(scorer(texts, first.texts), float) for scorer in (reward, cost)]  # so the cache knows them
     key = cache.digest(
-        "ppo", reference.hash, reference.readout, list(map(int, prompts)), cost_limit, iterations, learning_rate, seed,
-        beta, kl_coeff, lam, lambda_lr, lambda_max, samples, epochs, minibatch, max_tokens, cache.code_hash(*CODE),
-        cache.library_versions(),
+        "ppo", reference.hash, reference.readout, list(map(int, prompts)), scores, cost_limit, iterations,
+        learning_rate, seed, beta, kl_coeff, lam, lambda_lr, lambda_max, samples, epochs, minibatch, max_tokens,
+        cache.code_hash(*CODE), cache.library_versions(),
     )  # fmt: skip
     if found := load_trained(key, reference):
         policy, log, info = found
         return PPO(policy, info["lam"], log, info["samples"], info["seconds"])
     start, policy, rows, costs = time.perf_counter(), reference.copy(), [], deque(maxlen=EPISODES)
-    texts = [reference.grammar.world.prompts[i].text for i in np.repeat(prompts, samples)]
     with seeded(seed):
         actor, frozen, critic = LogProbs(policy).eval(), LogProbs(reference).eval(), Critic(reference)
         parameters = [*actor.parameters(), *critic.parameters()]

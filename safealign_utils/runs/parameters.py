@@ -13,7 +13,11 @@ from pathlib import Path
 
 import yaml
 
-WORLD_ONLY = ("00_the_world",)  # notebooks that have nothing to say about real text
+WORLD_ONLY = {  # notebooks that need the made world, and why
+    "00_the_world": "it is about the made world",
+    "03_cdpo_dual_gradient_descent": "it needs a reward and a cost of every response, which the world's oracle gives",
+}
+NEEDS_SAFETY = ("02_safedpo",)  # notebooks that need safety labels
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
 
 
@@ -82,6 +86,7 @@ RULES = {
     "dual_lr": _POSITIVE,
     "dual_lrs": _NUMBERS,
     "rounds": _COUNT,
+    "round_steps": _COUNT,
     "relabel": _one_of("coin", "argmax", "soft"),
     "lambdas": _FROM_ZERO,
     "cost_samples": Rule(
@@ -92,17 +97,19 @@ RULES = {
 PROFILES = {
     "small": dict(seeds=1, dtype="float64", pairs=1500, steps=60, batch_size=32, learning_rate=3e-3, max_length=256,
                   betas=[0.5, 1.0], pair_shares=[0.25, 1.0], step_factors=[1.0], deltas=[0.0, 5.0],
-                  length_factors=[1.0], recipe_factor=1.0, ppo_iterations=2, rounds=2, cost_limits=[0.0],
-                  clipped_limits=[0.05], dual_lrs=[], lambdas=[1.0], cost_samples=[45.0]),
+                  length_factors=[1.0], recipe_factor=1.0, ppo_iterations=2, rounds=5, round_steps=20,
+                  cost_limits=[0.0], clipped_limits=[0.05], dual_lrs=[], lambdas=[1.0], cost_samples=[]),
     "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=3e-3, max_length=256,
                  betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0],
                  deltas=[0.0, 2.0, 5.0, 10.0, 20.0], length_factors=[0.5, 1.0, 3.0], recipe_factor=9.0,
-                 ppo_iterations=60, rounds=8, cost_limits=[0.0, -0.4], clipped_limits=[0.05, 0.02, 0.01],
-                 dual_lrs=[0.35, 1.4], lambdas=[0.25, 1.0, 2.0], cost_samples=[45.0, 450.0]),
+                 ppo_iterations=60, rounds=8, round_steps=100, cost_limits=[0.0, -0.4],
+                 clipped_limits=[0.05, 0.02, 0.01], dual_lrs=[0.35, 1.4], lambdas=[0.25, 1.0, 2.0],
+                 cost_samples=[45.0, 450.0]),
 }  # fmt: skip
-SHORTER = dict.fromkeys(
-    [("small", "02_safedpo"), ("small", "03_cdpo_dual_gradient_descent")], dict(pairs=400, steps=16)
-)  # notebooks with many trainings
+SHORTER = {
+    ("small", "02_safedpo"): dict(pairs=400, steps=16),
+    ("small", "03_cdpo_dual_gradient_descent"): dict(pairs=600, steps=20),
+}  # notebooks with many trainings
 
 
 def _number(value):

@@ -46,9 +46,8 @@ def prepare(notebook, given=(), files=()):
         raise Refusal(f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py")
     settings = parameters.resolve(parameters.collect(cell, given, files), path.stem)
     if path.stem in parameters.WORLD_ONLY and settings["data"] != "world":
-        raise Refusal(
-            f"data={settings['data']!r}: {path.stem} is about the made world; use data=world, or 01_dpo_basics"
-        )
+        why = parameters.WORLD_ONLY[path.stem]
+        raise Refusal(f"data={settings['data']!r} for {path.stem}: {why}; use data=world, or 01_dpo_basics")
     if settings["device"] == "cuda":
         from .study import pick_device
 
@@ -59,6 +58,8 @@ def prepare(notebook, given=(), files=()):
 
         try:
             rows = pairs.label(pairs.load_pairs(settings["data"], revision=settings["revision"]), settings["label"])
+            if path.stem in parameters.NEEDS_SAFETY:
+                rows = pairs.with_safety(rows)
             pairs.split_pairs(rows)
         except ValueError as error:
             raise Refusal(str(error)) from None
