@@ -7,6 +7,7 @@ label says n = 1. PNG and SVG are byte-stable: no date, no version, a fixed hash
 import contextlib
 import functools
 import io
+import itertools
 
 import matplotlib
 import numpy as np
@@ -16,15 +17,16 @@ from matplotlib.figure import Figure
 COLOURS = {
     "ref": "#7f7f7f", "exact": "#222222", "dpo": "#3b6fb6", "dpo_soft": "#e0872b", "ml_on_optimum": "#4c9a6a",
     "chosen": "#4c9a6a", "rejected": "#c4504b", "bag_of_words": "#8d6bb0", "behaviour": "#4c9a6a",
-    "dpo_harmless": "#c4504b", "dpo_safebetter": "#4c9a6a", "safedpo": "#e0872b", "safedpo_finite": "#8c5a17",
+    "dpo_harmless": "#c4504b", "dpo_safebetter": "#4c9a6a", "safedpo": "#e0872b",
     "cdpo": "#8d3fa0", "sacpo": "#2f9c95", "psacpo": "#7cc5c0", "mocan": "#d76fb0", "pecan": "#eeb0d6", "modpo": "#6f8a2c",
-    "bfpo": "#a0a83a", "bso": "#b58b6b", "ppo_lagrangian": "#111111", "fixed_lambda": "#9fb4d6", "unsafe": "#c4504b",
+    "bfpo": "#a0a83a", "bso": "#b58b6b", "ppo_lagrangian": "#111111", "fixed_lambda": "#9fb4d6",
+    "mocan_soft": "#9c2f73",
 }  # fmt: skip
 NAMES = {
     "ref": "reference", "exact": "exact optimum", "dpo": "DPO, hard labels", "dpo_soft": "DPO, soft labels",
     "ml_on_optimum": "maximum likelihood on samples of the optimum", "bag_of_words": "bag of words",
     "dpo_harmless": "DPO-harmless", "dpo_safebetter": "DPO-safebetter", "safedpo": "SafeDPO", "cdpo": "C-DPO",
-    "safedpo_finite": "SafeDPO, soft and finite", "sacpo": "SACPO", "psacpo": "P-SACPO", "mocan": "MoCAN", "pecan": "PeCAN",
+    "mocan_soft": "MoCAN, soft labels", "sacpo": "SACPO", "psacpo": "P-SACPO", "mocan": "MoCAN", "pecan": "PeCAN",
     "modpo": "MODPO", "bfpo": "BFPO", "bso": "BSO", "ppo_lagrangian": "PPO-Lagrangian", "fixed_lambda": "fixed λ",
 }  # fmt: skip
 STYLE = {"svg.hashsalt": "safealign", "svg.fonttype": "path", "figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False,
@@ -85,8 +87,7 @@ def training(logs):
         left.plot(log.step, log.loss.rolling(10, min_periods=1).mean(), color=COLOURS[method], label=NAMES[method])
     left.axhline(np.log(2), color="#999999", lw=0.8, ls="--")
     left.annotate("ln 2", (1, np.log(2)), xytext=(0, 3), textcoords="offset points", fontsize=8, color="#666666")
-    left.set(xlabel="step", ylabel="loss (nats a pair, mean of 10 steps)", title="Training loss")
-    left.legend()
+    left.set(xlabel="step", ylabel="loss (nats a pair, mean of 10 steps)", title="Training loss"), left.legend()
     log = next(iter(logs.values()))
     for side in ("chosen", "rejected"):
         right.plot(log.step, log[side].rolling(10, min_periods=1).mean(), color=COLOURS[side], label=side)
@@ -232,10 +233,10 @@ def plane(points, *, x, y, xlabel, ylabel, title, n, curve=None, exact=()):
 def deltas(table, *, n):
     """What the margin does at several training lengths. Columns steps, delta, and unsafe, reward, tv_opt with ends."""
     figure, axes = _axes(3, width=3.7, height=3.3)
-    shades = ["#f3b878", "#e0872b", "#8c5a17", "#4a2f0b"]
+    shades = ["#f3b878", "#e0872b", "#8c5a17", "#4a2f0b", "#9a9a9a"]
     words = (("unsafe", "P(unsafe)"), ("reward", "E[r]"), ("tv_opt", "total variation to π*_c"))
     for ax, (q, label) in zip(axes, words):
-        for shade, (steps, rows) in zip(shades, table.groupby("steps")):
+        for (steps, rows), shade in zip(table.groupby("steps"), itertools.cycle(shades)):
             ax.plot(rows.delta, rows[q], "o-", ms=4, color=shade, label=f"{steps:,} steps")
             if n > 1:
                 ax.fill_between(rows.delta, rows[f"{q}_low"], rows[f"{q}_high"], color=shade, alpha=0.2, lw=0)
@@ -256,8 +257,7 @@ def dual_descent(curve, rounds, *, lam_star, cost_limit):
     left.plot(curve[:, 0], curve[:, 1], color=COLOURS["exact"], lw=1.5, label="g(λ), exact")
     left.plot(first.lam, first.dual, "o", ms=5, color=COLOURS["cdpo"], alpha=0.7, label="rounds of the loop")
     left.axvline(lam_star[first.seed.iloc[0]], color="#999999", lw=0.8, ls="--")
-    left.set(xlabel="λ", ylabel="g (units of reward)", title="The dual, one seed")
-    left.legend()
+    left.set(xlabel="λ", ylabel="g (units of reward)", title="The dual, one seed"), left.legend()
     for seed, rows in rounds.groupby("seed"):
         middle.plot(rows["round"], rows.lam, "o-", ms=3, color=COLOURS["cdpo"], alpha=0.7)
         middle.axhline(lam_star[seed], color="#999999", lw=0.8, ls="--")

@@ -17,8 +17,14 @@ SBA = dict(power=0.2, scale=4.0, margin=30.0)
 
 
 def dpo_safebetter(table):
-    """Drop the helpfulness pairs whose winner is unsafe, keep the rest (SafeDPO's baseline, 2505.20065)."""
-    return table[~unsafe_labels(table)[0]].reset_index(drop=True)
+    """Drop the helpfulness pairs whose winner is unsafe, keep the rest (SafeDPO's baseline, 2505.20065).
+
+    Raises ValueError where nothing is left.
+    """
+    kept = ~unsafe_labels(table)[0]
+    if not kept.any():
+        raise ValueError(f"pairs: the winners of all {len(table)} are unsafe, so DPO-safebetter has none left")
+    return table[kept].reset_index(drop=True)
 
 
 # ---------------------------------------------------------------- two stages, one multiplier
@@ -41,7 +47,7 @@ def sacpo(train, helpful, safety, *, beta, lam):
 
 
 def mix(helpful, safe, q):
-    """P-SACPO: a policy with weights (1 - q) helpful + q safe, 0 <= q <= 1."""
+    """P-SACPO (2404.11049): a policy with weights (1 - q) helpful + q safe. Raises ValueError unless 0 <= q <= 1."""
     if not 0 <= q <= 1:
         raise ValueError(f"q={q}: the share of the second policy's weights, between 0 and 1")
     out, other = helpful.copy(), safe.model.state_dict()
@@ -77,7 +83,9 @@ def implicit_scores(policy_logp, logp_ref, *, beta, mean=None):
 
 
 def modpo(table, lam):
-    """MODPO (2310.03708) with w0 = 1, w1 = lam and margin reward -c: the helpful winner must win by lam (c_l - c_w)."""
+    """MODPO (2310.03708) with w0 = 1, w1 = lam and margin reward -c: a helpfulness table [N] on which the winner
+    must win by lam (c_l - c_w), in units of reward. Its optimum is pi*_lambda.
+    """
     cost = table[["cost_0", "cost_1"]].to_numpy(float)
     first = (table.chosen == 0).to_numpy()
     c_w, c_l = np.where(first, *cost.T), np.where(first, *cost.T[::-1])
@@ -97,13 +105,14 @@ def square(z, beta):
 
 def bso(table):
     """BSO (2605.12339): SafeDPO's table with margin C = 30. Link: `sba`."""
-    return with_margin(transform(table)[0], SBA["margin"])
+    return with_margin(transform(table)[0].assign(p=1.0), SBA["margin"])
 
 
 def sba(z, beta):
     """BSO's link with the SBA generator, on R = exp(-z): [a R^(1+a) - (1+a) R^(-a) + 1] / (s a (1+a)).
 
-    The logistic generator in its place gives SafeDPO, up to a factor.
+    The logistic generator in its place gives SafeDPO, up to a factor. Below z = -60, where float32 ends, the
+    loss is constant.
     """
-    a, s = SBA["power"], SBA["scale"]
+    z, a, s = z.clamp(min=-60), SBA["power"], SBA["scale"]
     return (a * (-(1 + a) * z).exp() - (1 + a) * (a * z).exp() + 1) / (s * a * (1 + a))

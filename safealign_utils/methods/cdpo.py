@@ -3,10 +3,9 @@
 It moves one lever of the one loss, the *winner*: at a multiplier lambda >= 0 the pair is labelled by
 r - lambda c. Around it a loop moves lambda by the constraint's violation until E[c] meets the limit.
 The step size, its decay, the rounds, the warm start and how E[c] is estimated are not stated in the
-paper; they are arguments here.
+sources at hand; they are arguments here.
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +25,10 @@ RELABEL = ("soft", "coin", "argmax")
 
 
 def score(table, *, reward, cost):
-    """Add the columns reward_k and cost_k from two scorers: functions (prompts, responses) -> float [N]."""
+    """Add the columns reward_k and cost_k from two scorers: functions (prompts, responses) -> float [N].
+
+    Raises ValueError where a scorer returns another shape or a number that is not finite.
+    """
     out = {}
     for name, scorer in (("reward", reward), ("cost", cost)):
         for k in (0, 1):
@@ -42,7 +44,7 @@ def relabel(table, lam, *, by="soft", seed=0):
 
     `by` "coin": Bernoulli(sigma of the gap) with one uniform number per pair, the same for every lambda
     (common random numbers); "argmax": the higher score; "soft": the probability itself, no draw at all.
-    *Differs from the paper:* whether it draws or takes the larger is not stated; "soft" is ours, and the
+    *Differs from the paper:* no source at hand says whether it draws or takes the larger; "soft" is ours, and the
     default because it ends nearest to the optimum (notebook 03).
     """
     if by not in RELABEL:
@@ -54,7 +56,7 @@ def relabel(table, lam, *, by="soft", seed=0):
         return table.assign(p=1.0)
     if by == "coin":
         first = np.where(table.chosen == 0, table.p, 1 - table.p)  # probability that response 0 wins
-        u = np.random.Generator(np.random.PCG64([seed, 7])).random(len(table))
+        u = np.random.Generator(np.random.PCG64([seed, 2**30 + 7])).random(len(table))
         return table.assign(chosen=np.where(u < first, 0, 1), p=1.0)
     return table
 
@@ -69,7 +71,7 @@ def dual_step(lam, cost, cost_limit, dual_lr):
 
 @dataclass(frozen=True)
 class ExactCost:
-    """E[c] of a policy by enumeration, mean over the given prompts of the world."""
+    """E[c] of a policy by enumeration, mean over the given prompts of the world, the same in every round."""
 
     prompts: tuple
 
@@ -81,7 +83,8 @@ class ExactCost:
 class SampledCost:
     """E[c] of a policy from `samples` sampled responses, scored by `cost`: (prompts, responses) -> float [N].
 
-    `prompts` are texts, taken in turn; round after round has uniform numbers of its own.
+    `prompts` are texts, taken in a shuffled turn that goes on from round to round (`number`); every round has
+    uniform numbers of its own.
     """
 
     prompts: tuple
@@ -91,15 +94,17 @@ class SampledCost:
     max_tokens: int = 64
 
     def __call__(self, policy, number):
-        prompts = [self.prompts[i % len(self.prompts)] for i in range(self.samples)]
-        u = uniforms(self.samples, self.max_tokens, seed=[self.seed, 11, number])
+        order = np.random.Generator(np.random.PCG64([self.seed, 2**30 + 11])).permutation(len(self.prompts))
+        turn = number * self.samples + np.arange(self.samples)
+        prompts = [self.prompts[i] for i in order[turn % len(order)]]
+        u = uniforms(self.samples, self.max_tokens, seed=[self.seed, 2**30 + 12, number])
         return float(np.mean(self.cost(prompts, draw(policy, prompts, u).texts)))
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """What the loop ends with: the policy, its multiplier, one row a round (round, lam, cost, dual_lr) and the
-    seconds that its trainings and estimates of E[c] took."""
+    """What the loop ends with: the policy, its multiplier, one row a fit (round, lam, cost, dual_lr; the last one
+    is the fit at the averaged multiplier), and the seconds of its trainings."""
 
     policy: Policy
     lam: float
@@ -139,9 +144,9 @@ def cdpo(
             reference, labelled, start=start, beta=beta, steps=steps, batch_size=batch_size,
             learning_rate=learning_rate, seed=seed + 2**20 * number, **training,
         )  # fmt: skip
-        began = time.perf_counter()
-        cost = cost_of(run.policy, number)
-        seconds += run.seconds + time.perf_counter() - began
+        seconds, cost = seconds + run.seconds, cost_of(run.policy, number)
+        if not np.isfinite(cost):
+            raise ValueError(f"cost_of: E[c] is {cost} in round {number}; the cost scorer must return finite numbers")
         return run.policy, cost
 
     for number in range(1, rounds + 1):

@@ -1,7 +1,7 @@
 """Safe RLHF's PPO-Lagrangian (Dai et al., arXiv 2310.12773): the on-policy system that C-DPO and SafeDPO replace.
 
 Each iteration samples responses from the policy, scores them with a reward and a cost, spreads both over
-tokens with two critics (generalised advantage estimation), and takes clipped policy-gradient steps on
+tokens with a critic of two outputs (generalised advantage estimation), and takes clipped policy-gradient steps on
 (A_r - lambda A_c) / (1 + lambda), while log lambda follows a moving average of the episodes' cost.
 """
 
@@ -52,7 +52,7 @@ class Critic(torch.nn.Module):
 
 
 def advantages(rewards, values, mask):
-    """Generalised advantages and returns, both [B, T], of per-token rewards and values [B, T]; gamma 1."""
+    """Generalised advantages (gamma 1, GAE lambda 0.95) and returns, both [B, T], of rewards and values [B, T]."""
     carry, out = torch.zeros_like(values[:, 0]), []
     after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     delta = (rewards + after - values) * mask
@@ -64,7 +64,7 @@ def advantages(rewards, values, mask):
 
 
 def policy_loss(logp, old, advantage):
-    """The clipped surrogate of PPO, mean over K tokens."""
+    """The clipped surrogate of PPO, a mean over K tokens; log-probs now and then, and advantages, all [K]."""
     ratio = (logp - old).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP_RATIO, 1 + CLIP_RATIO) * advantage).mean()
 
@@ -85,8 +85,12 @@ def ppo_lagrangian(
     temperature on r - lambda c is kl_coeff (1 + lambda). With `beta` given, kl_coeff = beta / (1 + lambda)
     throughout, and the optimum at a fixed lambda is pi*_lambda.
 
-    *Differs from the paper:* one network carries both critics; `beta` is ours; no reward clipping and no
-    pre-training loss.
+    `prompts` are ids [P]; `reward` and `cost` are functions (texts, responses) -> float [N]. With `lam` 0 the
+    multiplier stays 0. lambda never exceeds `lambda_max`: a limit whose lambda* lies above is not met.
+
+    *Differs from the paper:* one network with two outputs is both critics, and starts from the policy's
+    weights; `beta` is ours; no clipping of rewards or values, no pre-training loss; linear decay; lambda
+    follows the last 512 episodes.
     """
     for name, value in (("iterations", iterations), ("samples", samples), ("epochs", epochs), ("minibatch", minibatch)):
         if value < 1:
@@ -97,7 +101,7 @@ def ppo_lagrangian(
     if not 0 <= lam <= lambda_max:
         raise ValueError(f"lam={lam}: the first multiplier lies between 0 and lambda_max={lambda_max}")
     texts = [reference.grammar.world.prompts[i].text for i in np.repeat(prompts, samples)]
-    first = draw(reference, texts, uniforms(len(texts), max_tokens, seed=[seed, 13, 0]))
+    first = draw(reference, texts, uniforms(len(texts), max_tokens, seed=[seed, 2**30 + 13, 0]))
     scores = [np.asarray(scorer(texts, first.texts), float) for scorer in (reward, cost)]  # so the cache knows them
     key = cache.digest(
         "ppo", reference.hash, reference.readout, list(map(int, prompts)), scores, cost_limit, iterations,
@@ -114,17 +118,17 @@ def ppo_lagrangian(
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
         for iteration in range(iterations):
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - iteration / iterations)
-            drawn = draw(policy, texts, uniforms(len(texts), max_tokens, seed=[seed, 13, iteration]))
+            drawn = draw(policy, texts, uniforms(len(texts), max_tokens, seed=[seed, 2**30 + 13, iteration]))
             r, c = (scorer(texts, drawn.texts) for scorer in (reward, cost))
             costs.extend(c.tolist())
             lam = next_lambda(lam, float(np.mean(costs)), cost_limit, lambda_lr, lambda_max)
             coefficient = kl_coeff if beta is None else beta / (1 + lam)
-            g = np.random.Generator(np.random.PCG64([seed, 17, iteration]))
+            g = np.random.Generator(np.random.PCG64([seed, 2**30 + 17, iteration]))
             parts = np.array_split(g.permutation(len(texts)), -(-len(texts) // minibatch))
             batches = [_rollout(drawn, rows_, policy, actor, frozen, critic, r, c, coefficient, lam) for rows_ in parts]
             for _ in range(epochs):
                 for batch in batches:
-                    _update(batch, actor, critic, optimizer, parameters)
+                    _update(batch, actor, critic, optimizer)
             rows.append({"iteration": iteration + 1, "lam": lam, "reward": r.mean(), "cost": c.mean()})
     log, seconds = pd.DataFrame(rows).astype(float), time.perf_counter() - start
     count = iterations * len(texts)
@@ -162,10 +166,11 @@ def _rollout(drawn, rows, policy, actor, frozen, critic, reward, cost, coefficie
     return _Rollout(batch, old, mixed, torch.stack(returns, dim=1))
 
 
-def _update(rollout, actor, critic, optimizer, parameters):
+def _update(rollout, actor, critic, optimizer):
     """One step of both networks on a minibatch."""
     surrogate = policy_loss(actor(rollout.batch)[0], rollout.old, rollout.advantage)
     value_loss = (critic(rollout.batch) - rollout.returns).square().mean()
     (surrogate + value_loss).backward()
-    torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+    for network in (actor, critic):
+        torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
     optimizer.step(), optimizer.zero_grad()

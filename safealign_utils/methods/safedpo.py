@@ -31,6 +31,8 @@ def transform(table):
     p = np.where(mixed, 1.0, table.p)
     chosen = np.where(swap, 1 - table.chosen, table.chosen)
     report = {"keep": int((~u_w).sum()), "swap": int(swap.sum()), "drop": int(drop.sum())}
+    if drop.all():
+        raise ValueError(f"pairs: T drops all {len(table)} of them, as both responses are unsafe; give more pairs")
     out = table.assign(chosen=chosen, p=p)[~drop].reset_index(drop=True)
     return out, report | {"mixed": int(mixed.sum())}
 

@@ -21,7 +21,8 @@ def fit(logp_ref, p, *, beta, margin=None, weight=None, steps=5000):
 
     `p` [K] is the probability that the first response of each of `all_pairs(R)` wins, `margin` [K] (with
     a hard label only) by how much, `weight` [K] >= 0 how often the pair is seen. A weight of 0 leaves a
-    pair out; the optimum is the same for every weight that links all responses (arXiv 2505.20065, Prop. 4.4).
+    pair out. Where the labels are consistent (Bradley-Terry) the optimum is the same for every weight that
+    links all responses; that it is the same for every SafeDPO margin is arXiv 2505.20065, Prop. 4.4.
     """
     first, second = (torch.from_numpy(i) for i in all_pairs(len(logp_ref)))
     p = torch.from_numpy(np.asarray(p, dtype=float))

@@ -83,8 +83,8 @@ RULES = {
     "cost_limit": Rule("float", lambda v: abs(v) < float("inf"), "a finite number"),
     "cost_limits": Rule("list", lambda v: all(_number(x) and abs(x) < float("inf") for x in v), "numbers", True),
     "clipped_limits": _NUMBERS,
-    "dual_lr": _POSITIVE,
-    "dual_lrs": _NUMBERS,
+    "dual_lr": Rule("float", lambda v: 0 < v <= 1000, "a number above 0, at most 1000"),
+    "dual_lrs": Rule("list", lambda v: all(_number(b) and 0 < b <= 1000 for b in v), "numbers above 0, to 1000", True),
     "rounds": _COUNT,
     "round_steps": _COUNT,
     "relabel": _one_of("coin", "argmax", "soft"),
@@ -110,6 +110,10 @@ SHORTER = {
     ("small", "02_safedpo"): dict(pairs=400, steps=16),
     ("small", "03_cdpo_dual_gradient_descent"): dict(pairs=600, steps=20),
 }  # notebooks with many trainings
+
+
+def _plain(value):
+    return value if isinstance(value, (int, float, str, bool)) else repr(value)
 
 
 def _number(value):
@@ -243,6 +247,8 @@ def resolve(values, notebook=""):
     for name, value in values.items():
         rule = RULES[name]
         value = _typed(name, value, rule.type)
+        if rule.type == "list":
+            value = list(dict.fromkeys(map(_plain, value)))  # a value given twice is no second measurement
         if rule.profile and not value:
             out[name] = value
         elif rule.test and not rule.test(value):

@@ -55,12 +55,13 @@ def prepare(notebook, given=(), files=()):
     data = model = ""
     if settings["data"] != "world":
         from .. import pairs
+        from ..methods.safedpo import transform
 
         try:
             rows = pairs.label(pairs.load_pairs(settings["data"], revision=settings["revision"]), settings["label"])
+            training = pairs.split_pairs(rows)[0].iloc[: settings["pairs"]]
             if path.stem in parameters.NEEDS_SAFETY:
-                rows = pairs.with_safety(rows)
-            pairs.split_pairs(rows)
+                transform(pairs.with_safety(training))
         except ValueError as error:
             raise Refusal(str(error)) from None
         data = records.content(settings["data"])

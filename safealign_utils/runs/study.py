@@ -186,10 +186,11 @@ class Study:
             f"({judged['value']:.4f}{between}, n = {judged['n']})"
         )
 
-    def table(self, name, table, digits=4):
-        """Keep a table for the record; returns it rounded, to be looked at."""
+    def table(self, name, table, columns=None, digits=4):
+        """Keep a table for the record; returns it (or some columns) rounded and without -0.0, to be looked at."""
         self.tables[name] = table
-        return table.round(digits)
+        shown = (table if columns is None else table[columns]).round(digits)
+        return shown.apply(lambda c: c + 0.0 if c.dtype.kind == "f" else c)
 
     def figure(self, name, figure):
         """Keep a figure for the record; returns it, to be looked at."""

@@ -1,0 +1,142 @@
+"""Notebooks 02 and 03: what they refuse, unusual but legal values, real text, and levers that combine."""
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from safealign_utils import pairs, train
+from safealign_utils.methods import cdpo, safedpo
+from safealign_utils.runs import cli, runner
+
+DPO = "02_safedpo"
+DUAL = "03_cdpo_dual_gradient_descent"
+
+
+def refused(capsys, tmp_path, *words):
+    """The message of a refused run: one line, exit status 2, nothing written."""
+    status = cli.main(["run", *words, "--out", str(tmp_path / "out")])
+    err = capsys.readouterr().err
+    assert status == 2 and err.count("\n") == 1 and not (tmp_path / "out").exists()
+    return err
+
+
+@pytest.mark.parametrize(
+    "book, given, words",
+    [
+        (DUAL, "cost_limit=-1.65", ["cost_limit=-1.65", "lowest attainable E[c] is -1.650000"]),
+        (DUAL, "cost_limit=-7", ["cost_limit=-7", "-1.650000"]),
+        (DUAL, "cost_limit=nan", ["cost_limit=nan", "finite"]),
+        (DUAL, "cost_limits=[0,-2]", ["cost_limits=-2", "-1.650000"]),
+        (DUAL, "clipped_limits=[0]", ["clipped_limits", "above 0"]),
+        (DUAL, "relabel=argmin", ["relabel='argmin'", "coin, argmax, soft"]),
+        (DUAL, "dual_lr=0", ["dual_lr=0.0", "above 0"]),
+        (DUAL, "rounds=-1", ["rounds=-1"]),
+        (DUAL, "lambdas=[-1]", ["lambdas", "0 or above"]),
+        (DUAL, "cost_samples=[0.5]", ["cost_samples", "whole numbers"]),
+        (DPO, "delta=-1", ["delta=-1.0", "0 or above"]),
+        (DPO, "deltas=[5,-1]", ["deltas", "0 or above"]),
+        (DPO, "dleta=5", ["dleta", "did you mean 'delta'"]),
+        (DPO, "recipe_factor=-1", ["recipe_factor=-1.0"]),
+    ],
+)
+def test_refused_values(capsys, tmp_path, book, given, words):
+    err = refused(capsys, tmp_path, book, "-p", given)
+    assert all(w in err for w in words), err
+
+
+def test_refused_data(capsys, tmp_path):
+    row = {"response_0": "b", "response_1": "c", "better_response_id": 1}
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps(row | {"prompt": s, "split": s}) + "\n" for s in ("train", "test")))
+    given = ("-p", "model=scratch", "-p", f"data={file}")
+    assert "SafeDPO needs safety labels" in refused(capsys, tmp_path, DPO, *given)
+    assert "a reward and a cost of every response" in refused(capsys, tmp_path, DUAL, *given)
+
+
+SHORT = dict(pairs=40, steps=2, dtype="float32", ppo_iterations=1)
+
+
+def run(book, out, **given):
+    return runner.run(book, [(k, str(v)) for k, v in {**SHORT, **given}.items()], out=out)[1]
+
+
+def test_safedpo_where_no_multiplier_is_needed(tmp_path):
+    """At beta 5 DPO's optimum meets the limit by itself: lambda* = 0, and every row is still there."""
+    record = run(DPO, tmp_path, beta=5, delta=3, deltas="4", length_factors="0.5,1", recipe_factor=2)
+    assert record["status"] == "complete" and record["parameters"]["deltas"] == [4.0]
+    for method in ("ref", "dpo", "dpo_harmless", "dpo_safebetter", "safedpo", "sacpo", "psacpo", "mocan", "pecan",
+                   "modpo", "bfpo", "bso", "ppo_lagrangian", "safedpo_soft", "safedpo_finite", "safedpo_plain"):  # fmt: skip
+        assert f"{method}.reward" in record["metrics"], method
+    for name in ("safedpo[delta=4].unsafe", "safedpo[delta=4,steps=1].unsafe", "safedpo_finite[steps=4].tv_opt",
+                 "safedpo[split=unseen_category].unsafe", "safedpo.tv_opt", "exact.safedpo.reward"):  # fmt: skip
+        assert name in record["metrics"], name
+
+
+def test_cdpo_with_a_slack_limit_and_coins(tmp_path):
+    record = run(DUAL, tmp_path, cost_limit=3, cost_limits="3,2", relabel="coin", rounds=2, round_steps=2)
+    metrics = record["metrics"]
+    assert metrics["cdpo.lambda"] == 0 and metrics["exact.lambda_star"] == 0 and metrics["cdpo.train_cost"] < 3
+    assert "cdpo[cost_limit=2].kl_opt" in metrics and record["timings"]["ppo_lagrangian_over_cdpo"] > 0
+
+
+def test_safedpo_on_text(tmp_path):
+    """A file in the PKU columns, some safety labels missing: T, training and held-out accuracies."""
+    g, file = np.random.default_rng(0), tmp_path / "p.jsonl"
+    word = lambda: " ".join(g.choice(["red", "blue", "stone", "leaf", "river"], 4))
+    rows = [{"prompt": f"say {word()} {i}", "response_0": word(), "response_1": word() + " now",
+             "is_response_0_safe": [True, False, None][i % 3], "is_response_1_safe": bool(i % 2),
+             "better_response_id": i % 2, "safer_response_id": (i // 2) % 2} for i in range(90)]  # fmt: skip
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    record = run(DPO, tmp_path / "out", data=file, model="scratch", max_length=32, batch_size=8)
+    assert {"data.keep", "data.swap", "data.drop", "safedpo.accuracy_safer", "dpo.accuracy_better"} <= set(
+        record["metrics"]
+    )
+    assert not any(name.endswith(".kl_opt") for name in record["metrics"])
+
+
+def test_safedpo_on_real_rows(real_data, tmp_path):
+    """T on the real rows of two data sets, and a run on one: where helpful and safe disagree, the safe one wins."""
+    table = pairs.with_safety(pairs.label(pairs.load_pairs(str(real_data / "xstest_pairs.jsonl")), "better"))
+    moved, report = safedpo.transform(table)
+    assert report["keep"] + report["swap"] + report["drop"] == len(table) and report["swap"] > 50
+    assert not safedpo.unsafe_labels(moved)[0].any() and len(moved) == len(table) - report["drop"]
+    pku = pairs.with_safety(pairs.label(pairs.load_pairs(str(real_data / "pku_saferlhf_pairs.jsonl")), "safer"))
+    assert safedpo.transform(pku)[1] == {"keep": len(pku), "swap": 0, "drop": 0, "mixed": len(pku)}
+    given = dict(data=real_data / "xstest_pairs.jsonl", model="scratch", max_length=64, batch_size=8, label="better")
+    assert run(DPO, tmp_path / "out", **given)["metrics"]["data.swap"] > 0
+
+
+@dataclass(frozen=True)
+class FirstHalf:
+    """A token lever for the test: the first half of every response."""
+
+    def __call__(self, logratio_w, logratio_l, mask_w, mask_l, rows):
+        half = lambda m: (m.cumsum(1) <= m.sum(1, keepdim=True) / 2).to(logratio_w)
+        return half(mask_w), half(mask_l)
+
+
+def test_levers_combine(world, reference):
+    """Fewer pairs, r - lambda c, T with a margin and half the tokens: one expression, and each lever matters."""
+    reference = replace(reference, constrained=True)
+    chosen = pairs.label(world.pairs(48, seed=5)).iloc[::2].reset_index(drop=True)
+    hard = cdpo.relabel(chosen, 0.5, by="coin")
+    setting = dict(beta=0.5, steps=3, batch_size=16, learning_rate=3e-3, seed=0)
+    fit = lambda table, **lever: (
+        train.align(reference, pairs.tokenize(table, reference), **setting, **lever).policy.hash
+    )
+    everything = fit(safedpo.safedpo(hard, delta=2.0), token_lever=FirstHalf())
+    others = [fit(safedpo.safedpo(hard, delta=2.0)), fit(safedpo.safedpo(hard), token_lever=FirstHalf()),
+              fit(hard, token_lever=FirstHalf()), fit(safedpo.safedpo(chosen, delta=2.0), token_lever=FirstHalf())]  # fmt: skip
+    assert len({everything, *others}) == 5
+
+
+def test_the_notebooks_name_what_they_leave_open():
+    """The papers' tables stand in cells of their own, with what is not stated."""
+    for name in (DPO, DUAL):
+        book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+        text = ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "markdown"]
+        (paper,) = [t for t in text if "## What the paper reports" in t]
+        assert "Not stated" in paper and "cannot be compared" in paper
