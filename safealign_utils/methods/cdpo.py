@@ -121,7 +121,7 @@ def cdpo(
     Each round relabels, trains `steps` (from the last policy, or from the reference with
     `warm_start=False`), measures E[c] with `cost_of(policy, number)` and moves lambda by
     dual_lr / number**decay. After `rounds` of it, or once lambda and E[c] both stand still within
-    `tolerance`, the mean of the last `average` multipliers (0 if the last one is 0) gets a last fit of its own.
+    `tolerance` (or lambda at 0) for two rounds, the mean of the last `average` multipliers (0 if the last one is 0) gets a last fit of its own.
     `lowest` is the lowest attainable E[c], where it is known: a limit at or below it is refused first.
 
     *Differs from the paper:* averaging, the stop rule and soft labels are ours; what is not stated there is
@@ -134,7 +134,7 @@ def cdpo(
     ):  # fmt: skip
         if not good:
             raise ValueError(f"{name}={value}: out of range; see the docstring of cdpo")
-    policy, rows, seconds = reference, [], 0.0
+    policy, rows, seconds, calm = reference, [], 0.0, 0
 
     def fit(at, number):
         nonlocal seconds
@@ -154,8 +154,9 @@ def cdpo(
         step = dual_lr / number**decay
         rows.append({"round": number, "lam": lam, "cost": cost, "dual_lr": step})
         moved = dual_step(lam, cost, cost_limit, step)
-        still, lam = abs(moved - lam) <= tolerance, moved
-        if still and (abs(cost - cost_limit) <= tolerance or lam == 0):
+        still = abs(moved - lam) <= tolerance and (abs(cost - cost_limit) <= tolerance or moved == 0)
+        calm, lam = calm + 1 if still else 0, moved
+        if calm == 2:  # once may be a policy that has not moved yet
             break
     if lam > 0:  # at 0 the limit is slack, and what came before is no estimate
         lam = float(np.mean([*(row["lam"] for row in rows[1:]), lam][-average:]))
