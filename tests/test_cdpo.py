@@ -243,7 +243,9 @@ def test_warm_start(fake, inside, few):
 
 
 def test_it_stops_when_cost_and_multiplier_stand_still(fake, inside, few):
-    assert len(loop(inside, few, [0.5, 0.15, 0.0, 0.0, 0.0], tolerance=0.1).rounds) == 3
+    assert len(loop(inside, few, [0.5, 0.15, 0.15, 0.0, 0.0], tolerance=0.1).rounds) == 4
+    # one calm round is no end: the next one moves again
+    assert len(loop(inside, few, [0.5, 0.15, 0.5, 0.15, 0.0], tolerance=0.1).rounds) == 5
     assert len(loop(inside, few, [0.5, 0.15, 0.2, 0.3, 0.0], tolerance=0.01).rounds) == 5
     # a small step alone is no end: the multiplier moves by 0.01 and the cost is 1 too high
     assert len(loop(inside, few, [1.1, 1.1, 1.1, 1.1], dual_lr=0.01, tolerance=0.02).rounds) == 4
@@ -251,7 +253,9 @@ def test_it_stops_when_cost_and_multiplier_stand_still(fake, inside, few):
 
 def test_a_slack_limit_ends_at_zero(fake, inside, few):
     out = loop(inside, few, [-0.5] * 9)
-    assert out.lam == 0.0 and len(out.rounds) == 2, "it stops at once: nothing would change"
+    assert out.lam == 0.0 and len(out.rounds) == 3, "it stops after two calm rounds: nothing would change"
+    late = loop(inside, few, [-0.5, 0.5, 0.5, 0.0])  # a first policy that has hardly moved yet is no evidence
+    assert late.lam > 0 and len(late.rounds) == 4
 
 
 def test_a_slack_limit_ends_at_zero_from_above(fake, inside, few):

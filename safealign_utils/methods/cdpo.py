@@ -121,7 +121,8 @@ def cdpo(
     Each round relabels, trains `steps` (from the last policy, or from the reference with
     `warm_start=False`), measures E[c] with `cost_of(policy, number)` and moves lambda by
     dual_lr / number**decay. After `rounds` of it, or once lambda and E[c] both stand still within
-    `tolerance` (or lambda at 0) for two rounds, the mean of the last `average` multipliers (0 if the last one is 0) gets a last fit of its own.
+    `tolerance` (or lambda at 0) for two rounds, the mean of the last `average` multipliers (0 if the last
+    one is 0) gets a last fit of its own.
     `lowest` is the lowest attainable E[c], where it is known: a limit at or below it is refused first.
 
     *Differs from the paper:* averaging, the stop rule and soft labels are ours; what is not stated there is
