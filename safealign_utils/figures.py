@@ -276,12 +276,12 @@ def mean_constraint(table):
     Columns constraint, limit, reward, unsafe.
     """
     figure, ax = _axes()
-    for (name, rows), colour in zip(table.groupby("constraint", sort=False), (COLOURS["cdpo"], COLOURS["safedpo"])):
+    looks = ((COLOURS["cdpo"], (-5, 5), "right"), (COLOURS["safedpo"], (4, -11), "left"))
+    for (name, rows), (colour, place, side) in zip(table.groupby("constraint", sort=False), looks):
         ax.plot(rows.unsafe, rows.reward, "o-", ms=4, color=colour, label=name)
         for row in rows.itertuples():
-            ax.annotate(
-                f"{row.limit:g}", (row.unsafe, row.reward), xytext=(5, -9), textcoords="offset points", fontsize=8
-            )
+            where = dict(xy=(row.unsafe, row.reward), xytext=place, textcoords="offset points", ha=side)
+            ax.annotate(f"{row.limit:g}", fontsize=8, **where)
     ax.set(xlabel="P(unsafe)", ylabel="E[r]", title="Exact optima, by their limit")
     ax.legend(loc="lower right")
     return figure

@@ -28,7 +28,33 @@ def distances():
     return table.assign(kl_opt_low=table.kl_opt / 2, kl_opt_high=table.kl_opt * 2)
 
 
+def wide(table, columns):
+    return table.assign(**{f"{q}_{e}": table[q] + s * 0.1 for q in columns for e, s in (("low", -1), ("high", 1))})
+
+
+def margins():
+    rows = [(n, d, 0.1 / (1 + d), 1 - 0.01 * d, 0.3) for n in (100, 200, 600, 1800, 5400, 9000) for d in (0.0, 5.0)]
+    return wide(
+        pd.DataFrame(rows, columns=["steps", "delta", "unsafe", "reward", "tv_opt"]), ["unsafe", "reward", "tv_opt"]
+    )
+
+
+def rounds():
+    return pd.DataFrame(
+        [(s, k, 0.1 * k, 0.5 - 0.1 * k, 2 - k) for s in (0, 1) for k in (1, 2, 3)],
+        columns=["seed", "round", "lam", "cost", "dual"],
+    )
+
+
+def limits():
+    return pd.DataFrame(
+        [(n, v, v, v / 2) for n in ("mean", "clipped") for v in (0.1, 0.2)],
+        columns=["constraint", "limit", "reward", "unsafe"],
+    )
+
+
 G = np.random.default_rng(0)
+PLANE = dict(x="kl_ref", y="reward", xlabel="KL", ylabel="E[r]", title="Methods")
 DRAW = {
     "training": lambda: figures.training({"dpo": log(), "dpo_soft": log()}),
     "implicit": lambda: figures.implicit_reward(G.normal(size=9), G.normal(size=9), unsafe=np.arange(9) % 2 == 0),
@@ -39,6 +65,11 @@ DRAW = {
         pd.DataFrame([("dpo", 0.6, 0.5, 0.7, 10)], columns=["method", "accuracy", "low", "high", "n"])
     ),
     "world": lambda: figures.world_map(*np.ones((3, 2, 4)), ["a", "b"]),
+    "plane": lambda: figures.plane(points(3), **PLANE, n=3, exact=[(0.5, 1.0, "π*")], curve=np.eye(2)),
+    "plane_one_seed": lambda: figures.plane(points(1), **PLANE, n=1),
+    "deltas": lambda: figures.deltas(margins(), n=3),
+    "dual": lambda: figures.dual_descent(np.eye(2), rounds(), lam_star={0: 0.3, 1: 0.2}, cost_limit=0.0),
+    "mean_constraint": lambda: figures.mean_constraint(limits()),
     "cost": lambda: figures.cost_frontier(np.ones((3, 4)), {"here": (0.0, 1.0, "#222222")}),
 }
 
@@ -63,6 +94,13 @@ def test_bytes_do_not_depend_on_the_process(tmp_path):
         assert (tmp_path / a).read_bytes() == (tmp_path / b).read_bytes()
 
 
+def test_every_training_length_is_drawn():
+    assert len(figures.deltas(margins(), n=3).axes[0].lines) == 6
+
+
 def test_every_method_has_one_colour():
+    baselines = ("dpo", "dpo_harmless", "dpo_safebetter", "safedpo", "cdpo", "sacpo", "psacpo", "mocan", "mocan_soft",
+                 "pecan", "modpo", "bfpo", "bso", "ppo_lagrangian", "fixed_lambda", "ref", "exact")  # fmt: skip
+    assert len({figures.COLOURS[m] for m in baselines}) == len(baselines) and set(baselines) <= set(figures.NAMES)
     methods = [c for name, c in figures.COLOURS.items() if name in ("ref", "exact", "dpo", "dpo_soft", "bag_of_words")]
     assert len(set(methods)) == len(methods)
