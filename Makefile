@@ -17,7 +17,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 	$(EMPTY) $(NBVAL) notebooks
 	$(EMPTY) $(NBVAL) notebooks
-	$(EMPTY) ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE $(NBVAL) notebooks/01_dpo_basics.ipynb
+	$(EMPTY) ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE $(NBVAL) notebooks/0[123]_*.ipynb
 
 # Regenerate the committed outputs, and the reference values that the tests compare with.
 notebooks: $(READY)
