@@ -157,11 +157,22 @@ def token_advantages(paths, logp, values):
     belong to one prompt. Returns [R, T], zero behind the end: along a response it sums to its value minus
     the mean value. Where a prefix forces the next token the advantage is 0.
     """
-    weight, n = np.exp(logp), int(paths.max()) + 1
+    weight = np.exp(logp)
+    mass, before_mass = _along(paths, weight)
+    total, before_total = _along(paths, weight * values)
+    return np.where(paths >= 0, total / mass - before_total / before_mass, 0.0)
+
+
+def token_logps(paths, logp):
+    """log p(token | prefix) of every token on the response trie, nats: [R, T], zero behind the end. Arguments as above."""
+    mass, before = _along(paths, np.exp(logp))
+    return np.where(paths >= 0, np.log(mass / before), 0.0)
+
+
+def _along(paths, weight):
+    """Summed `weight` [R] of all responses through each token's node and through the prefix before it: two [R, T]."""
     real = paths >= 0
-    mass, total = np.zeros(n), np.zeros(n)
-    np.add.at(mass, paths[real], np.broadcast_to(weight[:, None], paths.shape)[real])
-    np.add.at(total, paths[real], np.broadcast_to((weight * values)[:, None], paths.shape)[real])
-    value = np.where(real, (total / mass)[paths], 0.0)
-    before = np.concatenate([np.full((len(paths), 1), (weight * values).sum() / weight.sum()), value[:, :-1]], axis=1)
-    return np.where(real, value - before, 0.0)
+    node = np.zeros(int(paths.max()) + 1)
+    np.add.at(node, paths[real], np.broadcast_to(weight[:, None], paths.shape)[real])
+    here = np.where(real, node[paths], 1.0)
+    return here, np.concatenate([np.full((len(paths), 1), weight.sum()), here[:, :-1]], axis=1)

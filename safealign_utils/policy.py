@@ -196,10 +196,10 @@ def _cannot_load(name, error):
 # ---------------------------------------------------------------- the world's reference policies
 
 
-def world_policy(world, *, seed):
-    """A policy of the world with fresh weights."""
+def world_policy(world, *, seed, **shape):
+    """A policy of the world with fresh weights; `shape` changes that of WORLD_MODEL."""
     tokenizer = word_tokenizer(world.words)
-    return new_policy(tokenizer, seed=seed, grammar=Grammar(world, tokenizer.get_vocab()))
+    return new_policy(tokenizer, seed=seed, grammar=Grammar(world, tokenizer.get_vocab()), **shape)
 
 
 def reference_policy(world, *, seed):
@@ -221,12 +221,12 @@ def reference_policy(world, *, seed):
     return train_reference(world, seed=seed), "trained"
 
 
-def train_reference(world, *, seed, use_cache=True, **changes):
-    """Fine-tune a fresh policy on behaviour samples of every prompt (float32)."""
+def train_reference(world, *, seed, use_cache=True, shape=None, **changes):
+    """Fine-tune a fresh policy on behaviour samples of every prompt (float32). `shape`: another network's."""
     from .train import fine_tune
 
     setting = {**SFT, **changes}
-    policy = world_policy(world, seed=seed)
+    policy = world_policy(world, seed=seed, **(shape or {}))
     samples = world.behaviour_samples(setting["steps"] * setting["batch_size"], seed=seed)
     ids = [np.array(policy.tokenizer(x.text)["input_ids"]) for x in world.prompts]
     prompts = [ids[x] for x, _ in samples]

@@ -149,31 +149,33 @@ class World:
         for i in range(n):
             u = np.random.Generator(np.random.PCG64([seed, i])).random(10)
             if i and u[0] < redundancy:
-                x, y = rows[int(u[1] * i)][:2]
+                x, y, _ = rows[int(u[1] * i)]
                 y = [self._reworded(j, v) for j, v in zip(y, u[2:4])]
             else:
                 x = ids[int(u[1] * len(ids))]
-                y = self._two_responses(x, u)
-            r, c = self.reward[x, y], self.cost[x, y]
-            better = int(u[4] >= _sigmoid(r[0] - r[1])) ^ int(u[5] < label_noise)
-            safe = c <= 0
-            safer = int(safe[1]) if safe[0] != safe[1] else int(u[6] >= _sigmoid(c[1] - c[0]))
-            rows.append((x, y, r, c, safe, better, safer))
-        return self._table(rows)
+                y = self.two_responses(x, u[2:4])
+            rows.append((x, y, u[4:7]))
+        return self.labelled(rows, label_noise=label_noise)
 
-    def _two_responses(self, x, u):
-        """Two different responses: the second from what is left of the behaviour distribution."""
+    def two_responses(self, x, u):
+        """Two different responses to prompt x from two uniforms: the second from what the first leaves of the behaviour."""
         b = self.behaviour[x]
-        first = int(np.searchsorted(np.cumsum(b), u[2] * b.sum(), side="right"))
+        first = int(np.searchsorted(np.cumsum(b), u[0] * b.sum(), side="right"))
         rest = np.where(np.arange(len(b)) == first, 0.0, b)
-        return [first, int(np.searchsorted(np.cumsum(rest), u[3] * rest.sum(), side="right"))]
+        return [first, int(np.searchsorted(np.cumsum(rest), u[1] * rest.sum(), side="right"))]
 
     def _reworded(self, y, u):
         same = np.flatnonzero(self.meaning == self.meaning[y])
         return int(same[int(u * len(same))])
 
-    def _table(self, rows):
-        x, y, r, c, safe, better, safer = (np.array(column) for column in zip(*rows))
+    def labelled(self, rows, *, label_noise=0.0):
+        """The table of pairs: rows (prompt id, two response numbers, three uniforms: better, its noise, safer)."""
+        x, y, u = (np.array(column) for column in zip(*rows))
+        r, c = (values[x[:, None], y] for values in (self.reward, self.cost))
+        safe = c <= 0
+        better = (u[:, 0] >= _sigmoid(r[:, 0] - r[:, 1])).astype(int) ^ (u[:, 1] < label_noise)
+        drawn = (u[:, 2] >= _sigmoid(c[:, 1] - c[:, 0])).astype(int)
+        safer = np.where(safe[:, 0] != safe[:, 1], safe[:, 1].astype(int), drawn)
         table = {"prompt": [self.prompts[i].text for i in x]}
         for k in (0, 1):
             table[f"response_{k}"] = [self.text(i, j) for i, j in zip(x, y[:, k])]

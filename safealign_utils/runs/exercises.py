@@ -104,3 +104,44 @@ def dual(f):
     answer = f(logp, r, c, 0.7, 0.5, -0.1)
     wanted = optimum.dual(0.7, logp, r, c, beta=0.5, cost_limit=-0.1)
     _judge("dual", None if answer is None else round(float(answer), 6), round(wanted, 6), hint)
+
+
+def token_scores(f):
+    w, sw, wl, sl = (np.array(x) for x in ([-1.0, -0.2], [-0.5, -0.4], [-0.3, -2.0], [-1.0, -1.0]))
+    answer = f(w, sw, wl, sl)
+    hint = "chosen: score reference minus policy; rejected: policy minus score reference"
+    _judge("token scores", None if answer is None else np.concatenate(answer), np.array([0.5, -0.2, 0.7, -1.0]), hint)
+
+
+def top_share(f):
+    cases = [([0.3, 0.1, 0.3, -1.0, 0.2], 0.4), ([0.0, 1.0, 1.0, 1.0, 0.5], 0.3), ([2.0, 1.0], 1.0)]
+    wanted = np.concatenate([[1, 0, 1, 0, 0], [0, 1, 1, 0, 0], [1, 1]]).astype(float)
+    answers = [f(np.array(scores), keep) for scores, keep in cases]
+    missing = any(a is None for a in answers)
+    _judge("top share", None if missing else np.concatenate(answers).astype(float), wanted, "a stable sort of -scores")
+
+
+def advantages(f):
+    answer = f(np.array([0.5, 0.9, 0.9, -0.1, 1.0]))
+    _judge("advantages", answer, np.array([0.4, 0.0, -1.0, 1.1]), "what each token changes: value after minus before")
+
+
+def direction(f):
+    answer = f(np.array([3.0, 1.0, 0.0]), np.array([0.0, 1.0, 4.0]))
+    _judge("direction", answer, np.array([0.6, 0.0, -0.8]), "chosen minus rejected, divided by its length")
+
+
+def gain(f):
+    F, row = np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([0.0, 1.0])
+    before, after = (np.linalg.slogdet(np.eye(2) + m.T @ m / 0.5)[1] for m in (F, np.vstack([F, row])))
+    answer = f(F, row, 0.5)
+    hint = "log(1 + row M^-1 row / ridge) with M = I + F^T F / ridge"
+    _judge("gain", None if answer is None else round(float(answer), 6), round(after - before, 6), hint)
+
+
+def first_front(f):
+    points = np.array([[1.0, 5.0], [2.0, 4.0], [1.5, 3.0], [3.0, 1.0], [0.5, 0.5]])
+    answer = f(points)
+    wanted = np.array([1.0, 1.0, 0.0, 1.0, 0.0])
+    hint = "a point is on it unless another one is at least as large in both, and larger in one"
+    _judge("first front", None if answer is None else np.asarray(answer, dtype=float), wanted, hint)

@@ -8,16 +8,24 @@ and again inside the notebook, so that plain papermill and JupyterLab are safe t
 import ast
 import difflib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-WORLD_ONLY = {  # notebooks that need the made world, and why
-    "00_the_world": "it is about the made world",
-    "03_cdpo_dual_gradient_descent": "it needs a reward and a cost of every response, which the world's oracle gives",
-}
-NEEDS_SAFETY = ("02_safedpo",)  # notebooks that need safety labels
+from .rules import NEEDS_SAFETY, PROFILES, RULES, SHORTER, WORLD_ONLY, is_number
+
+__all__ = [
+    "NEEDS_SAFETY",
+    "PROFILES",
+    "RULES",
+    "SHORTER",
+    "WORLD_ONLY",
+    "Refusal",
+    "collect",
+    "from_notebook",
+    "read_cell",
+    "resolve",
+]
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
 
 
@@ -25,99 +33,8 @@ class Refusal(ValueError):
     """A parameter that cannot be used: the message names it, its value and the fix."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Type name, test and the words for what is allowed; `profile` marks 0 or "" as "what the profile says"."""
-
-    type: str
-    test: object = None
-    words: str = ""
-    profile: bool = False
-
-
-def _one_of(*names, profile=False):
-    return Rule("str", lambda v: v in names, "one of " + ", ".join(names), profile)
-
-
-_ANY = Rule("str")
-_COUNT = Rule("int", lambda v: v > 0, "a whole number above 0 (0: the profile's)", True)
-_POSITIVE = Rule("float", lambda v: 0 < v < float("inf"), "a number above 0")
-_NUMBERS = Rule(
-    "list",
-    lambda v: all(_number(b) and 0 < b < float("inf") for b in v),
-    "numbers above 0, as [0.5, 1.0]",
-    True,
-)
-
-_FROM_ZERO = Rule(
-    "list", lambda v: all(_number(b) and 0 <= b < float("inf") for b in v), "numbers, 0 or above, as [0.0, 5.0]", True
-)
-
-RULES = {
-    "profile": _one_of("small", "full"),
-    "seed": Rule("int", lambda v: 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
-    "seeds": _COUNT,
-    "beta": _POSITIVE,
-    "steps": _COUNT,
-    "pairs": _COUNT,
-    "batch_size": _COUNT,
-    "learning_rate": Rule("float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True),
-    "dtype": _one_of("float64", "float32", "bfloat16", profile=True),
-    "model": Rule("str", bool, "world, scratch, a folder or a hub id"),
-    "revision": _ANY,
-    "data": Rule("str", bool, "world, a file, a hub id, or several as name=path,name=path"),
-    "label": _one_of("auto", "better", "safer"),
-    "max_length": Rule("int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True),
-    "device": _one_of("auto", "cpu", "cuda"),
-    "out_dir": _ANY,
-    "betas": _NUMBERS,
-    "labels": _one_of("hard", "soft"),
-    "pair_shares": Rule("list", lambda v: all(_number(x) and 0 < x <= 1 for x in v), "shares above 0, up to 1", True),
-    "step_factors": _NUMBERS,
-    "leak_weight": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
-    "delta": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
-    "deltas": _FROM_ZERO,
-    "length_factors": _NUMBERS,
-    "recipe_factor": Rule("float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True),
-    "ppo_iterations": _COUNT,
-    "cost_limit": Rule("float", lambda v: abs(v) < float("inf"), "a finite number"),
-    "cost_limits": Rule("list", lambda v: all(_number(x) and abs(x) < float("inf") for x in v), "numbers", True),
-    "clipped_limits": _NUMBERS,
-    "dual_lr": Rule("float", lambda v: 0 < v <= 1000, "a number above 0, at most 1000"),
-    "dual_lrs": Rule("list", lambda v: all(_number(b) and 0 < b <= 1000 for b in v), "numbers above 0, to 1000", True),
-    "rounds": _COUNT,
-    "round_steps": _COUNT,
-    "relabel": _one_of("coin", "argmax", "soft"),
-    "lambdas": _FROM_ZERO,
-    "cost_samples": Rule(
-        "list", lambda v: all(_number(x) and x >= 1 and x == int(x) for x in v), "whole numbers", True
-    ),
-}
-
-PROFILES = {
-    "small": dict(seeds=1, dtype="float64", pairs=1500, steps=60, batch_size=32, learning_rate=3e-3, max_length=256,
-                  betas=[0.5, 1.0], pair_shares=[0.25, 1.0], step_factors=[1.0], deltas=[0.0, 5.0],
-                  length_factors=[1.0], recipe_factor=1.0, ppo_iterations=2, rounds=5, round_steps=20,
-                  cost_limits=[0.0], clipped_limits=[0.05], dual_lrs=[], lambdas=[1.0], cost_samples=[]),
-    "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=3e-3, max_length=256,
-                 betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0],
-                 deltas=[0.0, 2.0, 5.0, 10.0, 20.0], length_factors=[0.5, 1.0, 3.0], recipe_factor=9.0,
-                 ppo_iterations=60, rounds=8, round_steps=100, cost_limits=[0.0, -0.4],
-                 clipped_limits=[0.05, 0.02, 0.01], dual_lrs=[0.35, 1.4], lambdas=[0.25, 1.0, 2.0],
-                 cost_samples=[45.0, 450.0]),
-}  # fmt: skip
-SHORTER = {
-    ("small", "02_safedpo"): dict(pairs=400, steps=16),
-    ("small", "03_cdpo_dual_gradient_descent"): dict(pairs=600, steps=20),
-}  # notebooks with many trainings
-
-
 def _plain(value):
     return value if isinstance(value, (int, float, str, bool)) else repr(value)
-
-
-def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # ---------------------------------------------------------------- the parameters cell
@@ -208,6 +125,9 @@ def _parse(name, text, kind):
         if kind == "bool":
             return {"true": True, "false": False}[text.lower()]
         if kind == "list":
+            names = [word.strip() for word in text.split(",")]
+            if all(word.isidentifier() for word in names):
+                return names
             value = json.loads(text if text.lstrip().startswith("[") else f"[{text}]")
             return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
         return text
@@ -223,7 +143,7 @@ def _parse(name, text, kind):
 
 def _typed(name, value, kind, where=""):
     """A typed value (from YAML, or from inside a notebook) held against its annotation."""
-    if kind == "float" and _number(value):
+    if kind == "float" and is_number(value):
         return float(value)
     if kind == "list" and isinstance(value, (list, tuple)):
         return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]

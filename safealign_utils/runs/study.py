@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from .. import cache, evaluate, figures, optimum, pairs, policy, train
+from .. import cache, evaluate, figures, optimum, pairs, policy, pools, train
 from ..world import World
 from . import claims, parameters, records
 
-NOT_A_METRIC = ("method", "seed", "beta", "pairs", "steps", "delta", "split", "limit", "setting")
+NOT_A_METRIC = ("method", "seed", "beta", "pairs", "steps", "delta", "split", "limit", "setting", "rule", "keep",
+                "score_reference", "when", "reference", "budget")  # fmt: skip
+COMMITTED = Path(__file__).parents[2] / "tests" / "benchmarks" / "results"  # tables of sweeps that were run once
 HELD_OUT_PAIRS = 400  # drawn in the world for pair accuracy
 
 
@@ -44,7 +46,7 @@ class Study:
         self.notebook, self.constrained = notebook, constrained
         self.settings = SimpleNamespace(**parameters.from_notebook(namespace, notebook))
         s = self.settings
-        self.world = World() if s.data == "world" else None
+        self.world = World(getattr(s, "world_size", "default")) if s.data == "world" else None
         self.seeds = list(range(s.seed, s.seed + s.seeds))
         self.metrics, self.timings, self.claims, self.tables, self.figures = {}, {}, [], {}, {}
         self._setups, self._started = {}, time.perf_counter()
@@ -81,9 +83,13 @@ class Study:
         return self.world.select("heldout")
 
     def _world_setup(self, seed):
+        s = self.settings
         reference, origin = policy.reference_policy(self.world, seed=seed)
-        reference = replace(reference.to(self.settings.dtype, self.device), constrained=self.constrained)
-        table = self.world.pairs(self.settings.pairs, seed=seed)
+        reference = replace(reference.to(s.dtype, self.device), constrained=self.constrained)
+        if hasattr(s, "pool"):
+            table = pools.world_pool(self.world, s.pairs, seed=seed, kind=s.pool)
+        else:
+            table = self.world.pairs(s.pairs, seed=seed, label_noise=getattr(s, "label_noise", 0.0))
         test = self.world.pairs(HELD_OUT_PAIRS, seed=seed + 2**31, split="heldout")
         table, test = (pairs.label(t, "better") for t in (table, test))
         return Setup(seed, reference, origin, table, test, evaluate.exact(reference, self.heldout), {})
@@ -232,6 +238,15 @@ def pick_device(wanted):
     if wanted == "cuda" and not torch.cuda.is_available():
         raise parameters.Refusal("device='cuda': no CUDA device is visible to torch; use device=auto or device=cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def committed(name):
+    """A committed table of a sweep that was run once. Raises Refusal where the project's folder is not at hand."""
+    if not (COMMITTED / name).is_file():
+        raise parameters.Refusal(
+            f"table={name!r}: {COMMITTED} holds none; run the notebook from a clone of the project"
+        )
+    return pd.read_csv(COMMITTED / name)
 
 
 def summarise(rows, by, quantities):

@@ -1,0 +1,299 @@
+"""DOG-DPO (Nian et al., arXiv 2606.07678): the pairs lever. Which 11 % of the pairs are worth training on?
+
+Established, from its abstract: no training and no teacher; a pair is a direction in the model's representation
+space; a *global anchor* subspace and *data-set-specific residual* subspaces; the subset maximises a
+diversity-based coverage; 11 % of the pairs recover most of the full data's safety gain. A co-author's page shows
+two variants, DOG (a Pareto frontier) and DOG-D (spread). Formulas and code are not available, so this is a
+*labelled reconstruction*. These choices are ours:
+
+0. Exact copies are merged before anything is weighed, for every method alike.
+1. u_i = hidden state of the reference, mean over the response's tokens, chosen minus rejected, unit norm.
+2. Anchor A: the top r = 4 eigenvectors of the mean over data sets of u^T u / n_j: every data set weighs the same.
+3. Residual of data set j: what lies outside the leading span (90 % of the trace) of the *other* data sets' mean
+   moment; B_j: its top q = 16 right singular vectors. The literal reading (`outside="anchor", residual_rank=6`)
+   is shipped too, because its failure is shown: what the data sets share beyond A then fills B_j.
+4. Coordinates a_i = A^T u_i and b_i = B_j^T u_i; f_i = [sqrt(w_a) a_i ; sqrt(w_b) b_i in the block of data set j].
+5. DOG-D: greedy maximum of log det(I + F_S F_S^T / ridge) over the k rows S of F.
+   DOG: non-dominated sorting on the energies |a_i|^2 and |b_i|^2, both to be large.
+6. k = round(0.11 N), over all data sets at once or split among them. Of equals the lowest id wins.
+N pairs, D hidden width, J data sets; d = r + J q is the width of F. Nothing here is N x N.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+DIGITS = {torch.float64: 9, torch.float32: 5}  # what rounding noise does not reach
+
+
+def merge_copies(table):
+    """(the labelled table without exact copies, the first of each kept; how often each stood there, int [N']).
+
+    Copies have the same prompt, the same winner and the same loser, in whatever order and data set they stand.
+    """
+    first = (table.chosen == 0).to_numpy()
+    chosen, rejected = (np.where(mine, table.response_0, table.response_1) for mine in (first, ~first))
+    number, _ = pd.factorize(pd.Series(list(zip(table.prompt, chosen, rejected))))
+    _, kept, counts = np.unique(number, return_index=True, return_counts=True)
+    return table.iloc[kept].reset_index(drop=True), counts
+
+
+@torch.no_grad()
+def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True, batch_size=64):
+    """u [N, D]: pooled hidden states of each pair (`pairs.TokenPairs`), chosen minus rejected, on the policy's device.
+
+    `layer` 0 is the embeddings, -1 the last layer with its final norm. `pooling` is the mean over the response's
+    tokens or the last of them, the end-of-sequence token left out; a response of nothing else takes the
+    prompt's last place. float64 stays float64, all else gives float32. A difference within rounding is 0.
+    Raises ValueError for a layer that the network does not have or another pooling.
+    """
+    depth = policy.model.config.num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(f"layer={layer}: the network has layers 0 to {depth}, or {-depth - 1} to -1 from the end")
+    if pooling not in ("mean", "last"):
+        raise ValueError(f"pooling={pooling!r}: choose mean or last")
+    order = np.argsort([len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l, kind="stable")
+    parts = []
+    for rows in np.array_split(order, -(-len(tokens) // batch_size)):  # of like length: little padding
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.bf16):
+            hidden = _layer(policy.model.eval(), tokens.batch(rows, policy).to(policy.device), layer)
+        lengths = np.stack([tokens.lengths_w[rows], tokens.lengths_l[rows]], 1).ravel()
+        pooled = [_pool(states, pooling) for states in hidden.split(lengths.tolist())]
+        w, l = torch.stack(pooled[0::2]), torch.stack(pooled[1::2])
+        noise = 10.0 ** -DIGITS[w.dtype] * w.norm(dim=1, keepdim=True)
+        parts.append(torch.where((w - l).norm(dim=1, keepdim=True) > noise, w - l, 0.0))
+    u = torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(policy.device)]
+    return torch.nn.functional.normalize(u, dim=1) if normalise else u
+
+
+def _layer(model, batch, layer):
+    """Hidden states [K, D] of one layer at the `source` places of a `Packed` batch, in float32 or float64."""
+    dtype = next(model.parameters()).dtype
+    bias = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.ids.device)
+    bias.masked_fill_(~batch.mask, torch.finfo(dtype).min)
+    inputs = dict(input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False)
+    hidden = model.base_model(**inputs, output_hidden_states=True).hidden_states[layer].flatten(0, 1)
+    return hidden[batch.source].to(torch.promote_types(hidden.dtype, torch.float32))
+
+
+def _pool(states, pooling):
+    """[D] from the states [n, D] at the prompt's last place and at a response's n - 1 tokens before its end."""
+    own = states[1:] if len(states) > 1 else states
+    return own.mean(0) if pooling == "mean" else own[-1]
+
+
+# ---------------------------------------------------------------- anchor and residuals
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where N pairs lie: `anchor` [N, r] and `residual` [N, q] (in the basis of the pair's own data set).
+
+    `names` are the J data sets, sorted, `block` int [N] the number of the pair's own. `anchor_values` [D]: eigenvalues
+    of the mean moment; `singular`: J times [D], singular values of the residual over sqrt(n_j).
+    """
+
+    anchor: torch.Tensor
+    residual: torch.Tensor
+    block: np.ndarray
+    names: tuple
+    anchor_values: np.ndarray
+    singular: list
+
+    @property
+    def energies(self):
+        """|a_i|^2 and |b_i|^2, float64 [N, 2], rounded (9 digits, 5 in float32) so that ties are exact."""
+        e = torch.stack([self.anchor.square().sum(1), self.residual.square().sum(1)], 1)
+        return np.round(e.cpu().numpy().astype(float), DIGITS[e.dtype])
+
+
+@torch.no_grad()
+def coordinates(u, source, *, anchor_rank=4, residual_rank=16, outside="others", span=0.9):
+    """The `Coordinates` of u [N, D] (float32 or float64) in data sets named by `source` [N].
+
+    `outside="others"`: a residual lies outside the leading eigenvectors of the other data sets' mean moment that
+    hold `span` of its trace; a single data set has no others, and takes what lies outside A. "anchor": outside A,
+    the literal reading. Zeros fill what is left of q dimensions. Moments: float64 up to D = 1024, float32 above.
+    Raises ValueError for ranks outside [0, D], another `outside` or span.
+    """
+    names, block = np.unique(np.asarray(source), return_inverse=True)
+    N, D = u.shape
+    for name, rank in (("anchor_rank", anchor_rank), ("residual_rank", residual_rank)):
+        if not 0 <= rank <= D:
+            raise ValueError(f"{name}={rank}: a subspace of D = {D} dimensions has between 0 and {D}")
+    if outside not in ("others", "anchor") or not 0 < span <= 1:
+        raise ValueError(f"outside={outside!r}, span={span}: choose others or anchor, and a share above 0, at most 1")
+    if len(block) != N:
+        raise ValueError(f"source: {len(block)} names for {N} directions; give one a pair")
+    rows = [torch.from_numpy(np.flatnonzero(block == j)).to(u.device) for j in range(len(names))]
+    dtype = torch.float64 if D <= 1024 else torch.float32
+    gram = lambda x: x.T @ x
+    moments = torch.stack([sum(gram(u[p].to(dtype)) for p in r.split(8192)) / len(r) for r in rows])  # u is not copied
+    values, vectors = _eigen(moments.mean(0))
+    A, bases, singular = vectors[:, :anchor_rank], [], []
+    for j in range(len(names)):
+        V = A
+        if outside == "others" and len(names) > 1:
+            energy, V = _eigen((moments.sum(0) - moments[j]) / (len(names) - 1))
+            V = V[:, : int((energy.cumsum(0) < span * (1 - 1e-9) * energy.sum()).sum()) + 1]
+        P = torch.eye(D, dtype=V.dtype, device=V.device) - V @ V.T
+        left, B = _eigen(P @ moments[j] @ P)
+        rank = int((left > 100 * torch.finfo(left.dtype).eps * moments[j].trace()).sum())  # the rest may lie in V
+        bases.append(B[:, : min(residual_rank, rank)])
+        singular.append(left.sqrt().cpu().numpy().astype(float))
+    residual = u.new_zeros(N, max(B.shape[1] for B in bases))
+    for mine, B in zip(rows, bases):
+        residual[mine, : B.shape[1]] = (u @ B.to(u.dtype))[mine]
+    return Coordinates(u @ A.to(u.dtype), residual, block, tuple(names), values.cpu().numpy().astype(float), singular)
+
+
+def _eigen(moment):
+    """Eigenvalues [D], largest first, and eigenvectors [D, D] in columns of a positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh((moment + moment.T) / 2)
+    return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
+def features(coordinates, *, weights=(1.0, 1.0)):
+    """F [N, r + J q]: sqrt(w_a) a_i, then sqrt(w_b) b_i in the block of the pair's data set."""
+    (N, r), q, J = coordinates.anchor.shape, coordinates.residual.shape[1], len(coordinates.names)
+    F = coordinates.anchor.new_zeros(r + J * q, N).T  # by columns: F @ v then reads memory in order, 3 times as fast
+    F[:, :r] = weights[0] ** 0.5 * coordinates.anchor
+    columns = r + q * torch.from_numpy(coordinates.block).to(F.device)[:, None] + torch.arange(q, device=F.device)
+    return F.scatter_(1, columns, weights[1] ** 0.5 * coordinates.residual)
+
+
+def budget_size(budget, n):
+    """k: the share `budget` of n pairs, rounded, at least one. Raises ValueError unless 0 < budget <= 1."""
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget={budget}: the share of pairs to keep, above 0 and at most 1, such as 0.11")
+    return max(1, round(budget * n))
+
+
+def split_budget(k, source, how):
+    """How many of k picks each data set gets, int [J] in sorted order of names; None for "global". "proportional": by
+    size, largest remainders first; "equal": the same for each up to its size, what is left over to larger ones."""
+    sizes = np.unique(np.asarray(source), return_counts=True)[1]
+    check_count(k, sizes.sum())
+    if how == "global":
+        return None
+    if how == "proportional":
+        quota, remainder = np.divmod(k * sizes, sizes.sum())
+        quota[np.argsort(-remainder, kind="stable")[: k - quota.sum()]] += 1
+        return quota
+    if how != "equal":
+        raise ValueError(f"split={how!r}: choose proportional, equal or global")
+    quota = np.zeros_like(sizes)
+    for i, j in enumerate(np.argsort(sizes, kind="stable")):
+        quota[j] = min(sizes[j], (k - quota.sum()) // (len(sizes) - i))
+    return quota
+
+
+def check_count(k, n):
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k}: choose between 1 and all {n} pairs")
+
+
+def stable_ids(ids, n):
+    """The ids that decide ties, int64 [n]; the row number where none are given. Raises ValueError for duplicates."""
+    ids = np.arange(n) if ids is None else np.ascontiguousarray(ids, dtype=np.int64)
+    if len(ids) != n or len(np.unique(ids)) != n:
+        raise ValueError(f"ids: {len(np.unique(ids))} different ids for {n} pairs; give each pair one of its own")
+    return ids
+
+
+# ---------------------------------------------------------------- DOG-D, and the frontier DOG
+
+
+@dataclass(frozen=True)
+class Picks:
+    """`rows` int64 [k] in order of choice, and what each added to log det, `gains` float64 [k], in nats."""
+
+    rows: np.ndarray
+    gains: np.ndarray
+
+
+@torch.no_grad()
+def greedy_log_det(features, k, *, ridge=1.0, ids=None, quota=None, block=None):
+    """Greedy maximum of log det(I + F_S F_S^T / ridge) over k rows of F [N, d] (float32 or float64), as `Picks`.
+
+    With M = I + F_S^T F_S / ridge and q_i = f_i^T M^-1 f_i, row i adds log(1 + q_i / ridge); once j is picked,
+    q_i falls by (f_i^T M^-1 f_j)^2 / (ridge + q_j). Exact, O(N d + d^2) a step, O(N + d^2) memory; M^-1 and the
+    gains are float64. Rows within 1e-9 (1e-5 in float32) of the largest first q are tied, and the lowest of `ids`
+    [N] (default: the row number) wins. `quota` int [J]: the most picks from each `block` (int [N]).
+    Raises ValueError for k outside [1, N], ridge <= 0, features not finite, repeated ids, quotas that cannot reach k.
+    """
+    N, d = features.shape
+    check_count(k, N)
+    if not 0 < ridge < np.inf:
+        raise ValueError(f"ridge={ridge}: must be above 0, as det is 0 once k exceeds the rank, {min(N, d)} at most")
+    ids = torch.from_numpy(stable_ids(ids, N)).to(features.device)
+    q = torch.linalg.vector_norm(features, dim=1).square_()
+    if not q.isfinite().all():
+        raise ValueError("features: hold numbers that are not finite; drop those pairs")
+    block, quota = (np.zeros(N, dtype=int), [k]) if quota is None else (block, quota)
+    left = np.minimum(quota, np.bincount(block, minlength=len(quota)))
+    if left.sum() < k:
+        raise ValueError(f"quota={list(quota)}: allows {left.sum()} picks from these blocks; raise it or lower k={k}")
+    q[torch.from_numpy(left[block] == 0).to(q.device)] = -torch.inf
+    tolerance = 10.0 ** -DIGITS[q.dtype] * float(q.max())
+    inverse, along = torch.eye(d, dtype=torch.float64, device=q.device), torch.empty_like(q)
+    rows, energies = np.zeros(k, dtype=np.int64), np.zeros(k)
+    for step in range(k):
+        j = rows[step] = first_best(q, ids, tolerance)
+        f = features[j].double()
+        v = inverse @ f
+        energies[step] = max(float(f @ v), 0.0)
+        shrink = -1 / (ridge + energies[step])
+        inverse.addr_(v, v, alpha=shrink)
+        torch.mv(features, v.to(q.dtype), out=along)
+        q.addcmul_(along, along, value=shrink)
+        q[j] = -torch.inf
+        left[block[j]] -= 1
+        if not left[block[j]]:
+            q[torch.from_numpy(block == block[j]).to(q.device)] = -torch.inf
+    return Picks(rows, np.log1p(energies / ridge))
+
+
+def first_best(values, ids, tolerance):
+    """Row of the largest of `values` [N]; among those within `tolerance` of it, the row with the lowest id."""
+    tied = torch.nonzero(values >= values.max() - tolerance)[:, 0]
+    return int(tied[ids[tied].argmin()])
+
+
+def log_det(features, rows, *, ridge=1.0):
+    """log det(I + F_S F_S^T / ridge), nats in float64, of some rows of F [N, d]; from the smaller Gram matrix."""
+    F = features[torch.as_tensor(rows, device=features.device)].double()
+    gram = F @ F.T if len(F) <= F.shape[1] else F.T @ F
+    return float(torch.logdet(torch.eye(len(gram)).to(gram) + gram / ridge))
+
+
+def dog_d(u, source, k, *, ids=None, split="global", ridge=1.0, weights=(1.0, 1.0), **subspaces):
+    """DOG-D: k of the pairs u [N, D] as `Picks`. `subspaces` are the options of `coordinates`."""
+    where, quota = coordinates(u, source, **subspaces), split_budget(k, source, split)
+    return greedy_log_det(features(where, weights=weights), k, ridge=ridge, ids=ids, quota=quota, block=where.block)
+
+
+def fronts(energies):
+    """Front of each of N points (float [N, 2], both to be large), int64 [N]: 0 is dominated by no other point, 1 by
+    none once front 0 is peeled off, and so on. Equal points share a front. O(N log N)."""
+    points, inverse = np.unique(energies, axis=0, return_inverse=True)
+    front, highest = np.zeros(len(points), dtype=np.int64), []
+    for i in range(len(points))[::-1]:  # from the largest first energy: only the second can still save a point
+        second = -points[i, 1]
+        front[i] = bisect_right(highest, second)
+        highest[front[i] : front[i] + 1] = [second]  # of the front so far, negated, so that it ascends
+    return front[inverse.ravel()]
+
+
+def dog(u, source, k, *, ids=None, split="global", **subspaces):
+    """DOG: rows int64 [k] of the pairs u [N, D], front by front; within one the largest total energy first, then the
+    lowest id. Fronts are over all data sets; a split fills the share of one data set after the other."""
+    where, quota = coordinates(u, source, **subspaces), split_budget(k, source, split)
+    energy, ids = where.energies, stable_ids(ids, len(u))
+    order = np.lexsort((ids, -np.round(energy.sum(axis=1), 9), fronts(energy)))
+    if quota is None:
+        return order[:k]
+    return np.concatenate([order[where.block[order] == j][:n] for j, n in enumerate(quota)])
