@@ -158,17 +158,21 @@ def split_pairs(table, *, heldout=0.15):
 def label(table, by="auto"):
     """Hard labels by a column: sets `chosen`, p = 1, margin = 0; rows without that label are left out.
 
-    `by` is better (helpfulness), safer, or auto: better where any row has it. Raises ValueError where none has.
+    `by` is better (helpfulness), safer, safer_or_better (for several data sets: better where a row has no safer),
+    or auto: better where any row has it. Raises ValueError where no row has the label.
     """
-    if by not in ("auto", *LABELS):
-        raise ValueError(f"label={by!r}: choose auto, better or safer")
+    if by not in ("auto", "safer_or_better", *LABELS):
+        raise ValueError(f"label={by!r}: choose auto, better, safer or safer_or_better")
     by = by if by != "auto" else "better" if table.better_response_id.notna().any() else "safer"
-    known = table[LABELS[by]].notna()
+    labels = table[LABELS["safer" if by == "safer_or_better" else by]]
+    if by == "safer_or_better":
+        labels = labels.fillna(table.better_response_id)
+    known = labels.notna()
     if not known.any():
         other = "better" if by == "safer" else "safer"
-        raise ValueError(f"label={by!r}: no row has a {LABELS[by]}; try label={other}")
+        raise ValueError(f"label={by!r}: no row has a {LABELS.get(by, 'label')}; try label={other}")
     table = table[known]
-    return table.assign(chosen=table[LABELS[by]].astype(int), p=1.0, margin=0.0).reset_index(drop=True)
+    return table.assign(chosen=labels[known].astype(int), p=1.0, margin=0.0).reset_index(drop=True)
 
 
 def with_safety(table):

@@ -14,7 +14,7 @@ RULES = {
     "log_det": ("#8d3fa0", "log-det"), "safety_log_det": ("#d76fb0", "log-det, mixed pairs first"),
     "stratified": ("#222222", "stratified oracle"), "random_copies": ("#c9c9c9", "random, copies kept"), "k_means": ("#2f9c95", "k-means"),
     "facility": ("#6f8a2c", "facility location"), "k_centre": ("#7cc5c0", "k-centre"), "largest_margin": ("#3b6fb6", "largest margin"),
-    "smallest_margin": ("#9fb4d6", "smallest margin"), "easiest_half": ("#a0a83a", "easiest half"), "full_data": ("#3b6fb6", "all pairs"),
+    "smallest_margin": ("#9fb4d6", "smallest margin"), "easiest_half": ("#a0a83a", "easiest half"), "full_data": ("#3b6fb6", "all pairs"), "all_epochs": ("#1f3f6b", "all pairs, as many epochs"), "ref": ("#7f7f7f", "reference"),
 }  # fmt: skip
 
 
@@ -174,4 +174,26 @@ def budgets(table, *, n, full=None):
             ax.minorticks_off(),
         )
     axes[0].set_title(f"Budget (n = {n})"), axes[1].legend(fontsize=8)
+    return figure
+
+
+@styled
+def accuracy_by_source(table, *, n):
+    """Held-out pairs ordered rightly, a panel per data set. `table`: rule, source, accuracy, low, high, n."""
+    sources = list(dict.fromkeys(table.source))
+    figure, axes = _axes(len(sources), width=2.9, height=0.3 * table.rule.nunique() + 1.2)
+    for ax, source in zip(np.atleast_1d(axes), sources):
+        part = table[table.source == source]
+        bar = [part.accuracy - part.low, part.high - part.accuracy]
+        colours = [RULES[r][0] for r in part.rule]
+        ax.errorbar(part.accuracy, range(len(part)), xerr=bar, fmt="none", ecolor=colours, elinewidth=1.4)
+        ax.scatter(part.accuracy, range(len(part)), c=colours, s=22, zorder=3)
+        ax.axvline(0.5, color="#999999", lw=0.8, ls="--")
+        ax.set(xlabel="share ordered rightly", title=f"{source} (n = {part.n.iloc[0]:,})", ylim=(len(part) - 0.5, -0.5))
+        ax.set_yticks(
+            range(len(part)),
+            [name(r) for r in part.rule] if ax is np.atleast_1d(axes)[0] else [""] * len(part),
+            fontsize=8,
+        )
+    figure.suptitle(f"{n} seeds; 95 % bootstrap intervals over pairs", fontsize=8, color="#666666")
     return figure

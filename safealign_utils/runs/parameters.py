@@ -186,9 +186,9 @@ def resolve(values, notebook=""):
         raise Refusal("labels='soft': soft labels need the world's oracle; use labels=hard on real text")
     if world == (False, True):
         raise Refusal(f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id")
-    if world[1] and out["label"] == "safer":
+    if world[1] and out["label"] in ("safer", "safer_or_better"):
         raise Refusal(
-            "label='safer' with data='world': the world's optimum here is that of the reward; use label=better"
+            f"label={out['label']!r} with data='world': the world's optimum here is that of the reward; use label=better"
         )
     if world[1] and "cost_limit" in out:
         _check_limits(out)

@@ -48,7 +48,7 @@ SCORE_REFERENCES = ("weaker", "equal", "aligned", "larger", "optimum")
 TOKEN_RULES = ("signed", "random", "beta", "oracle", "inverted", "absolute", "frozen", "chosen", "rejected",
                "shuffled", "rho", "sepo", "tis", "averaged", "plain")  # fmt: skip
 SELECTIONS = ("random", "random_copies", "dog", "dog_d", "literal", "log_det", "safety_log_det", "k_means", "facility",
-              "k_centre", "largest_margin", "smallest_margin", "easiest_half", "stratified")  # fmt: skip
+              "k_centre", "largest_margin", "smallest_margin", "easiest_half", "stratified", "all_epochs")  # fmt: skip
 
 
 def _names(known):
@@ -71,7 +71,7 @@ RULES = {
     "model": Rule("str", bool, "world, scratch, a folder or a hub id"),
     "revision": _ANY,
     "data": Rule("str", bool, "world, a file, a hub id, or several as name=path,name=path"),
-    "label": _one_of("auto", "better", "safer"),
+    "label": _one_of("auto", "better", "safer", "safer_or_better"),
     "max_length": Rule("int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True),
     "device": _one_of("auto", "cpu", "cuda"),
     "out_dir": _ANY,
@@ -124,7 +124,7 @@ PROFILES = {
                   cost_limits=[0.0], clipped_limits=[0.05], dual_lrs=[], lambdas=[1.0], cost_samples=[],
                   keeps=[0.4], score_references=["weaker", "equal", "aligned", "optimum"],
                   token_rules=[r for r in TOKEN_RULES if r != "averaged"], budgets=[0.11],
-                  selections=[r for r in SELECTIONS if r != "easiest_half"]),
+                  selections=[r for r in SELECTIONS if r not in ("easiest_half", "all_epochs")]),
     "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=3e-3, max_length=256,
                  betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0],
                  deltas=[0.0, 2.0, 5.0, 10.0, 20.0], length_factors=[0.5, 1.0, 3.0], recipe_factor=9.0,
