@@ -164,7 +164,7 @@ def token_advantages(paths, logp, values):
 
 
 def token_logps(paths, logp):
-    """log p(token | prefix) of every token on the response trie, nats: [R, T], zero behind the end. Arguments as above."""
+    """log p(token | prefix) of every token on the trie, nats: [R, T], zero behind the end; arguments as above."""
     mass, before = _along(paths, np.exp(logp))
     return np.where(paths >= 0, np.log(mass / before), 0.0)
 

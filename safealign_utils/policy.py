@@ -167,7 +167,7 @@ def _check_readable(name, policy):
 
 
 def check_model(name, *, revision=""):
-    """Refuse early what `load_policy` could not use: reads the configuration and the tokenizer, no weights."""
+    """The configuration of a model. Refuses early what `load_policy` could not use; reads no weights."""
     folder = Path(name)
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise ValueError(f"model={name!r}: no such folder; give a folder, a hub id as owner/name, or world")
@@ -177,7 +177,7 @@ def check_model(name, *, revision=""):
         )
     options = dict(revision=revision or None, local_files_only=folder.is_dir(), trust_remote_code=False)
     try:
-        transformers.AutoConfig.from_pretrained(name, **options)
+        config = transformers.AutoConfig.from_pretrained(name, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
@@ -185,6 +185,7 @@ def check_model(name, *, revision=""):
         raise ValueError(
             f"model={name!r}: its tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json"
         )
+    return config
 
 
 def _cannot_load(name, error):

@@ -14,6 +14,7 @@ import numpy as np
 
 SHARED, OWN = "kitchen", ("garden", "workshop", "cycling", "painting")
 NAMES = ("set_a", "set_b", "set_c", "set_d")
+SMALLEST = 160  # rows: two rare ones in each data set
 KINDS = ("near", "exact", "spread")
 RARE = 0.025  # share of own rows, and of originals of the shared category
 
@@ -25,8 +26,8 @@ def world_pool(world, n, *, seed=0, kind="near"):
     """
     if kind not in KINDS:
         raise ValueError(f"pool={kind!r}: choose one of {', '.join(KINDS)}")
-    if n < 160:
-        raise ValueError(f"pairs={n}: a pool of four data sets with {RARE:.1%} own rows each needs at least 160")
+    if n < SMALLEST:
+        raise ValueError(f"pairs={n}: a pool of four data sets with {RARE:.1%} own rows each needs at least {SMALLEST}")
     rows, source = [], []
     for j, size in enumerate(np.bincount(np.arange(n) % 4)):
         rare = round(RARE * size)

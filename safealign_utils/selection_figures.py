@@ -2,19 +2,21 @@
 
 import numpy as np
 import seaborn
-from matplotlib.colors import TwoSlopeNorm
 
 from .figures import _axes, styled
 
 RULES = {
     "dpo": ("#3b6fb6", "DPO, all tokens"), "signed": ("#e0872b", "Selective-DPO"), "random": ("#8a8a8a", "random"),
     "beta": ("#4c9a6a", "DPO, β times the share"), "oracle": ("#8d3fa0", "oracle: |advantage|"),
-    "inverted": ("#c4504b", "inverted score"), "absolute": ("#2f9c95", "|score|"), "frozen": ("#d76fb0", "frozen score"),
-    "dog": ("#c4504b", "DOG"), "dog_d": ("#e0872b", "DOG-D"), "literal": ("#b58b6b", "DOG-D, literal reading"),
-    "log_det": ("#8d3fa0", "log-det"), "safety_log_det": ("#d76fb0", "log-det, mixed pairs first"),
-    "stratified": ("#222222", "stratified oracle"), "random_copies": ("#c9c9c9", "random, copies kept"), "k_means": ("#2f9c95", "k-means"),
-    "facility": ("#6f8a2c", "facility location"), "k_centre": ("#7cc5c0", "k-centre"), "largest_margin": ("#3b6fb6", "largest margin"),
-    "smallest_margin": ("#9fb4d6", "smallest margin"), "easiest_half": ("#a0a83a", "easiest half"), "full_data": ("#3b6fb6", "all pairs"), "all_epochs": ("#1f3f6b", "all pairs, as many epochs"), "ref": ("#7f7f7f", "reference"),
+    "inverted": ("#c4504b", "inverted score"), "absolute": ("#2f9c95", "|score|"),
+    "frozen": ("#d76fb0", "frozen score"), "dog": ("#c4504b", "DOG"), "dog_d": ("#e0872b", "DOG-D"),
+    "literal": ("#b58b6b", "DOG-D, literal reading"), "log_det": ("#8d3fa0", "log-det"),
+    "safety_log_det": ("#d76fb0", "log-det, mixed pairs first"), "stratified": ("#222222", "stratified oracle"),
+    "random_copies": ("#c9c9c9", "random, copies kept"), "k_means": ("#2f9c95", "k-means"),
+    "facility": ("#6f8a2c", "facility location"), "k_centre": ("#7cc5c0", "k-centre"),
+    "largest_margin": ("#3b6fb6", "largest margin"), "smallest_margin": ("#9fb4d6", "smallest margin"),
+    "easiest_half": ("#a0a83a", "easiest half"), "full_data": ("#3b6fb6", "all pairs"),
+    "all_epochs": ("#1f3f6b", "all pairs, as many epochs"), "ref": ("#7f7f7f", "reference"),
 }  # fmt: skip
 
 
@@ -30,15 +32,16 @@ def _line(ax, rule, x, part, quantity):
 @styled
 def coloured_tokens(rows, *, title):
     """Text with a colour behind each token. `rows`: (label, words, values); red > 0, blue < 0, one scale a row."""
-    figure, ax = _axes(width=11, height=0.62 * len(rows) + 0.5)
-    widest = max(sum(len(w) + 1.2 for w in words) for _, words, _ in rows)
+    widest = max(sum(len(w) + 1.3 for w in words) for _, words, _ in rows)
+    figure, ax = _axes(width=0.072 * widest + 1.8, height=0.36 * len(rows) + 0.5)
     for i, (label, words, values) in enumerate(rows):
         scale, x = max(float(np.abs(values).max()), 1e-9), 0.0
-        colours = seaborn.color_palette("vlag", as_cmap=True)(TwoSlopeNorm(0, -scale, scale)(values))
-        for word, colour in zip(words, colours):
+        for word, value in zip(words, np.asarray(values) / scale):
+            colour = seaborn.color_palette("vlag", as_cmap=True)(0.5 + 0.5 * value)
             box = dict(facecolor=colour, edgecolor="none", boxstyle="round,pad=0.18")
-            ax.text(x, -i, word, family="monospace", fontsize=7.6, va="center", bbox=box)
-            x += len(word) + 1.2
+            ink = "white" if abs(value) > 0.7 else "#222222"
+            ax.text(x, -i, word, family="monospace", fontsize=7.6, va="center", color=ink, bbox=box)
+            x += len(word) + 1.3
         ax.text(-1, -i, label, ha="right", va="center", fontsize=8, color="#444444")
     ax.set(xlim=(-0.5, widest), ylim=(-len(rows) + 0.4, 0.6), title=title)
     ax.set_axis_off()
@@ -47,7 +50,7 @@ def coloured_tokens(rows, *, title):
 
 @styled
 def restoring_force(points, *, start, n):
-    """Where a policy ends against its score reference's own E[r]; `points`: own, reward (+ _low, _high), reference, keep."""
+    """E[r] at the end against the score reference's. `points`: own, reward (+ _low, _high), reference, keep."""
     figure, ax = _axes(width=5.6, height=4.2)
     low, high = (f(points.own.tolist() + points.reward.tolist()) for f in (min, max))
     ax.plot([low, high], [low, high], color="#222222", lw=0.9, label="as good as its score reference")
@@ -77,7 +80,7 @@ def restoring_force(points, *, start, n):
 
 @styled
 def shares(table, *, n):
-    """KL to pi* and gap to the frontier against the share of tokens kept. `table`: rule, keep, kl_opt, frontier_gap (+ _low, _high)."""
+    """KL to pi* and frontier gap against the share kept. `table`: rule, keep, kl_opt, frontier_gap (+ _low, _high)."""
     figure, axes = _axes(2)
     for ax, quantity, words in zip(
         axes, ("kl_opt", "frontier_gap"), ("KL(θ‖π*), nats", "E[r] below the frontier at its own KL")
@@ -158,7 +161,7 @@ def unsafe_by_category(table, *, n):
 
 @styled
 def budgets(table, *, n, full=None):
-    """P(unsafe) and the worst category's against the budget. `table`: rule, budget, unsafe, worst (+ _low, _high), percent."""
+    """P(unsafe) against the budget, %, `table`: rule, budget, unsafe, worst category's (+ _low, _high); two panels."""
     figure, axes = _axes(2)
     for ax, quantity, words in zip(axes, ("unsafe", "worst"), ("P(unsafe), %", "P(unsafe) of the worst category, %")):
         for rule, part in table.groupby("rule", sort=False):

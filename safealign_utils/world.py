@@ -158,7 +158,7 @@ class World:
         return self.labelled(rows, label_noise=label_noise)
 
     def two_responses(self, x, u):
-        """Two different responses to prompt x from two uniforms: the second from what the first leaves of the behaviour."""
+        """Two different responses to prompt x from two uniforms, the second from what is left of the behaviour."""
         b = self.behaviour[x]
         first = int(np.searchsorted(np.cumsum(b), u[0] * b.sum(), side="right"))
         rest = np.where(np.arange(len(b)) == first, 0.0, b)

@@ -195,15 +195,18 @@ def data_sets(shared, copies, own, width=24):
     return u, np.repeat(list("dcba"), [len(a) for a in axes]), np.concatenate(axes) >= shared
 
 
-def test_anchor_spans_the_shared_and_residuals_the_own_directions():
-    u, source, own = data_sets(4, [30, 28, 26, 24], 8)
-    where = dog.coordinates(u, source)
+@pytest.mark.parametrize("n", [8, 60])
+def test_anchor_spans_the_shared_and_residuals_the_own_directions(n):
+    u, source, own = data_sets(4, [30, 28, 26, 24], n)
+    where, eigenvalues = dog.coordinates(u, source), np.array([30, 28, 26, 24, n / 4, n / 4]) / (108 + n)
     assert where.names == ("a", "b", "c", "d") and (np.array(where.names)[where.block] == source).all()
     assert where.energies.tolist() == np.stack([~own, own], 1).astype(float).tolist()
-    assert where.anchor_values[:6] == pytest.approx(np.array([30, 28, 26, 24, 2, 2]) / 116, abs=1e-12)
-    for singular in where.singular:  # one own direction, sqrt(8 / 116), and nothing else
-        assert singular[:2] == pytest.approx([(8 / 116) ** 0.5, 0], abs=1e-7)
+    for singular in where.singular:  # one own direction, and nothing else
+        assert singular[:2] == pytest.approx([(n / (108 + n)) ** 0.5, 0], abs=1e-7)
     assert where.residual.shape[1] == 1, "q shrinks to what is left"
+    more = np.r_[np.arange(len(u)), np.flatnonzero(source == "a")]  # a larger data set weighs no more
+    for found in (where, dog.coordinates(u[more], source[more])):
+        assert found.anchor_values[:6] == pytest.approx(eigenvalues, abs=1e-12)
 
 
 def test_the_literal_reading_fills_residuals_with_what_is_shared():

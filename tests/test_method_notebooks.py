@@ -1,4 +1,4 @@
-"""Notebooks 02 and 03: what they refuse, unusual but legal values, real text, and levers that combine."""
+"""Notebooks 02 to 05: what they refuse, unusual but legal values, real text, and levers that combine."""
 
 import json
 from dataclasses import dataclass, replace
@@ -13,6 +13,8 @@ from safealign_utils.runs import cli, runner
 
 DPO = "02_safedpo"
 DUAL = "03_cdpo_dual_gradient_descent"
+TOKENS = "04_selective_dpo_token_scoring"
+PAIRS = "05_dog_selection"
 
 
 def refused(capsys, tmp_path, *words):
@@ -40,6 +42,24 @@ def refused(capsys, tmp_path, *words):
         (DPO, "deltas=[5,-1]", ["deltas", "0 or above"]),
         (DPO, "dleta=5", ["dleta", "did you mean 'delta'"]),
         (DPO, "recipe_factor=-1", ["recipe_factor=-1.0"]),
+        (TOKENS, "keep=0", ["keep=0.0", "above 0, up to 1"]),
+        (TOKENS, "keep=1.1", ["keep=1.1", "above 0, up to 1"]),
+        (TOKENS, "keeps=0.4,40", ["keeps=[0.4, 40.0]", "above 0, up to 1"]),
+        (TOKENS, "score_reference=best", ["score_reference='best'", "weaker, equal, aligned, larger, optimum"]),
+        (TOKENS, "token_rules=signed,magic", ["token_rules=['signed', 'magic']", "names among signed"]),
+        (TOKENS, "label_noise=0.6", ["label_noise=0.6", "from 0 to 0.5"]),
+        (TOKENS, "world_size=huge", ["world_size='huge'", "default, large"]),
+        (PAIRS, "budget=0", ["budget=0.0", "above 0, up to 1"]),
+        (PAIRS, "budget=11", ["budget=11.0", "above 0, up to 1"]),
+        (PAIRS, "layer=3", ["layer=3", "0 to 2"]),
+        (PAIRS, "anchor_rank=65", ["anchor_rank=65", "64"]),
+        (PAIRS, "residual_rank=0", ["residual_rank=0", "at least 1"]),
+        (PAIRS, "ridge=0", ["ridge=0.0", "above 0"]),
+        (PAIRS, "pooling=max", ["pooling='max'", "mean, last"]),
+        (PAIRS, "pool=small", ["pool='small'", "near, exact, spread"]),
+        (PAIRS, "pairs=100", ["pairs=100", "at least 160"]),
+        (PAIRS, "selections=dog,cat", ["selections=['dog', 'cat']", "names among"]),
+        (PAIRS, "label=safer_or_better", ["label='safer_or_better'", "use label=better"]),
     ],
 )
 def test_refused_values(capsys, tmp_path, book, given, words):
@@ -56,11 +76,12 @@ def test_refused_data(capsys, tmp_path):
     assert "a reward and a cost of every response" in refused(capsys, tmp_path, DUAL, *given)
 
 
-SHORT = dict(pairs=40, steps=2, dtype="float32", ppo_iterations=1)
+SHORT = dict(pairs=40, steps=2, dtype="float32")
 
 
 def run(book, out, **given):
-    return runner.run(book, [(k, str(v)) for k, v in {**SHORT, **given}.items()], out=out)[1]
+    sampled = dict(ppo_iterations=1) if book in (DPO, DUAL) else {}
+    return runner.run(book, [(k, str(v)) for k, v in {**SHORT, **sampled, **given}.items()], out=out)[1]
 
 
 def test_safedpo_where_no_multiplier_is_needed(tmp_path):
@@ -109,6 +130,54 @@ def test_safedpo_on_real_rows(real_data, tmp_path):
     assert run(DPO, tmp_path / "out", **given)["metrics"]["data.swap"] > 0
 
 
+def test_selective_with_every_share_and_reference(tmp_path):
+    """A large share, no penalty, noisy labels, a score reference that is not the default: every row is there."""
+    record = run(TOKENS, tmp_path, keep=1, keeps="1,0.1", score_reference="equal", score_references="optimum",
+                 leak_weight=0, label_noise=0.5, token_rules="signed,random,beta,oracle,averaged")  # fmt: skip
+    metrics = record["metrics"]
+    for name in ("dpo.kl_opt", "selective.kl_opt", "selective[keep=0.1].kl_opt", "random_tokens.leak", "averaged.reward",
+                 "oracle_tokens[keep=0.1].frontier_gap", "selective[score_reference=optimum,keep=0.1].own"):  # fmt: skip
+        assert name in metrics, name
+    assert metrics["selective.kl_opt"] == metrics["dpo.kl_opt"] == metrics["oracle_tokens.kl_opt"], (
+        "a share of 100 % is DPO"
+    )
+
+
+def test_dog_where_everything_fits_the_budget(tmp_path):
+    """Exact copies and a budget above what is left: every rule takes all, and trains the same policy."""
+    record = run(PAIRS, tmp_path, pairs=200, pool="exact", budget=0.4, budgets="0.05,1", layer=1, pooling="last",
+                 anchor_rank=1, residual_rank=2, ridge=0.1, selections="random,dog,dog_d,log_det,stratified")  # fmt: skip
+    metrics = record["metrics"]
+    assert metrics["data.different"] < 0.3 * metrics["data.trainable"]
+    same = {metrics[f"{m}.unsafe"] for m in ("random_pairs", "dog", "dog_d", "log_det", "stratified")}
+    assert len(same) == 1 and "log_det[budget=0.05].worst" in metrics and "dog_d.recovered" in metrics
+
+
+def text_pairs(file, n=90):
+    """A file in the PKU columns, some labels missing."""
+    g = np.random.default_rng(n)
+    word = lambda: " ".join(g.choice(["red", "blue", "stone", "leaf", "river"], 4))
+    rows = [{"prompt": f"say {word()} {i}", "response_0": word(), "response_1": word() + " now",
+             "better_response_id": None if i % 3 else i % 2, "safer_response_id": (i // 2) % 2 if i % 5 else None} for i in range(n)]  # fmt: skip
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return file
+
+
+def test_tokens_and_pairs_on_text(tmp_path):
+    """Both notebooks on files, several data sets in 05: nothing exact is claimed, and every source is reported."""
+    one, two = text_pairs(tmp_path / "one.jsonl"), text_pairs(tmp_path / "two.jsonl", 60)
+    given = dict(model="scratch", max_length=32, batch_size=8)
+    tokens = run(TOKENS, tmp_path / "out", data=one, label="safer", **given)["metrics"]
+    assert {"selective.accuracy", "random_tokens.accuracy", "dpo.accuracy"} <= set(tokens)
+    record = run(PAIRS, tmp_path / "out", **given | dict(data=f"one={one},two={two}", label="safer_or_better", pairs=500,
+                 leak_weight=0, selections="random,dog_d,dog,literal,log_det,k_means,smallest_margin,random_copies"))  # fmt: skip
+    metrics = record["metrics"]
+    assert {f"dog_d[source={s}].accuracy" for s in ("one", "two", "all")} <= set(metrics)
+    assert "accuracy_by_source.png" in record["figures"]
+    assert metrics["coverage[rule=dog_d].from_two"] > 0
+    assert not [m for m in (*metrics, *tokens) if m.endswith((".kl_opt", ".unsafe"))]
+
+
 @dataclass(frozen=True)
 class FirstHalf:
     """A token lever for the test: the first half of every response."""
@@ -135,8 +204,8 @@ def test_levers_combine(world, reference):
 
 def test_the_notebooks_name_what_they_leave_open():
     """The papers' tables stand in cells of their own, with what is not stated."""
-    for name in (DPO, DUAL):
+    for name in (DPO, DUAL, TOKENS, PAIRS):
         book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
         text = ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "markdown"]
         (paper,) = [t for t in text if "## What the paper reports" in t]
-        assert "Not stated" in paper and "cannot be compared" in paper
+        assert "not stated" in paper.lower() and ("cannot be compared" in paper or "no column is shown" in paper)

@@ -159,7 +159,7 @@ class Weights:
 
 
 def offset(score_reference, reference, tokens):
-    """log pi_score - log pi_ref of every response token of the pairs, a `TokenTable`; both policies read the same tokens."""
+    """log pi_score - log pi_ref of every response token of the pairs, a `TokenTable`; both read the same tokens."""
     read = (reference_logprobs(p, tokens) for p in (score_reference, reference))
     score, ref = (TokenTable(t.chosen, t.rejected) for t in read)
     return score.map(np.subtract, ref)
@@ -190,7 +190,7 @@ def optimum_offset(grammar, responses, table, *, reward, beta):
 
 
 def advantages(grammar, responses, table, *, values):
-    """Exact advantage of every response token under the policy of `responses`; arguments as above, `values` [prompts, R].
+    """Exact advantage of every response token under a policy's `responses`; `values` [prompts, R], the rest as above.
 
     On the rejected side the sign is turned, so that everywhere the highest are the tokens that make the
     preference: what made the chosen response better, and the rejected one worse.
@@ -208,7 +208,10 @@ def branching(grammar, table):
 
 
 def auc(score, positive):
-    """Area under the ROC curve: P(score of a positive > score of a negative), ties count half. Arrays [n]; nan where one kind is missing."""
+    """Area under the ROC curve: P(score of a positive > score of a negative), ties count half.
+
+    Arrays [n], scores rounded to 9 digits; nan where one kind is missing.
+    """
     from scipy.stats import rankdata
 
     positive = np.asarray(positive, dtype=bool)

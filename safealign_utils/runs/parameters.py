@@ -188,13 +188,37 @@ def resolve(values, notebook=""):
         raise Refusal(f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id")
     if world[1] and out["label"] in ("safer", "safer_or_better"):
         raise Refusal(
-            f"label={out['label']!r} with data='world': the world's optimum here is that of the reward; use label=better"
+            f"label={out['label']!r} with data='world': the optimum here is that of the reward; use label=better"
         )
     if world[1] and "cost_limit" in out:
         _check_limits(out)
+    if "pool" in out:
+        _check_selection(out)
     if out["seed"] + out["seeds"] > 2**31:
         raise Refusal(f"seeds={out['seeds']}: seed + seeds must stay below 2147483648")
     return out
+
+
+def _check_selection(settings):
+    """Refuse a pool that is too small, and what the kit's own networks do not have."""
+    from ..policy import SCRATCH_MODEL, WORLD_MODEL
+    from ..pools import SMALLEST
+
+    if settings["data"] == "world" and settings["pairs"] < SMALLEST:
+        raise Refusal(f"pairs={settings['pairs']}: a pool of four data sets needs at least {SMALLEST}")
+    if settings["model"] in ("world", "scratch"):
+        shape = WORLD_MODEL if settings["model"] == "world" else SCRATCH_MODEL
+        check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
+
+
+def check_network(settings, *, layers, width):
+    """Refuse a layer or a rank that the network does not have."""
+    layer = settings.get("layer", -1)
+    if not -layers - 1 <= layer <= layers:
+        raise Refusal(f"layer={layer}: the network has layers 0 to {layers}, or {-layers - 1} to -1 from the end")
+    for name in ("anchor_rank", "residual_rank"):
+        if settings.get(name, 1) > width:
+            raise Refusal(f"{name}={settings[name]}: the network's hidden states have {width} dimensions")
 
 
 def _check_limits(settings):

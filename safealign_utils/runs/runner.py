@@ -69,9 +69,10 @@ def prepare(notebook, given=(), files=()):
         from ..policy import check_model
 
         try:
-            check_model(settings["model"], revision=settings["revision"])
+            config = check_model(settings["model"], revision=settings["revision"])
         except ValueError as error:
             raise Refusal(str(error)) from None
+        parameters.check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
         model = records.content(settings["model"])
     return path, settings, records.run_id(path, settings, data, model)
 
