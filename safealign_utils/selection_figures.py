@@ -11,7 +11,7 @@ RULES = {
     "inverted": ("#c4504b", "inverted score"), "absolute": ("#2f9c95", "|score|"),
     "frozen": ("#d76fb0", "frozen score"), "dog": ("#c4504b", "DOG"), "dog_d": ("#e0872b", "DOG-D"),
     "literal": ("#b58b6b", "DOG-D, literal reading"), "log_det": ("#8d3fa0", "log-det"),
-    "safety_log_det": ("#d76fb0", "log-det, mixed pairs first"), "stratified": ("#222222", "stratified oracle"),
+    "sharp_log_det": ("#5a2a82", "log-det, a tenth of the ridge"), "safety_log_det": ("#d76fb0", "log-det, mixed pairs first"), "stratified": ("#222222", "stratified oracle"),
     "random_copies": ("#c9c9c9", "random, copies kept"), "k_means": ("#2f9c95", "k-means"),
     "facility": ("#6f8a2c", "facility location"), "k_centre": ("#7cc5c0", "k-centre"),
     "largest_margin": ("#3b6fb6", "largest margin"), "smallest_margin": ("#9fb4d6", "smallest margin"),

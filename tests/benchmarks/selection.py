@@ -4,7 +4,7 @@ Float32 directions of unit norm in four data sets, one thread, a fresh process e
 memory above the data. On a CUDA device also DOG-D from 4096-wide directions, and log-det over them, held against
 the bandwidth of a copy. Bars: 0.3 s at N 10,000; 20 s and 200 MB at N 200,000.
 
-Run: python tests/benchmarks/selection.py [--toy]
+Run: python tests/benchmarks/selection.py [--toy] [--csv FILE]
 """
 
 import multiprocessing
@@ -13,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import torch
 
 from safealign_utils.methods import dog, selection
@@ -62,34 +63,46 @@ def on_cuda(work):
 
 
 def cuda(n, width, k):
+    """Rows (method, device, N, width, k, seconds, MB above the data) measured on the device."""
     u, source = directions(n, width, "cuda")
-    eleven = dog.budget_size(0.11, n)
+    eleven, rows = dog.budget_size(0.11, n), []
     for name, method in METHODS.items():
         if name != "greedy log det":
             seconds, memory = on_cuda(lambda method=method: method(u, source, eleven))
-            print(f"cuda: {name}, N {n}, D {width}, k {eleven}: {seconds:.2f} s, {memory:.0f} MB above the data")
+            rows.append((name, "cuda", n, width, eleven, seconds, memory))
     seconds, memory = on_cuda(lambda: dog.greedy_log_det(u, k))
     copy, _ = on_cuda(u.clone)
     share = (u.nbytes * k / seconds) / (2 * u.nbytes / copy)
-    print(f"cuda: greedy log det, N {n}, d {width}, k {k}: {seconds:.2f} s, {memory:.0f} MB above the data,")
-    print(f"      {share:.0%} of the bandwidth of a copy ({2 * u.nbytes / copy / 1e9:.0f} GB/s)")
+    name = f"greedy log det, {share:.0%} of the bandwidth of a copy ({2 * u.nbytes / copy / 1e9:.0f} GB/s)"
+    return [*rows, (name, "cuda", n, width, k, seconds, memory)]
 
 
-def main(toy):
-    sizes = TOY if toy else SIZES
+def main(toy, csv=None):
+    sizes, rows = TOY if toy else SIZES, []
     print("time and memory of selection against N")
-    print(f"{'method':<20}{'N':>9}{'d':>6}{'k':>7}{'CPU seconds':>13}{'MB above data':>15}")
+    print(f"{'method':<20}{'device':<8}{'N':>9}{'width':>7}{'k':>7}{'seconds':>10}{'MB above data':>15}")
     for name in METHODS | CONTROLS:
         for n, k in sizes if name in METHODS else sizes[:1]:
             with multiprocessing.get_context("fork").Pool(1) as alone:
                 seconds, memory = alone.apply(on_cpu, (name, n, k))
-            print(f"{name:<20}{n:>9}{WIDTH:>6}{k:>7}{seconds:>13.2f}{memory:>15.0f}", flush=True)
+            rows.append((name, "cpu", n, WIDTH, k, seconds, memory))
+            print("{:<20}{:<8}{:>9}{:>7}{:>7}{:>10.2f}{:>15.0f}".format(*rows[-1]), flush=True)
     if torch.cuda.is_available():
-        cuda(**(TOY_CUDA if toy else CUDA))
+        for row in cuda(**(TOY_CUDA if toy else CUDA)):
+            rows.append(row)
+            print("{:<20}{:<8}{:>9}{:>7}{:>7}{:>10.2f}{:>15.0f}".format(*row))
     else:
+        n, width, k = CUDA["n"], CUDA["width"], CUDA["k"]
+        rows += [
+            (name, "cuda", n, width, kk, "not measured", "no CUDA device")
+            for name, kk in (("DOG-D, end to end", 22_000), ("greedy log det", k))
+        ]
         print("cuda: not measured (no CUDA device)")
+    if csv:
+        table = pd.DataFrame(rows, columns=["method", "device", "N", "width", "k", "seconds", "MB above the data"])
+        table.map(lambda v: round(v, 2) if isinstance(v, float) else v).to_csv(csv, index=False)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main("--toy" in sys.argv)
+    main("--toy" in sys.argv, sys.argv[sys.argv.index("--csv") + 1] if "--csv" in sys.argv else None)
