@@ -220,9 +220,9 @@ def greedy_log_det(features, k, *, ridge=1.0, ids=None, quota=None, block=None):
     """Greedy maximum of log det(I + F_S F_S^T / ridge) over k rows of F [N, d] (float32 or float64), as `Picks`.
 
     With M = I + F_S^T F_S / ridge and q_i = f_i^T M^-1 f_i, row i adds log(1 + q_i / ridge); once j is picked,
-    q_i falls by (f_i^T M^-1 f_j)^2 / (ridge + q_j). Exact, O(N d + d^2) a step; memory: one copy of F, which lies
-    by columns; M^-1 and the gains are float64. Rows within 1e-9 (1e-5 in float32) of the largest first q are tied, and the lowest of `ids`
-    [N] (default: the row number) wins. `quota` int [J]: the most picks from each `block` (int [N]).
+    q_i falls by (f_i^T M^-1 f_j)^2 / (ridge + q_j). Exact, O(N d + d^2) a step; M^-1 and the gains are float64; F is
+    copied where it does not lie by columns. Rows within 1e-9 (1e-5 in float32) of the largest first q are tied, and
+    the lowest of `ids` [N] (default: row number) wins. `quota` int [J]: the most picks from each `block` (int [N]).
     Raises ValueError for k outside [1, N], ridge <= 0, features not finite, repeated ids, quotas that cannot reach k.
     """
     N, d = features.shape

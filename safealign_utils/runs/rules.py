@@ -47,8 +47,9 @@ _FROM_ZERO = Rule(
 SCORE_REFERENCES = ("weaker", "equal", "aligned", "larger", "optimum")
 TOKEN_RULES = ("signed", "random", "beta", "oracle", "inverted", "absolute", "frozen", "chosen", "rejected",
                "shuffled", "rho", "sepo", "tis", "averaged", "plain")  # fmt: skip
-SELECTIONS = ("random", "random_copies", "dog", "dog_d", "literal", "log_det", "sharp_log_det", "safety_log_det", "k_means", "facility",
-              "k_centre", "largest_margin", "smallest_margin", "easiest_half", "stratified", "all_epochs")  # fmt: skip
+SELECTIONS = ("random", "random_copies", "dog", "dog_d", "literal", "log_det", "sharp_log_det", "safety_log_det",
+              "k_means", "facility", "k_centre", "largest_margin", "smallest_margin", "easiest_half", "stratified",
+              "all_epochs")  # fmt: skip
 
 
 def _names(known):
