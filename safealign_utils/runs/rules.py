@@ -124,7 +124,7 @@ PROFILES = {
                   length_factors=[1.0], recipe_factor=1.0, ppo_iterations=2, rounds=5, round_steps=20,
                   cost_limits=[0.0], clipped_limits=[0.05], dual_lrs=[], lambdas=[1.0], cost_samples=[],
                   keeps=[0.4], score_references=["weaker", "equal", "aligned", "optimum"],
-                  token_rules=[r for r in TOKEN_RULES if r != "averaged"], budgets=[0.11],
+                  token_rules=[*TOKEN_RULES[:7], "shuffled", "rho", "plain"], budgets=[0.11],
                   selections=[r for r in SELECTIONS if r not in ("easiest_half", "all_epochs")]),
     "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=3e-3, max_length=256,
                  betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0],
