@@ -49,7 +49,7 @@ TOKEN_RULES = ("signed", "random", "beta", "oracle", "inverted", "absolute", "fr
                "shuffled", "rho", "sepo", "tis", "averaged", "plain")  # fmt: skip
 SELECTIONS = ("random", "random_copies", "dog", "dog_d", "literal", "log_det", "sharp_log_det", "safety_log_det",
               "k_means", "facility", "k_centre", "largest_margin", "smallest_margin", "easiest_half", "stratified",
-              "all_epochs")  # fmt: skip
+              "all_epochs", "ablation")  # fmt: skip
 
 
 def _names(known):
