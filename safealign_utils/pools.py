@@ -5,16 +5,17 @@ Half of the originals are about the *shared* category (kitchen), and all re-word
 is about the data set's *own* category (garden, workshop, cycling or painting) and is re-worded nowhere. So 97.5 %
 of a data set is about what all of them share. Written once, before any selection was run on it. Three kinds:
 
-near    a copy has another noun, wording, connector and closing than its original; its labels are drawn anew
+near    noun, wordings, connector and closing of a copy are drawn anew among those that say the same; so are its labels
 exact   a copy is the original itself, labels and all
 spread  as near, but the names of the data sets are dealt out at random: they say nothing about the category
 """
 
 import numpy as np
+import pandas as pd
 
 SHARED, OWN = "kitchen", ("garden", "workshop", "cycling", "painting")
 NAMES = ("set_a", "set_b", "set_c", "set_d")
-SMALLEST = 160  # rows: two rare ones in each data set
+SMALLEST = 160  # rows: one of the own category in each data set
 KINDS = ("near", "exact", "spread")
 RARE = 0.025  # share of own rows, and of originals of the shared category
 
@@ -28,7 +29,10 @@ def world_pool(world, n, *, seed=0, kind="near"):
         raise ValueError(f"pool={kind!r}: choose one of {', '.join(KINDS)}")
     if n < SMALLEST:
         raise ValueError(f"pairs={n}: a pool of four data sets with {RARE:.1%} own rows each needs at least {SMALLEST}")
-    rows, source = [], []
+    gists = pd.Series(
+        [y.meaning[:-1] for y in world.responses]
+    )  # without the closing
+    same, rows, source = gists.groupby(gists).groups, [], []
     for j, size in enumerate(np.bincount(np.arange(n) % 4)):
         rare = round(RARE * size)
         draw = lambda k, i, j=j: np.random.Generator(np.random.PCG64([seed, j, k, i])).random(10)
@@ -36,7 +40,7 @@ def world_pool(world, n, *, seed=0, kind="near"):
         templates = [_original(world, SHARED, draw(1, i)) for i in range(rare)]
         for i in range(size - rare):
             row = templates[i % rare]
-            rows.append(row if kind == "exact" or i < rare else _reworded(world, row, draw(2, i)))
+            rows.append(row if kind == "exact" or i < rare else _reworded(world, same, row, draw(2, i)))
         source += [NAMES[j]] * size
     shuffle = np.random.Generator(np.random.PCG64([seed, 2**30]))
     order = shuffle.permutation(n)
@@ -57,13 +61,11 @@ def _original(world, category, u):
     return x, world.two_responses(x, u[1:3]), u[3:6]
 
 
-def _reworded(world, row, u):
-    """The same pair in other words: another noun, wording, connector, closing; the labels are drawn anew."""
-    x, (a, b), _ = row
+def _reworded(world, same, row, u):
+    """The same pair in other words; `same` lists the responses of every gist."""
+    x, y, _ = row
     ids = _prompts(world, world.prompts[x].category, world.prompts[x].intent)
-    same = lambda y: np.array(
-        [i for i, z in enumerate(world.responses) if z.meaning[:-1] == world.responses[y].meaning[:-1]]
-    )
-    first = same(a)[int(u[1] * len(same(a)))]
-    rest = same(b)[same(b) != first]
+    a, b = (np.asarray(same[world.responses[i].meaning[:-1]]) for i in y)
+    first = a[int(u[1] * len(a))]
+    rest = b[b != first]
     return ids[int(u[0] * len(ids))], [first, rest[int(u[2] * len(rest))]], u[3:6]

@@ -160,9 +160,13 @@ class World:
     def two_responses(self, x, u):
         """Two different responses to prompt x from two uniforms, the second from what is left of the behaviour."""
         b = self.behaviour[x]
-        first = int(np.searchsorted(np.cumsum(b), u[0] * b.sum(), side="right"))
-        rest = np.where(np.arange(len(b)) == first, 0.0, b)
-        return [first, int(np.searchsorted(np.cumsum(rest), u[1] * rest.sum(), side="right"))]
+        first = self._draw(b, u[0])
+        return [first, self._draw(np.where(np.arange(len(b)) == first, 0.0, b), u[1])]
+
+    def _draw(self, weights, u):
+        """The index that a uniform picks; where rounding would pass the end, the last one with any weight."""
+        index = np.searchsorted(np.cumsum(weights), u * weights.sum(), side="right")
+        return int(min(index, np.flatnonzero(weights)[-1]))
 
     def _reworded(self, y, u):
         same = np.flatnonzero(self.meaning == self.meaning[y])
