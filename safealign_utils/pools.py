@@ -29,9 +29,7 @@ def world_pool(world, n, *, seed=0, kind="near"):
         raise ValueError(f"pool={kind!r}: choose one of {', '.join(KINDS)}")
     if n < SMALLEST:
         raise ValueError(f"pairs={n}: a pool of four data sets with {RARE:.1%} own rows each needs at least {SMALLEST}")
-    gists = pd.Series(
-        [y.meaning[:-1] for y in world.responses]
-    )  # without the closing
+    gists = pd.Series([y.meaning[:-1] for y in world.responses])  # without the closing
     same, rows, source = gists.groupby(gists).groups, [], []
     for j, size in enumerate(np.bincount(np.arange(n) % 4)):
         rare = round(RARE * size)

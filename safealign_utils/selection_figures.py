@@ -83,19 +83,16 @@ def restoring_force(points, *, start, n):
 def shares(table, *, n):
     """KL to pi* and frontier gap against the share kept. `table`: rule, keep, kl_opt, frontier_gap (+ _low, _high)."""
     figure, axes = _axes(2)
-    for ax, quantity, words in zip(
-        axes, ("kl_opt", "frontier_gap"), ("KL(θ‖π*), nats", "E[r] below the frontier at its own KL")
-    ):
-        for rule, part in table.groupby("rule", sort=False):
-            colour = RULES[rule][0]
-            if rule == "dpo":
-                ax.axhline(part[quantity].iloc[0], color=colour, lw=1.2, ls="--", label=name(rule))
-                ax.axhspan(
-                    part[f"{quantity}_low"].iloc[0], part[f"{quantity}_high"].iloc[0], color=colour, alpha=0.12, lw=0
-                )
-                continue
-            _line(ax, rule, 100 * part.keep, part, quantity)
+    quantities = {"kl_opt": "KL(θ‖π*), nats", "frontier_gap": "E[r] below the frontier at its own KL"}
+    dpo, masked = table[table.rule == "dpo"].iloc[0], table[table.rule != "dpo"]
+    for ax, (quantity, words) in zip(axes, quantities.items()):
+        ax.axhline(dpo[quantity], color=RULES["dpo"][0], lw=1.2, ls="--", label=name("dpo"))
+        ax.axhspan(dpo[f"{quantity}_low"], dpo[f"{quantity}_high"], color=RULES["dpo"][0], alpha=0.12, lw=0)
+        for i, (rule, part) in enumerate(masked.groupby("rule", sort=False)):
+            _line(ax, rule, 100 * part.keep + i - 1.5, part, quantity)
         ax.set(xlabel="tokens kept, %", ylabel=words, yscale="log")
+        ax.yaxis.set_major_formatter("{x:g}"), ax.yaxis.set_minor_formatter("")
+        ax.set_yticks([y for y in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if ax.get_ylim()[0] < y < ax.get_ylim()[1]])
     axes[0].set_title(f"Which tokens? (n = {n})"), axes[1].legend(fontsize=8)
     return figure
 
@@ -109,8 +106,8 @@ def noise_grid(table, *, n):
     sizes = sorted(table["pairs"].unique())
     figure, axes = _axes(len(sizes), width=3.8)
     for ax, size in zip(np.atleast_1d(axes), sizes):
-        for rule, part in table[table["pairs"] == size].groupby("rule", sort=False):
-            _line(ax, rule, 100 * part.label_noise, part, "kl_opt")
+        for i, (rule, part) in enumerate(table[table["pairs"] == size].groupby("rule", sort=False)):
+            _line(ax, rule, 100 * part.label_noise + 0.6 * i, part, "kl_opt")
         ax.axhline(0, color="#222222", lw=0.9)
         ax.set(xlabel="labels flipped, %", title=f"{size:,} pairs")
     first = np.atleast_1d(axes)[0]
@@ -165,18 +162,14 @@ def budgets(table, *, n, full=None):
     """P(unsafe) against the budget, %, `table`: rule, budget, unsafe, worst category's (+ _low, _high); two panels."""
     figure, axes = _axes(2)
     for ax, quantity, words in zip(axes, ("unsafe", "worst"), ("P(unsafe), %", "P(unsafe) of the worst category, %")):
-        for rule, part in table.groupby("rule", sort=False):
-            _line(ax, rule, 100 * part.budget, part, quantity)
+        for i, (rule, part) in enumerate(table.groupby("rule", sort=False)):
+            _line(ax, rule, 100 * part.budget * 1.03**i, part, quantity)
         if full is not None:
             ax.axhline(full[quantity], color="#222222", lw=0.9, ls="--", label="all pairs, equal steps")
+        ticks = sorted(table.budget.unique())
         ax.set(xlabel="budget, % of the pairs", ylabel=words, xscale="log")
-        (
-            ax.set_xticks(
-                [100 * b for b in sorted(table.budget.unique())],
-                [f"{100 * b:g}" for b in sorted(table.budget.unique())],
-            ),
-            ax.minorticks_off(),
-        )
+        ax.set_xticks([100 * b for b in ticks], [f"{100 * b:g}" for b in ticks])
+        ax.minorticks_off()
     axes[0].set_title(f"Budget (n = {n})"), axes[1].legend(fontsize=8)
     return figure
 

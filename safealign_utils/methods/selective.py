@@ -14,7 +14,7 @@ all are kept where all are equal, as at the paper's first step (policy = referen
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -79,7 +79,10 @@ class Absolute(Signed):
 
 @dataclass(frozen=True)
 class Random:
-    """Control: masks of the same share drawn anew at every step, from torch's generator (the training seeds it)."""
+    """Control: masks of the same share drawn anew at every step, from torch's generator (the training seeds it).
+
+    They are drawn for each part of a batch, so `accumulate` changes them.
+    """
 
     def __call__(self, logratio_w, logratio_l, rows):
         return tuple(torch.rand(x.shape, dtype=torch.float64).to(x) for x in (logratio_w, logratio_l))
@@ -122,8 +125,16 @@ def select(scores, keep):
     return scores.map(one)
 
 
-@dataclass(frozen=True)
-class TopTokens:
+class _Lever:
+    """A token lever whose repr names its values and this code: the cache of trainings goes by it."""
+
+    def __repr__(self):
+        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{type(self).__name__}({values}; code {cache.code_hash('methods/selective.py')})"
+
+
+@dataclass(frozen=True, repr=False)
+class TopTokens(_Lever):
     """The token lever of `train.align`: keep the top share of each response by `score`.
 
     `keep` in [0, 1] for the chosen response, `keep_rejected` for the other (default: the same). A share of 1
@@ -145,8 +156,8 @@ class TopTokens:
         return top_share(s_w, mask_w, self.keep).to(s_w), top_share(s_l, mask_l, keep_l).to(s_l)
 
 
-@dataclass(frozen=True)
-class Weights:
+@dataclass(frozen=True, repr=False)
+class Weights(_Lever):
     """The token lever with given numbers instead of a selection: `values` is a `TokenTable`."""
 
     values: TokenTable
