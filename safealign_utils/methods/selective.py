@@ -78,6 +78,18 @@ class Absolute(Signed):
 
 
 @dataclass(frozen=True)
+class Among:
+    """Scores of some tokens only, the others last: `allowed` is a `TokenTable`, above 0 where a token may be chosen."""
+
+    score: object
+    allowed: TokenTable
+
+    def __call__(self, logratio_w, logratio_l, rows):
+        allowed = self.allowed.rows(rows, logratio_w)
+        return tuple(s.masked_fill(a <= 0, -torch.inf) for s, a in zip(self.score(logratio_w, logratio_l, rows), allowed))
+
+
+@dataclass(frozen=True)
 class Random:
     """Control: masks of the same share drawn anew at every step, from torch's generator (the training seeds it).
 

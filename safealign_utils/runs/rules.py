@@ -46,7 +46,7 @@ _FROM_ZERO = Rule(
 
 SCORE_REFERENCES = ("weaker", "equal", "aligned", "larger", "optimum")
 TOKEN_RULES = ("signed", "random", "beta", "oracle", "inverted", "absolute", "frozen", "chosen", "rejected",
-               "shuffled", "rho", "sepo", "tis", "averaged", "plain")  # fmt: skip
+               "shuffled", "choices", "rho", "sepo", "tis", "averaged", "plain")  # fmt: skip
 SELECTIONS = ("random", "random_copies", "dog", "dog_d", "literal", "log_det", "sharp_log_det", "safety_log_det",
               "k_means", "facility", "k_centre", "largest_margin", "smallest_margin", "easiest_half", "stratified",
               "all_epochs", "ablation")  # fmt: skip
@@ -124,7 +124,7 @@ PROFILES = {
                   length_factors=[1.0], recipe_factor=1.0, ppo_iterations=2, rounds=5, round_steps=20,
                   cost_limits=[0.0], clipped_limits=[0.05], dual_lrs=[], lambdas=[1.0], cost_samples=[],
                   keeps=[0.4], score_references=["weaker", "equal", "aligned", "optimum"],
-                  token_rules=[*TOKEN_RULES[:7], "shuffled", "rho", "plain"], budgets=[0.11],
+                  token_rules=[*TOKEN_RULES[:7], "shuffled", "choices", "rho", "plain"], budgets=[0.11],
                   selections=[r for r in SELECTIONS if r not in ("easiest_half", "all_epochs")]),
     "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=3e-3, max_length=256,
                  betas=[0.25, 0.5, 1.0, 2.0], pair_shares=[0.125, 0.25, 0.5, 1.0], step_factors=[1.0, 3.0],
