@@ -8,7 +8,7 @@ import statistics
 import pytest
 from conftest import ROOT
 
-from safealign_utils.runs import parameters
+from safealign_utils.runs import parameters, study
 
 NUMBERED = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ALL = NUMBERED + sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
@@ -112,3 +112,14 @@ def test_regenerating_is_the_only_writer():
     """No run leaves anything in notebooks/: only sources, profiles and solutions are there."""
     kinds = {p.suffix for p in (ROOT / "notebooks").rglob("*") if p.is_file() and ".ipynb_checkpoints" not in p.parts}
     assert kinds <= {".ipynb", ".yaml"}
+
+
+@pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
+def test_committed_tables_are_there_and_no_stub(path):
+    """What a notebook draws from tests/benchmarks/results is a measured table, and its text has no gap left."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells)
+    assert not re.search(r"[A-Z]{4,}_READING|TODO|FIXME", text)
+    for name in re.findall(r'committed\("([\w.]+)"\)', text):
+        numbers = study.committed(name).select_dtypes("number")
+        assert len(numbers) > 3 and numbers.nunique().max() > len(numbers) / 2, name

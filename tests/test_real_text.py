@@ -1,4 +1,4 @@
-"""Notebook 01 end to end on real human preferences, in a short form (needs SAFEALIGN_DATA)."""
+"""Notebooks 01 and 05 end to end on real human preferences, in a short form (needs SAFEALIGN_DATA)."""
 
 import json
 
@@ -20,3 +20,16 @@ def test_notebook_01_on_real_preferences(real_data, tmp_path):
     book = json.loads((folder / "01_dpo_basics.ipynb").read_text())
     outputs = [o for c in book["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
     assert not [o for o in outputs if o.get("name") == "stderr"]
+
+
+def test_notebook_05_on_several_real_data_sets(real_data, tmp_path):
+    files = dict(pku="pku_saferlhf_pairs", xstest="xstest_pairs", harmless="hh_rlhf_harmless")
+    data = ",".join(f"{name}={real_data / file}.jsonl" for name, file in files.items())
+    short = [("seeds", "1"), ("steps", "2"), ("max_length", "48"), ("selections", "random,dog_d")]
+    profile = ROOT / "notebooks" / "profiles" / "real_text_dog.yaml"
+    _, record, _ = runner.run("05_dog_selection", [("data", data), *short], [profile], out=tmp_path)
+    metrics = record["metrics"]
+    for name in files:
+        assert 0.2 < metrics[f"dog_d[source={name}].accuracy"] < 0.8
+        assert metrics[f"coverage[rule=dog_d].from_{name}"] > 0
+    assert 0 < metrics["data.different"] <= metrics["data.trainable"] and "accuracy_by_source.png" in record["figures"]
