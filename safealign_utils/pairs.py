@@ -152,6 +152,12 @@ def split_pairs(table, *, heldout=0.15):
     return train.reset_index(drop=True), test[~shared].reset_index(drop=True), report
 
 
+def some_of_every_source(table, n):
+    """At most n rows, in their order: the first of each `source` in turn, so that none is left out."""
+    turn = table.groupby("source").cumcount().to_numpy()
+    return table.iloc[np.sort(np.argsort(turn, kind="stable")[:n])].reset_index(drop=True)
+
+
 # ---------------------------------------------------------------- labels: the winner lever
 
 

@@ -172,3 +172,15 @@ def test_real_files_load(real_data):
         assert (pairs.label(hh).chosen == 0).all() and hh.is_response_0_safe.isna().all()
     both = pairs.load_pairs(f"pku={real_data / 'pku_saferlhf_pairs.jsonl'},hh={real_data / 'hh_rlhf_harmless.jsonl'}")
     assert set(both.source) == {"pku", "hh"}
+
+
+def test_a_smaller_table_has_some_of_every_source():
+    table = pd.DataFrame({"source": list("aaaaaabbc"), "row": range(9)})
+    assert pairs.some_of_every_source(table, 5).row.tolist() == [0, 1, 6, 7, 8]
+    assert pairs.some_of_every_source(table, 20).row.tolist() == list(range(9))
+    assert pairs.some_of_every_source(table[table.source == "a"], 3).row.tolist() == [0, 1, 2]
+
+
+def test_safer_or_better_takes_the_other_label_where_one_is_missing():
+    table = pd.DataFrame({"safer_response_id": [0, None, None], "better_response_id": [1, 1, None]}).astype("Int64")
+    assert pairs.label(table, "safer_or_better").chosen.tolist() == [0, 1]

@@ -86,7 +86,9 @@ class Among:
 
     def __call__(self, logratio_w, logratio_l, rows):
         allowed = self.allowed.rows(rows, logratio_w)
-        return tuple(s.masked_fill(a <= 0, -torch.inf) for s, a in zip(self.score(logratio_w, logratio_l, rows), allowed))
+        return tuple(
+            s.masked_fill(a <= 0, -torch.inf) for s, a in zip(self.score(logratio_w, logratio_l, rows), allowed)
+        )
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Study:
         table, test, report = pairs.split_pairs(rows)
         report = {"rows": len(loaded), "rows_without_label": len(loaded) - len(rows), **report}
         report["training_pairs_not_used"] = max(0, len(table) - s.pairs)
-        table = table.iloc[: s.pairs]
+        table = pairs.some_of_every_source(table, s.pairs)
         if s.model == "scratch":
             texts = [*table.prompt.map(pairs.format_prompt), *table.response_0, *table.response_1]
             chosen = np.where(table.chosen == 0, table.response_0, table.response_1)
