@@ -30,6 +30,6 @@ def test_notebook_05_on_several_real_data_sets(real_data, tmp_path):
     _, record, _ = runner.run("05_dog_selection", [("data", data), *short], [profile], out=tmp_path)
     metrics = record["metrics"]
     for name in files:
-        assert 0.2 < metrics[f"dog_d[source={name}].accuracy"] < 0.8
+        assert 0.2 < metrics[f"dog_d[source={name}].accuracy"] < 0.95
         assert metrics[f"coverage[rule=dog_d].from_{name}"] > 0
     assert 0 < metrics["data.different"] <= metrics["data.trainable"] and "accuracy_by_source.png" in record["figures"]
