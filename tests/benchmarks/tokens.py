@@ -70,4 +70,4 @@ def main(n, rounds, steps):
 
 if __name__ == "__main__":
     toy = "--toy" in sys.argv
-    main(n=64 if toy else 600, rounds=2 if toy else 6, steps=2 if toy else 5)
+    main(n=64 if toy else 600, rounds=2 if toy else 20, steps=2 if toy else 10)
