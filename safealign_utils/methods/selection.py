@@ -2,8 +2,7 @@
 
 Every function returns k different rows, int64 [k]. `u` [N, D] are the pairs' directions (`dog.directions`), of
 unit norm, float32 or float64. Ties go to the lowest of `ids` [N], by default the row number; numbers are rounded
-first, so that noise does not decide. The three orderings by margin or loss contradict each other: at least two
-of their papers' claims cannot hold on the same data.
+first, so that noise does not decide. The three orderings by margin or loss contradict each other.
 """
 
 import warnings

@@ -21,23 +21,13 @@ def main(file):
     grid, parts = yaml.safe_load(Path(file).read_text(encoding="utf-8")), []
     for point in itertools.product(*grid["cross"].values()):
         chosen = dict(zip(grid["cross"], point))
-        given = {
-            name: value if isinstance(value, list) else str(value)
-            for name, value in {**grid["fixed"], **chosen}.items()
-        }
-        texts = [(k, ",".join(map(str, v)) if isinstance(v, list) else v) for k, v in given.items()]
+        given = {**grid["fixed"], **chosen}
+        texts = [(k, ",".join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in given.items()]
         folder, record, ran = runner.run(grid["notebook"], texts, out=ROOT / "results" / "sweeps" / Path(file).stem)
         print(f"{chosen}: {'ran' if ran else 'found'}, {record['timings']['total']:.0f} s", flush=True)
-        table = pd.read_csv(folder / f"{grid['table']}.csv")
-        parts.append(
-            table.assign(
-                **{
-                    k: v
-                    for k, v in record["parameters"].items()
-                    if k in (*grid["cross"], "pairs", "world_size", "pool")
-                }
-            )
-        )
+        wanted = (*grid["cross"], "pairs", "world_size", "pool")
+        setting = {k: v for k, v in record["parameters"].items() if k in wanted}
+        parts.append(pd.read_csv(folder / f"{grid['table']}.csv").assign(**setting))
     out = ROOT / "tests" / "benchmarks" / "results" / f"{Path(file).stem}.csv"
     pd.concat(parts, ignore_index=True).round(5).to_csv(out, index=False)
     print(out.relative_to(ROOT))
