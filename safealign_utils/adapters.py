@@ -7,7 +7,6 @@ on one base share its memory, in bfloat16 where they compute in it, with A and B
 
 import copy
 from dataclasses import replace
-from importlib import metadata
 
 import torch
 
@@ -102,6 +101,14 @@ def trained_state(module):
     return {name: value for name, value in module.state_dict().items() if name not in left_out}
 
 
-def peft_version(rank):
-    """The version of peft where a run of this rank uses it, for cache keys."""
-    return metadata.version("peft") if rank else ""
+@torch.no_grad()
+def put_trained(module, arrays):
+    """Copy stored weights (names to arrays or tensors) into what training changes of a module; False, and nothing is
+    changed, unless names and shapes are exactly those of `trained_state`."""
+    state = trained_state(module)
+    arrays = {name: torch.as_tensor(value) for name, value in arrays.items()}
+    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in arrays.items()}:
+        return False
+    for name, value in arrays.items():
+        state[name].copy_(value)
+    return True

@@ -65,8 +65,7 @@ def exact(policy, prompts):
     if policy.grammar is None:
         raise ValueError("model: exact evaluation needs the world's grammar; on real text use pair_margins")
     paths, prompts = policy.grammar.paths, np.asarray(prompts)
-    code = cache.code_hash("evaluate.py", "logprobs.py", "grammar.py", "double.py"), cache.library_versions()
-    key = cache.digest("exact", policy.hash, policy.readout, policy.grammar.world.fingerprint, prompts, code)
+    key = cache.key("exact", policy=policy, prompts=prompts)
     stored = cache.load("exact", key)
     if stored:
         raw = stored[0]["logp"]

@@ -73,6 +73,10 @@ class Grammar:
         names = [c.name for c in CATEGORIES]
         self.category = np.array([names.index(x.category) for x in world.prompts])
 
+    def cache_content(self):
+        """The world, and which tokens may follow which prefix."""
+        return [self.world, self.tokens, self.paths, self.parent, self.length, self.category, self.allowed]
+
     def response(self, prompt_id, y):
         """Token ids and grammar states of response number y to a prompt, both [length]."""
         c, path = self.category[prompt_id], self.paths[y, : self.length[y]]

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import time
+import uuid
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from . import adapters, processes
+from . import adapters, cache, processes
 
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # tied weights are saved once, by design
 WAIT, SHARE = 30.0, 0.05  # seconds between two states, and the share of the time that writing them may take
@@ -104,27 +105,48 @@ class Kept(_Progress):
         return int(time.monotonic() - self.written > max(WAIT, self.took / SHARE))
 
     def write(self):
-        """Write the state beside its place, rename it, drop older ones. Another run may do the same. Returns where."""
+        """Write the state beside its place, rename it, drop older ones. Another run may do the same. Returns where.
+
+        On a disk that is full or cannot be written the run goes on, and an older state stays.
+        """
         if not self.place:
             return "nowhere, as the run has no cache"
-        start, first, mine = time.monotonic(), processes.rank() == 0, processes.agree(os.getpid())
-        final, beside = self.place / f"{self.kind}-{self.step:08d}", self.place / f"{mine}.partial"
+        start, first = time.monotonic(), processes.rank() == 0
+        final = self.place / f"{self.kind}-{self.step:08d}"
+        beside = self.place / f"{processes.agree(uuid.uuid4().hex)}.partial"
+        failed = ""
         if processes.agree(not final.exists()):
-            if first:
-                shutil.rmtree(beside, ignore_errors=True)
-                beside.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(beside))
-            self.accelerator.wait_for_everyone()
-            if first:
-                with contextlib.suppress(OSError):  # the other one was first, with the same state
-                    beside.rename(final)
-        for old in self.place.glob(f"{self.kind}-????????") if first else ():
-            if old.name < final.name:
-                shutil.rmtree(old, ignore_errors=True)
+            failed = self._save(beside)
+        if failed:
+            cache.say(f"the state of a training cannot be written ({failed}); going on without it. {cache.ROOM}")
+        elif first:
+            with contextlib.suppress(OSError):  # the other one was first, with the same state
+                beside.rename(final)
+            for old in self.place.glob(f"{self.kind}-????????"):
+                if old.name < final.name:
+                    shutil.rmtree(old, ignore_errors=True)
+        if first:
+            shutil.rmtree(beside, ignore_errors=True)
         self.written = time.monotonic()
         self.took = self.written - start
-        return final
+        return f"nowhere ({failed})" if failed else final
+
+    def _save(self, folder):
+        """Write the state of all processes into a new folder: "", or what went wrong with one of them."""
+        failed = ""
+        if processes.rank() == 0:
+            try:
+                folder.mkdir(parents=True)
+            except OSError as error:
+                failed = str(error)
+        failed = processes.agree(failed)
+        if failed:
+            return failed
+        try:
+            self.accelerator.save_state(str(folder))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            failed = str(error).splitlines()[0]
+        return next(filter(None, processes.gather(failed)), "")
 
     def _only_what_is_trained(self, models, weights, folder):
         if weights:  # FSDP writes its own
@@ -133,4 +155,5 @@ class Kept(_Progress):
     def _load_weights(self, models, folder):
         while models:  # what is left would be loaded by accelerate, by the names that DDP gives
             weights = load_file(os.path.join(folder, "model.safetensors"))
-            self.accelerator.unwrap_model(models.pop()).load_state_dict(weights, strict=False)
+            if not adapters.put_trained(self.accelerator.unwrap_model(models.pop()), weights):
+                raise RuntimeError(f"{folder} holds other weights than those that are trained")

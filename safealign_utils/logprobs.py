@@ -6,12 +6,15 @@ The language-model head runs at the places that are read. Log-probs are in nats,
 the end-of-sequence token included; the prompt's last token predicts the first.
 """
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 
 from . import cache, processes
+
+STORED = 4096  # responses in one entry of the cache: what was computed before a run was killed is there after
 
 
 @dataclass(frozen=True)
@@ -176,29 +179,131 @@ def log_ratios(module, tokens, rows, policy, reference):
     return w - ref_w, l - ref_l, log_allowed
 
 
+# ---------------------------------------------------------------- log pi_ref, by response
+
+
 def reference_logprobs(policy, tokens, *, batch_size=0):
     """The `ReferenceTable` of tokenised pairs (`pairs.TokenPairs`) under a frozen policy.
 
-    Computed once and kept on disk, per token, keyed by weights, tokens, dtype, readout and this code. `batch_size` 0
-    is 64 in the world and 16 on real text, whose vocabularies are large. Several processes share the work.
+    A log-prob belongs to a response and its prompt, not to who is called chosen: each is computed once and kept on
+    disk by (prompt, response), so that other labels, or some of the pairs, find everything. Below float32 a number
+    depends on what else is in its batch by up to 0.4 nats: there only the very same pairs find it again.
+    `batch_size` 0 is 64 responses in the world and 16 on real text, whose vocabularies are large. Several processes
+    share the work.
     """
+    every = Responses(tokens)
+    inputs = dict(policy=policy) if reads_alike(policy) else dict(policy=policy, responses=every.names)
+    kind = f"reference/{processes.agree(cache.key('reference', **inputs))}"
+    known = _known(kind)
+    wanted = set(every.names) - set(known)
+    missing = every.missing(processes.same(sorted(wanted)))
     batch_size = batch_size or (64 if policy.grammar else 16)
-    code = cache.code_hash("logprobs.py", "grammar.py", "double.py"), cache.library_versions()
-    key = processes.agree(cache.digest(policy.hash, tokens.hash, policy.readout, code))
-    stored = processes.found(lambda: cache.load("reference", key))
-    if stored is None:
-        module, parts = LogProbs(policy).eval(), ({}, {})
-        order = np.argsort([len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l, kind="stable")
-        mine = slice(processes.rank(), None, processes.count())
-        with torch.no_grad():
-            for rows in np.array_split(order, -(-len(tokens) // batch_size))[mine]:  # of like length: little padding
-                logp, _ = module(tokens.batch(rows, policy).to(policy.device))
-                lengths = tokens.lengths_w[rows], tokens.lengths_l[rows]
-                for part, table, n in zip(parts, split(logp, *lengths), lengths):
-                    part.update((i, row[:k].cpu().numpy()) for i, row, k in zip(rows, table, n))
-        parts = [{i: x for share in processes.gather(part) for i, x in share.items()} for part in parts]
-        flat = [np.concatenate([part[i] for i in range(len(tokens))]) for part in parts]
-        stored = dict(zip(("chosen", "rejected"), flat)), {}
-        cache.store("reference", key, stored[0])
-    cut = lambda name, n: np.split(stored[0][name], np.cumsum(n)[:-1])
-    return ReferenceTable(cut("chosen", tokens.lengths_w), cut("rejected", tokens.lengths_l))
+    for part in _parts(missing, STORED):
+        names = [every.names[i] for i in part]
+        found = _compute(policy, every, part, batch_size)
+        known |= zip(names, found)
+        if processes.rank() == 0:
+            lengths = np.array([len(values) for values in found])
+            written = np.frombuffer(b"".join(names), dtype=np.uint8).reshape(len(names), -1)
+            arrays = {"names": written, "lengths": lengths, "logp": np.concatenate(found)}
+            cache.store(kind, cache.digest(*names), arrays)
+    return ReferenceTable(*every.in_pairs(known))
+
+
+def reads_alike(policy):
+    """Whether a policy gives a response the same log-probs in any batch, but for rounding: in float32 and better."""
+    return not policy.bf16 and torch.finfo(policy.model.dtype).bits >= 32
+
+
+class Responses:
+    """The 2 N responses of N tokenised pairs, chosen and rejected in turn, each with a name made of its content."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+        self.names = [self._name(*self.parts(i)) for i in range(2 * len(tokens))]
+
+    def parts(self, number):
+        """(prompt, response, grammar states or None) of a response."""
+        row, rejected = divmod(number, 2)
+        t = self.tokens
+        responses, states = (t.rejected, t.states_l) if rejected else (t.chosen, t.states_w)
+        return t.prompts[row], responses[row], None if states is None else states[row]
+
+    @staticmethod
+    def _name(prompt, response, states):
+        h = hashlib.blake2b(digest_size=16)
+        for ids in (prompt, response, () if states is None else states):
+            h.update(len(ids).to_bytes(8, "little"))
+            h.update(np.asarray(ids, dtype=np.int64).tobytes())
+        return h.digest()
+
+    def missing(self, names):
+        """Numbers of the first responses of these names, those of one prompt side by side, like lengths together."""
+        first = {}
+        for number, name in enumerate(self.names):
+            first.setdefault(name, number)
+        groups = {}
+        for number in sorted(first[name] for name in names):
+            prompt, response, _ = self.parts(number)
+            groups.setdefault((len(prompt), prompt.tobytes()), []).append((len(response), number))
+        return [number for _, group in sorted(groups.items()) for _, number in sorted(group)]
+
+    def in_pairs(self, known):
+        """Known values, spread over the pairs: two lists [N], of the chosen and of the rejected responses."""
+        values = [known[name] for name in self.names]
+        return values[0::2], values[1::2]
+
+
+def _known(kind):
+    """{name: log-probs} of all responses that are kept for a policy."""
+    out = {}
+    for file in sorted(cache.path(kind, "").parent.glob("*.safetensors")):
+        stored = cache.load(kind, file.stem)
+        if stored is not None:
+            arrays = stored[0]
+            values = np.split(arrays["logp"], np.cumsum(arrays["lengths"])[:-1])
+            out |= zip((name.tobytes() for name in arrays["names"]), values)
+    return out
+
+
+def _parts(items, size):
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+@torch.no_grad()
+def _compute(policy, every, numbers, batch_size):
+    """Log-probs of some responses, an array each, in their order. Two responses of one prompt share a row."""
+    rows = []
+    for number in numbers:
+        alone = bool(rows) and len(rows[-1]) == 1
+        if alone and np.array_equal(every.parts(rows[-1][0])[0], every.parts(number)[0]):
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    batches = []
+    for width in (2, 1):
+        wide = [row for row in rows if len(row) == width]
+        wide.sort(key=lambda row: sum(len(every.parts(n)[1]) for n in row) + len(every.parts(row[0])[0]))
+        batches += _parts(wide, max(1, batch_size // width))
+    module, found = LogProbs(policy).eval(), {}
+    for batch in batches[processes.rank() :: processes.count()]:
+        for number, values in _read(module, policy, every, batch):
+            found[number] = values
+    found = {number: values for share in processes.gather(found) for number, values in share.items()}
+    return [found[number] for number in numbers]
+
+
+def _read(module, policy, every, batch):
+    """(number, log-probs) of the responses of some rows, lists of one or two numbers."""
+    width = len(batch[0])
+    prompts = [every.parts(row[0])[0] for row in batch]
+    columns = [[every.parts(row[j]) for row in batch] for j in range(width)]
+    responses = [[response for _, response, _ in column] for column in columns]
+    allowed = None
+    if every.tokens.states_w is not None:
+        allowed = [[policy.grammar.allowed[states] for _, _, states in column] for column in columns]
+    packed = pack(prompts, responses, pad_id=policy.pad_id, allowed=allowed)
+    logp, _ = module(packed.to(policy.device))
+    numbers = [number for row in batch for number in row]
+    lengths = [len(every.parts(number)[1]) for number in numbers]
+    return zip(numbers, (part.cpu().numpy() for part in logp.split(lengths)))

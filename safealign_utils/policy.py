@@ -8,6 +8,7 @@ set ends 1e-3 away, and every later number moves as much as between two seeds.
 import contextlib
 import json
 import os
+import weakref
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from . import adapters, cache, processes
+from .content import settings_of
 from .double import cast
 from .grammar import Grammar
 from .language import EOS
@@ -27,6 +29,8 @@ from .real import hub
 from .tokens import check_template, encode_prompts, encode_responses
 
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
+LARGE = 10**7  # weights: from here on a hash takes long enough to be kept
+_hashes = weakref.WeakKeyDictionary()
 SHIPPED = Path(__file__).parent / "reference_policies"
 WORLD_MODEL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176)
 SFT = dict(steps=1600, batch_size=32, learning_rate=6e-3)
@@ -56,19 +60,25 @@ class Policy:
     bf16: bool = False
     template: str = "dialogue"
 
-    @cached_property
-    def hash(self):
-        """Content hash of weights and adapter, dtype included, and of the configuration that says how they are used."""
-        weights = {k: adapters.array(v) for k, v in sorted(self.model.state_dict().items())}
-        config = {k: v for k, v in self.model.config.to_dict().items() if k not in NOT_CONTENT}
-        adapter = adapters.described(self.model)
-        return cache.digest(weights, json.dumps(config, sort_keys=True, default=str), *([adapter] if adapter else []))
-
     @property
-    def readout(self):
-        """How and where the weights are read, for cache keys."""
-        world = self.grammar.world.fingerprint if self.grammar else ""
-        return [self.constrained, self.bf16, world, self.device.type]
+    def hash(self):
+        """Content hash of weights and adapter, dtype included, and of the configuration that says how they are used.
+
+        Asked anew each time: weights that were changed in place have another hash.
+        """
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in NOT_CONTENT}
+        said = [json.dumps(config, sort_keys=True, default=str)]
+        if adapter := adapters.described(self.model):
+            said.append(adapter)
+        return weights_hash(self.model, *said)
+
+    def cache_content(self):
+        """All that decides a log-probability: weights, and how and where they are read."""
+        net = self.model
+        parts = [[name, type(part), settings_of(part)] for name, part in net.named_modules()]
+        hooks = [[*part._forward_hooks.values(), *part._forward_pre_hooks.values()] for part in net.modules()]
+        attention = getattr(net.config, "_attn_implementation", "")
+        return [self.hash, self.constrained, self.bf16, self.grammar, self.device.type, attention, parts, hooks]
 
     @property
     def device(self):
@@ -102,6 +112,21 @@ class Policy:
         """Write model (merged) and tokenizer (safetensors) so that plain transformers can load them."""
         self.merged().model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def weights_hash(net, *said):
+    """Hash of a network's weights and buffers, and of further plain values.
+
+    A large network is not read twice: it counts as unchanged while version, place and sum of every tensor are.
+    """
+    state = sorted(net.state_dict().items())
+    if sum(v.numel() for _, v in state) < LARGE:
+        return cache.digest({k: adapters.array(v) for k, v in state}, *said)
+    stamp = [[k, v.data_ptr(), v._version, float(v.double().sum())] for k, v in state], said
+    known = _hashes.get(net)
+    if known is None or known[0] != stamp:
+        _hashes[net] = stamp, cache.digest({k: adapters.array(v) for k, v in state}, *said)
+    return _hashes[net][1]
 
 
 def word_tokenizer(words):

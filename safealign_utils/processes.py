@@ -79,11 +79,23 @@ def found(look):
         return None
     out = first if rank() == 0 else look()
     if out is None:
-        raise RuntimeError(
-            f"SAFEALIGN_CACHE={os.environ.get('SAFEALIGN_CACHE', '')!r}: process {rank()} does not see what process 0 "
-            "has stored; name a folder that all processes share"
-        )
+        raise _not_shared()
     return out
+
+
+def same(lacking):
+    """What is not in the cache, a sorted list, as process 0 sees it. Raises RuntimeError where another lacks more."""
+    first = agree(lacking)
+    if set(lacking) - set(first):
+        raise _not_shared()
+    return first
+
+
+def _not_shared():
+    return RuntimeError(
+        f"SAFEALIGN_CACHE={os.environ.get('SAFEALIGN_CACHE', '')!r}: process {rank()} does not see what process 0 "
+        "has stored; name a folder that all processes share"
+    )
 
 
 def told(question, answer):

@@ -50,32 +50,37 @@ KNOWN_PAIRS = {  # (prompt, the answer that must score lower, the answer that mu
 class Scorer:
     """A reward (larger is better) or a cost (above 0 is harmful): call it with N prompts and N responses.
 
-    `hash` names the weights and all else that decides a score but the tokens. `encode(prompts, responses)` makes
-    N rows, each a list of int arrays; `forward(rows)` scores some of them: tensor [B]. `log` is the training log
-    where the kit trained it.
+    `made_of()` gives the weights and all else that decides a score but the tokens, as they are now.
+    `encode(prompts, responses)` makes N rows, each a list of int arrays; `forward(rows)` scores some of them: tensor
+    [B]. `log` is the training log where the kit trained it.
     """
 
     name: str
     kind: str
-    hash: str
+    made_of: Callable = field(repr=False)
     encode: Callable = field(repr=False)
     forward: Callable = field(repr=False)
     batch_size: int = 16
     log: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
+    def cache_content(self):
+        """What the scorer is made of, for keys; how it reads a text too, as it scores texts."""
+        return [self.name, self.kind, self.made_of(), self.encode]
+
     def __call__(self, prompts, responses):
         """Scores float64 [N] of plain prompt and response texts; the scorer's own template is applied.
 
-        Computed once: kept on disk by the hash and the tokens, in blocks of 256 rows, so that a scoring that was
-        cut off goes on. Raises ValueError where the lists differ in length or a score is not finite.
+        Computed once: kept on disk by what the scorer is made of and the tokens, in blocks of 256 rows, so that a
+        scoring that was cut off goes on. Raises ValueError where the lists differ in length or a score is not finite.
         """
         prompts, responses = list(prompts), list(responses)
         if len(prompts) != len(responses):
             raise ValueError(f"responses: {len(responses)} for {len(prompts)} prompts; give one a prompt")
         rows, out = self.encode(prompts, responses) if prompts else [], []
+        asked = cache.key("scores", made_of=self.made_of(), batch_size=self.batch_size)
         bar = tqdm(total=len(rows), desc=f"{self.kind} scores", disable=not sys.stderr.isatty(), leave=False)
         for block in (rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)):
-            key = processes.agree(cache.digest(self.hash, block))
+            key = processes.agree(cache.digest(asked, block))
             stored = processes.found(lambda: cache.load("scores", key))  # noqa: B023
             scores = stored[0]["scores"] if stored else self._scores(block)
             if not stored:

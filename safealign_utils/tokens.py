@@ -57,8 +57,15 @@ class TokenPairs:
     def lengths_l(self):
         return np.array([len(y) for y in self.rejected])
 
-    @cached_property
+    def cache_content(self):
+        """Every token, its grammar state and the levers of every pair, as they are now."""
+        joined = [[np.concatenate(part), list(map(len, part))] for part in (self.prompts, self.chosen, self.rejected)]
+        states = [np.concatenate(part) for part in (self.states_w, self.states_l) if part is not None]
+        return [*joined, states, self.p, self.margin]
+
+    @property
     def hash(self):
+        """Hash of the token ids of prompts and responses."""
         return cache.digest(self.prompts, self.chosen, self.rejected)
 
     def batch(self, rows, policy, *, padding="right"):

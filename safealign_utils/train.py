@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from . import adapters, cache, processes
 from .kept import Damaged, Kept, accelerator_for, whole
-from .logprobs import LogProbs, length_mask, log_ratios, pack, reference_logprobs
+from .logprobs import LogProbs, length_mask, log_ratios, pack, reads_alike, reference_logprobs
 from .loss import check_levers, preference_loss
 from .policy import Policy, seeded
 
-CODE = ("logprobs.py", "grammar.py", "double.py", "loss.py", "adapters.py", "kept.py", "train.py")
 CLIP = 1.0  # gradient norm
+TIE = {torch.float64: 1e-9, torch.float32: 1e-5}  # nats: margins within rounding noise of 0
 BETAS = (0.9, 0.98)  # of AdamW: the runs are shorter than the memory of the usual 0.999
 WARM_UP = 0.1  # share of the steps
 
@@ -75,9 +75,8 @@ def fine_tune(
         return -logp.sum(), {"loss": -logp.sum().item()}
 
     setting = {"seed": seed, "learning_rate": learning_rate, **loop}
-    parts = (policy.hash, policy.readout, list(prompts), list(responses), order)
-    key = cache.digest("sft", *parts, setting, _code(lora)) if use_cache else None
-    return _train(policy, loss_of, order, key=key, name="SFT", dropout=True, **setting)
+    asked = dict(policy=policy, prompts=list(prompts), responses=list(responses), setting=setting)
+    return _train(policy, loss_of, order, asked=asked if use_cache else None, name="SFT", dropout=True, **setting)
 
 
 def align(
@@ -90,9 +89,10 @@ def align(
     `reference` is the frozen policy, `tokens` a `pairs.TokenPairs`, `start` where the policy begins
     (default: the reference). `leak_weight` times -mean over responses of sum_t log(mass that the grammar
     allows next) is added. `token_lever(logratio_w, logratio_l, mask_w, mask_l, rows)` returns token masks;
-    it is a frozen dataclass, so that its repr names it in the cache. `link(z, beta)` replaces the logistic
-    loss of the logit z [B] by another (BFPO, BSO); the cache knows it by its values. `live_reference` computes the
-    reference anew in every batch instead of reading it from the cache on disk. `lora` is the rank of an adapter that
+    `link(z, beta)` replaces the logistic loss of the logit z [B] by another (BFPO, BSO). The cache knows both by their
+    content (`content.py`): fields, source, closures; what has none is refused with a ValueError, but for
+    `use_cache=False`. `live_reference` computes the reference anew in every batch instead of reading it from the cache
+    on disk; below float32 it always is, as there a number depends on its batch. `lora` is the rank of an adapter that
     is trained in place of the weights (0: no adapter), `lora_alpha` its alpha (0: 2 x rank); its reference is the
     base that it stands on (`Policy.base`); a `start` that has an adapter goes on with it. `loop`: `accumulate`,
     `save_every`, `checkpointing` as in `_train`.
@@ -106,6 +106,7 @@ def align(
     reference = reference.base if lora else reference
     start = adapters.prepare(start or reference, rank=lora, alpha=lora_alpha, seed=seed)
     order = batch_order(len(tokens), steps, batch_size, seed)
+    live_reference = live_reference or not reads_alike(reference)
     frozen = LogProbs(reference).eval() if live_reference else reference_logprobs(reference, tokens)
 
     def loss_of(module, rows):
@@ -122,45 +123,49 @@ def align(
         if leak_weight:
             penalty = -log_allowed.sum() / 2  # two responses a pair
             total, leak = total + leak_weight * penalty, penalty.item()
-        correct = (out.h_w > out.h_l).double().sum().item()
+        correct = ordered_rightly(out.h_w - out.h_l).sum().item()
         sums = {"loss": out.loss, "chosen": out.h_w, "rejected": out.h_l, "z": out.z}
         stats = {name: values.sum().item() for name, values in sums.items()}
         return total, stats | {"accuracy": correct, "leak_penalty": leak}
 
-    setting = dict(beta=beta, seed=seed, learning_rate=learning_rate, leak_weight=leak_weight, **loop)
-    policies = (reference.hash, reference.readout, start.hash, start.readout)
-    levers = (tokens.hash, tokens.p, tokens.margin, repr(token_lever))
-    probe = link(torch.linspace(-30, 30, 121, dtype=torch.float64), beta).tolist() if link else None  # what it computes
-    parts = (*policies, *levers, order, live_reference, probe)
-    key = cache.digest("align", *parts, setting, _code(lora)) if use_cache else None
-    return _train(start, loss_of, order, key=key, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
+    setting = dict(beta=beta, leak_weight=leak_weight, live_reference=live_reference, seed=seed, **loop)
+    asked = dict(reference=reference, start=start, tokens=tokens, token_lever=token_lever, link=link, setting=setting)
+    asked = asked | dict(learning_rate=learning_rate) if use_cache else None
+    return _train(start, loss_of, order, asked=asked, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
 
 
-def _code(lora):
-    return [cache.code_hash(*CODE), cache.library_versions(), adapters.peft_version(lora)]
+def ordered_rightly(margins):
+    """1.0 where the chosen response leads, 0.5 where nothing but rounding noise parts the two, else 0.0: [B]."""
+    noise = TIE.get(margins.dtype, TIE[torch.float32])
+    return torch.where(margins.abs() <= noise, 0.5, (margins > 0).double())
 
 
 # ---------------------------------------------------------------- the loop
 
 
-def _train(policy, loss_of, order, *, key, wrap=LogProbs, **loop):
-    """Train a copy of a policy, or find it in the cache under `key` (None: no cache): a `Trained`.
+def _train(policy, loss_of, order, *, asked, name, wrap=LogProbs, **loop):
+    """Train a copy of a policy, or find it in the cache: a `Trained`.
 
+    `asked` names all that decides the result but for `order` and what is trained (None: no cache); `name` is its kind.
     `wrap(policy)` builds the module that `loss_of(module, rows)` calls: its `model` is the policy's; what else it has
     (a head) is trained, stored and loaded with it. A parameter that its forward never uses must be frozen. `loop` goes
     to `_run`. Several processes: all call this with the same arguments, and all get the same back.
     """
-    key, start = processes.agree(key), time.perf_counter()
+    start = time.perf_counter()
     with seeded(loop["seed"]):
         module = wrap(policy.copy()).eval()
+    key = None
+    if asked is not None:
+        trained = [place for place, p in module.named_parameters() if p.requires_grad]
+        key = processes.agree(cache.key(name, order=order, trained=trained, wrap=wrap, **asked))
     if key and (found := processes.found(lambda: _load(key, module))):
         log, info = found
         return Trained(replace(policy, model=module.model), log, True, info["seconds"], module)
     place = cache.root() / "partial" / key if key else None
     try:
-        module, log = _run(module, policy, loss_of, order, place=place, wrap=wrap, **loop)
+        module, log = _run(module, policy, loss_of, order, place=place, wrap=wrap, name=name, **loop)
     except Damaged:  # the state that was kept; it is gone by now
-        return _train(policy, loss_of, order, key=key, wrap=wrap, **loop)
+        return _train(policy, loss_of, order, asked=asked, name=name, wrap=wrap, **loop)
     seconds = time.perf_counter() - start
     if key and processes.rank() == 0:
         store_trained(key, module, log, seconds=seconds)
@@ -264,11 +269,14 @@ def load_trained(key, policy):
 
 
 def _load(key, module):
-    """Put the stored weights of a finished run into a module: (log, info), or None."""
+    """Put the stored weights of a finished run into a module of its own: (log, info), or None.
+
+    Only what training changes is written to: frozen weights are shared with the caller's policy. An entry that holds
+    other weights than these counts as absent.
+    """
     stored = cache.load("policy", key)
     if stored is None:
         return None
     arrays, info = stored
     log = pd.DataFrame({c: arrays.pop(f"log.{c}") for c in info["log"]})
-    module.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()}, strict=False)
-    return log, info
+    return (log, info) if adapters.put_trained(module, arrays) else None

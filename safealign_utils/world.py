@@ -198,6 +198,10 @@ class World:
         y = [np.searchsorted(cumulative[i], v * cumulative[i, -1], side="right") for i, v in zip(x, u[:, 1])]
         return np.stack([x, np.array(y)], axis=1)
 
+    def cache_content(self):
+        """All texts, and the oracle and the behaviour as they are now."""
+        return [self.fingerprint, self.reward, self.cost, self.behaviour, self.refuses, self.meaning]
+
     @cached_property
     def fingerprint(self):
         """Hash of all texts and oracle values: it changes whenever the world does."""

@@ -285,8 +285,8 @@ def test_cache_is_whole_or_absent(fresh_cache, monkeypatch, capsys):
     file.write_bytes(file.read_bytes()[:20])
     assert cache.load("kind", "key") is None and "cannot be read" in capsys.readouterr().err
     monkeypatch.setattr(cache, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        cache.store("kind", "other", {"a": np.arange(3)})
+    assert cache.store("kind", "other", {"a": np.arange(3)}) is None
+    assert "SAFEALIGN_CACHE" in capsys.readouterr().err
     assert sorted(p.name for p in fresh_cache.rglob("*.*")) == ["key.safetensors"]
 
 

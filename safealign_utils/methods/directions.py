@@ -15,7 +15,6 @@ from ..logprobs import attention_bias
 
 DIGITS = {torch.float64: 9, torch.float32: 5}  # what rounding noise does not reach
 BLOCK = 16  # batches of one entry of the cache
-CODE = ("methods/directions.py", "logprobs.py", "tokens.py", "double.py")
 
 
 @torch.no_grad()
@@ -49,8 +48,8 @@ def _block(policy, tokens, batches, layer, pooling, bar):
     """Differences [n, D] of some batches (lists of row numbers), read from the cache where they are there."""
     take = lambda things: [[things[i] for i in rows] for rows in batches]
     texts = [take(side) for side in (tokens.prompts, tokens.chosen, tokens.rejected)]
-    way = (type(tokens).__qualname__, layer, pooling, cache.code_hash(*CODE), cache.library_versions())
-    key = cache.digest(policy.hash, policy.readout, texts, *way)
+    way = dict(kind=type(tokens), layer=layer, pooling=pooling)
+    key = cache.key("directions", policy=policy, texts=texts, **way)
     stored = cache.load("directions", key)
     if stored is not None:
         bar.update(sum(map(len, batches)))

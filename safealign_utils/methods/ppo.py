@@ -20,7 +20,6 @@ from ..policy import Policy, seeded
 from ..sampling import draw, uniforms
 from ..train import load_trained, store_trained
 
-CODE = ("logprobs.py", "grammar.py", "double.py", "sampling.py", "methods/ppo.py")
 GAE, CLIP_RATIO, GRADIENT_NORM, BETAS = 0.95, 0.2, 1.0, (0.9, 0.95)
 EPISODES = 512  # whose mean cost moves lambda
 
@@ -101,12 +100,11 @@ def ppo_lagrangian(
     if not 0 <= lam <= lambda_max:
         raise ValueError(f"lam={lam}: the first multiplier lies between 0 and lambda_max={lambda_max}")
     texts = [reference.grammar.world.prompts[i].text for i in np.repeat(prompts, samples)]
-    first = draw(reference, texts, uniforms(len(texts), max_tokens, seed=[seed, 2**30 + 13, 0]))
-    scores = [np.asarray(scorer(texts, first.texts), float) for scorer in (reward, cost)]  # so the cache knows them
-    key = cache.digest(
-        "ppo", reference.hash, reference.readout, list(map(int, prompts)), scores, cost_limit, iterations,
-        learning_rate, seed, beta, kl_coeff, lam, lambda_lr, lambda_max, samples, epochs, minibatch, max_tokens,
-        cache.code_hash(*CODE), cache.library_versions(),
+    key = cache.key(
+        "ppo", reference=reference, prompts=list(map(int, prompts)), reward=reward, cost=cost, cost_limit=cost_limit,
+        iterations=iterations, learning_rate=learning_rate, seed=seed, beta=beta, kl_coeff=kl_coeff, lam=lam,
+        lambda_lr=lambda_lr, lambda_max=lambda_max, samples=samples, epochs=epochs, minibatch=minibatch,
+        max_tokens=max_tokens,
     )  # fmt: skip
     if found := load_trained(key, reference):
         policy, log, info = found

@@ -23,14 +23,13 @@ import torch
 from scipy.stats import binomtest
 from torch.nn.functional import logsigmoid
 
-from .. import adapters, cache
+from .. import adapters
 from ..logprobs import hidden_states, pack
 from ..pairs import SAFE, label, tokenize
 from ..scoring import Scorer
 from ..tokens import encode_responses
 from ..train import _train, batch_order
 
-CODE = ("logprobs.py", "double.py", "train.py", "kept.py", "adapters.py", "scoring.py", "methods/reward_models.py")
 SCORED = 32  # responses in one pass of a trained scorer
 
 
@@ -151,9 +150,8 @@ def _fit(
         return loss.sum(), {name: values.sum().item() for name, values in stats.items()}
 
     setting = dict(seed=seed, learning_rate=learning_rate, **loop)
-    code = cache.code_hash(*CODE), cache.library_versions(), adapters.peft_version(lora)
-    key = cache.digest(kind, reference.hash, reference.readout, tokens.hash, labels, order, setting, code)
-    return _train(reference, loss_of, order, key=key if use_cache else None, name=kind, wrap=Score, **setting)
+    asked = dict(reference=reference, tokens=tokens, labels=labels, setting=setting) if use_cache else None
+    return _train(reference, loss_of, order, asked=asked, name=kind, wrap=Score, **setting)
 
 
 def _ends(lengths):
@@ -180,9 +178,10 @@ def _scorer(kind, trained, max_length, seed):
         batch = pack(prompts, [responses], pad_id=policy.pad_id).to(policy.device)
         return module(batch, _ends(np.array([len(y) for y in responses])))
 
-    head = [v.cpu().numpy() for v in module.head.state_dict().values()]
-    content = cache.digest(kind, policy.hash, policy.readout, head, cache.code_hash(*CODE), cache.library_versions())
-    return Scorer(f"kit {kind} (seed {seed})", kind, content, encode, forward, SCORED, trained.log)
+    def made_of():
+        return [kind, policy, dict(module.head.state_dict())]
+
+    return Scorer(f"kit {kind} (seed {seed})", kind, made_of, encode, forward, SCORED, trained.log)
 
 
 # ---------------------------------------------------------------- how good they are

@@ -14,13 +14,12 @@ all are kept where all are equal, as at the paper's first step (policy = referen
 """
 
 import math
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .. import cache, optimum
+from .. import optimum
 from ..evaluate import at_work
 from ..logprobs import ReferenceTable, reference_logprobs
 
@@ -30,12 +29,10 @@ DIGITS = {torch.float64: 9, torch.float32: 5}  # what rounding noise does not re
 class TokenTable(ReferenceTable):
     """A number for every response token of N pairs: `chosen` and `rejected`, lists of N arrays [n tokens]."""
 
-    @cached_property
-    def _hash(self):
-        return cache.digest(self.chosen, self.rejected)
-
-    def __repr__(self):
-        return f"TokenTable({self._hash})"  # names the values in the cache of trainings
+    def cache_content(self):
+        """All values, as they are now."""
+        sides = (self.chosen, self.rejected)
+        return [[np.concatenate(side), list(map(len, side))] for side in sides]
 
     def map(self, function, *others):
         """function(mine, others ...) on every array: a new table."""
@@ -140,16 +137,8 @@ def select(scores, keep):
     return scores.map(one)
 
 
-class _Lever:
-    """A token lever whose repr names its values and this code: the cache of trainings goes by it."""
-
-    def __repr__(self):
-        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
-        return f"{type(self).__name__}({values}; code {cache.code_hash('methods/selective.py')})"
-
-
-@dataclass(frozen=True, repr=False)
-class TopTokens(_Lever):
+@dataclass(frozen=True)
+class TopTokens:
     """The token lever of `train.align`: keep the top share of each response by `score`.
 
     `keep` in [0, 1] for the chosen response, `keep_rejected` for the other (default: the same). A share of 1
@@ -171,8 +160,8 @@ class TopTokens(_Lever):
         return top_share(s_w, mask_w, self.keep).to(s_w), top_share(s_l, mask_l, keep_l).to(s_l)
 
 
-@dataclass(frozen=True, repr=False)
-class Weights(_Lever):
+@dataclass(frozen=True)
+class Weights:
     """The token lever with given numbers instead of a selection: `values` is a `TokenTable`."""
 
     values: TokenTable

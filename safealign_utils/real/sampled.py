@@ -44,20 +44,19 @@ def generate(policy, prompts, *, max_tokens, temperature=1.0, seed=0, batch_size
     u = _numbers(prompts if keys is None else list(keys), max_tokens, seed)
     ids, categories = encode(policy, prompts)
     ends = end_ids(policy)
-    setting = [policy.hash, policy.readout, sorted(ends), float(temperature)]
-    code = [cache.code_hash("sampling.py", "grammar.py", "double.py"), cache.library_versions()]
+    asked = cache.key("answers", policy=policy, ends=sorted(ends), temperature=float(temperature))
     order, mine = np.argsort([-len(x) for x in ids], kind="stable"), {}
     starts = range(0, len(order), batch_size)[processes.rank() :: processes.count()]
     bar = tqdm(total=len(starts), desc="answers", unit="batch", disable=not sys.stderr.isatty(), leave=False)
     for start in starts:
         rows = order[start : start + batch_size]
         batch = [ids[i] for i in rows]
-        key = cache.digest("answers", setting, code, batch, u[rows])
+        own = None if categories is None else categories[rows]
+        key = cache.digest(asked, batch, u[rows], own)
         stored = cache.load("answers", key)
         if stored:
             said = np.split(stored[0]["ids"], np.cumsum(stored[0]["lengths"])[:-1])
         else:
-            own = None if categories is None else categories[rows]
             said = sample(policy, batch, u[rows], categories=own, temperature=temperature, ends=ends)
             cache.store("answers", key, {"ids": np.concatenate(said), "lengths": np.array([len(y) for y in said])})
         mine |= zip(rows.tolist(), (text.strip() for text in decode(policy, said, ends)))

@@ -19,8 +19,8 @@ import transformers
 from torch.nn.functional import linear
 from transformers import LlamaModel, LlamaPreTrainedModel
 
-from .. import cache, processes
-from ..policy import NOT_CONTENT
+from .. import processes
+from ..policy import NOT_CONTENT, weights_hash
 from ..scoring import KNOWN_PAIRS, Scorer, check_sign
 from ..tokens import render, turns
 
@@ -101,15 +101,16 @@ def load_scorer(
     _check_weights(what, model_class, report)
     model.config.get_text_config().pad_token_id = pad  # the head of sequence classification looks for it in the ids
     device = processes.own_device(device)
-    code = cache.code_hash("real/scorers.py"), cache.library_versions()
-    content = cache.digest(_weights(model), _said(model.config), dtype, torch.device(device).type, code)
     model.eval().to(device)
 
     def forward(rows):
         out = model(**{k: v.to(device) for k, v in padded([row[0] for row in rows], pad).items()})
         return out if beaver else out.logits[:, 0].float()
 
-    scorer = Scorer(name, kind, content, encode, forward, batch_size)
+    def made_of():
+        return [weights_hash(model, _said(model.config)), dtype, torch.device(device).type]
+
+    scorer = Scorer(name, kind, made_of, encode, forward, batch_size)
     if sign_check:
         check_sign(scorer, known_pairs or KNOWN_PAIRS[kind])
     return scorer
@@ -206,11 +207,6 @@ def _cannot_load(what, name, revision, options, error):
         f"{what}: cannot be loaded ({str(error).strip().splitlines()[0]}); give a folder or a hub id with safetensors "
         "weights, a configuration and a tokenizer"
     )
-
-
-def _weights(model):
-    bytes_of = lambda tensor: tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # numpy has no bfloat16
-    return {name: bytes_of(tensor) for name, tensor in model.state_dict().items()}
 
 
 def _said(config):
