@@ -78,7 +78,7 @@ def _feed(h, part):
 # ---------------------------------------------------------------- keys
 
 
-def key(kind, **inputs):
+def key(kind, /, **inputs):
     """The key of an entry of a kind: everything that decides what is in it.
 
     `inputs` are all that the computation is given, of any type, known by their content. Every key knows besides the

@@ -14,7 +14,7 @@ import torch
 
 from . import cache, processes
 
-STORED = 4096  # responses in one entry of the cache: what was computed before a run was killed is there after
+STORED = 2048  # responses of real text in one entry: what was computed before a run was killed is there after
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def reference_logprobs(policy, tokens, *, batch_size=0):
     wanted = set(every.names) - set(known)
     missing = every.missing(processes.same(sorted(wanted)))
     batch_size = batch_size or (64 if policy.grammar else 16)
-    for part in _parts(missing, STORED):
+    for part in _parts(missing, len(missing) if policy.grammar else STORED):
         names = [every.names[i] for i in part]
         found = _compute(policy, every, part, batch_size)
         known |= zip(names, found)
@@ -267,7 +267,7 @@ def _known(kind):
 
 
 def _parts(items, size):
-    return [items[i : i + size] for i in range(0, len(items), size)]
+    return [items[i : i + size] for i in range(0, len(items), max(1, size))]
 
 
 @torch.no_grad()

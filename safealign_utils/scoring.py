@@ -63,6 +63,11 @@ class Scorer:
     batch_size: int = 16
     log: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def hash(self):
+        """Hash of weights and settings, as they are now."""
+        return cache.key("scorer", made_of=self.made_of())
+
     def cache_content(self):
         """What the scorer is made of, for keys; how it reads a text too, as it scores texts."""
         return [self.name, self.kind, self.made_of(), self.encode]
@@ -77,7 +82,7 @@ class Scorer:
         if len(prompts) != len(responses):
             raise ValueError(f"responses: {len(responses)} for {len(prompts)} prompts; give one a prompt")
         rows, out = self.encode(prompts, responses) if prompts else [], []
-        asked = cache.key("scores", made_of=self.made_of(), batch_size=self.batch_size)
+        asked = self.hash
         bar = tqdm(total=len(rows), desc=f"{self.kind} scores", disable=not sys.stderr.isatty(), leave=False)
         for block in (rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)):
             key = processes.agree(cache.digest(asked, block))
