@@ -141,12 +141,19 @@ def _constants(name):
             for alias in node.names:
                 if alias.name.isupper():
                     out.append((alias.asname or alias.name, functools.partial(_imported, source, alias.name)))
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        targets = [t.id for t in targets if isinstance(t, ast.Name) and t.id.isupper()]
-        if targets and isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
-            code = compile(ast.Expression(node.value), file, "eval")
-            out += [(target, functools.partial(_evaluated, code)) for target in targets]
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                out += _assigned(target, compile(ast.Expression(node.value), file, "eval"))
     return out
+
+
+def _assigned(target, code):
+    """[(NAME, function of the module that gives its value)] of one target: `A = ...`, or `A, B = ...`."""
+    if isinstance(target, ast.Tuple):
+        names = [(getattr(part, "id", ""), n) for n, part in enumerate(target.elts)]
+    else:
+        names = [(getattr(target, "id", ""), None)]
+    return [(name, functools.partial(_evaluated, code, n)) for name, n in names if name.isupper()]
 
 
 def _imported(source, name, module):
@@ -155,8 +162,9 @@ def _imported(source, name, module):
     return getattr(sys.modules.get(full, module), name, None)
 
 
-def _evaluated(code, module):
-    return eval(code, vars(module))
+def _evaluated(code, place, module):
+    value = eval(code, vars(module))
+    return value if place is None else value[place]
 
 
 @functools.cache
