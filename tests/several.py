@@ -72,7 +72,7 @@ def head():
         return toy.WithHead(policy).double()
 
     setting = dict(wrap=wrap, name="head", learning_rate=1e-2, seed=3)
-    return train._train(policy, loss_of, train.batch_order(12, 6, 5, 0), key="head", **setting)
+    return train._train(policy, loss_of, train.batch_order(12, 6, 5, 0), asked={}, **setting)
 
 
 def fine_tuned():

@@ -336,14 +336,14 @@ def test_a_module_with_a_head_is_trained_stored_and_resumed(fresh_cache, monkeyp
 
     setting = dict(wrap=WithHead, name="head", learning_rate=1e-2, seed=3)
     stop = False
-    one = train._train(policy, loss_of, order, key=None, **setting)
+    one = train._train(policy, loss_of, order, asked=None, **setting)
     calls.clear()
     stop = True
     with pytest.raises(Stop):
-        train._train(policy, loss_of, order, key="k", save_every=3, **setting)
+        train._train(policy, loss_of, order, asked={}, save_every=3, **setting)
     stop = False
-    two = train._train(policy, loss_of, order, key="k", save_every=3, **setting)
-    three = train._train(policy, loss_of, order, key="k", save_every=3, **setting)
+    two = train._train(policy, loss_of, order, asked={}, save_every=3, **setting)
+    three = train._train(policy, loss_of, order, asked={}, save_every=3, **setting)
     assert three.cached and not two.cached and isinstance(three.module, WithHead)
     assert same(weights(one.module), weights(two.module)) and same(weights(one.module), weights(three.module))
     with torch.random.fork_rng(devices=[]):
