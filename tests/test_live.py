@@ -132,7 +132,9 @@ def made(path, id):
     return path
 
 
-@pytest.mark.parametrize("there, stays", [("same", "first"), ("other", "second"), ("damaged", "second"), (None, "second")])
+@pytest.mark.parametrize(
+    "there, stays", [("same", "first"), ("other", "second"), ("damaged", "second"), (None, "second")]
+)
 def test_which_folder_stays(tmp_path, there, stays):
     """The same run that another process finished first stays; all else gives way to the new one."""
     final = tmp_path / "final"

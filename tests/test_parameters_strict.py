@@ -72,11 +72,15 @@ def test_what_yaml_and_people_read_differently(settings, text, words):
 
 
 def test_what_everybody_reads_alike(settings):
-    found = settings(file="# a comment\nbeta: .5\nbetas: [1., 2.5e-1, 3]\nseed: 10\nsteps: +7\nrevision: '010'\nlabel: auto\n")
+    found = settings(
+        file="# a comment\nbeta: .5\nbetas: [1., 2.5e-1, 3]\nseed: 10\nsteps: +7\nrevision: '010'\nlabel: auto\n"
+    )
     assert (found["beta"], found["betas"], found["seed"], found["steps"]) == (0.5, [1.0, 0.25, 3.0], 10, 7)
     assert found["revision"] == "010"
     assert settings(file="\ufeffbeta: 2\n")["beta"] == 2.0, "a mark of the byte order is no part of a name"
-    assert strict_yaml.parse("a: {b: [true, False, ~, text, 0, -0.5]}", "x") == {"a": {"b": [True, False, None, "text", 0, -0.5]}}
+    assert strict_yaml.parse("a: {b: [true, False, ~, text, 0, -0.5]}", "x") == {
+        "a": {"b": [True, False, None, "text", 0, -0.5]}
+    }
 
 
 @pytest.mark.parametrize(

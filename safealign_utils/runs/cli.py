@@ -163,8 +163,8 @@ def main(argv=None):
     except OSError as error:
         if args.debug or error.errno not in NO_ROOM:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"safealign: {where}cannot be written ({error.strerror}); make room, or name another --out", file=sys.stderr)
+        words = f"cannot be written ({error.strerror}); make room, or name another --out"
+        print(f"safealign: {error.filename or 'results'}: {words}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         from .pool import leave

@@ -192,6 +192,8 @@ def _typed(name, value, kind, where=""):
             fix = "; give a value, or leave the line out"
         elif isinstance(value, str) and (FLOAT if kind == "float" else INT).fullmatch(value):
             fix = _number_fix(value)
+        elif isinstance(value, str) and kind in ("int", "float") and re.fullmatch(r"[-+]?[0-9]+", value):
+            fix = "; write it without quotes or leading zeros"
         raise Refusal(f"{name}={value!r}{where}: must be of type {kind}, is {type(value).__name__}{fix}")
     return value
 

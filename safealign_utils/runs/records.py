@@ -44,7 +44,7 @@ def run_id(notebook, settings, contents=()):
 def _committed(source):
     """The committed tables that a notebook reads, {name: bytes}; all of them where a call does not say which."""
     names = set()
-    for literal, other in re.findall(r"""\bcommitted\(\s*(?:["']([^"'\n]+)["']|([^\s"')]))""", source):
+    for literal in re.findall(r"""\bcommitted\(\s*(?:["']([^"'\n]+)["']|[^\s"')])""", source):
         names |= {literal} if literal else {file.name for file in COMMITTED.glob("*.csv")}
     return {name: (COMMITTED / name).read_bytes() for name in names if (COMMITTED / name).is_file()}
 

@@ -68,9 +68,10 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
 
     The folder is `out/run_id`, or `out/name`. `warm` uses a kernel that is kept between runs. `expect` is the
     run id that another process found: a different one is refused, as its code is another. Raises Refusal
-    (bad input, a folder that cannot be written), Failed (the notebook broke; its executed copy is then kept
-    beside the folder as `<name>.failed.ipynb`; or the disk is full) or Died (its kernel did). Of several processes (`accelerate launch`) each runs the
-    notebook, whose trainings are then shared; process 0 alone decides whether to, and writes the folder.
+    (bad input, a folder that cannot be written), Died (the kernel did) or Failed: the disk is full, or the
+    notebook broke and its executed copy is kept beside the folder as `<name>.failed.ipynb`. Of several
+    processes (`accelerate launch`) each runs the notebook, whose trainings are then shared; process 0 alone
+    decides whether to, and writes the folder.
     """
     path, settings, id = prepare(notebook, given, files)
     if expect and id != expect:
@@ -96,8 +97,8 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
             record = _complete(partial, id)
         _replace(partial, final)
     except OSError as error:
-        why = error.strerror or error
-        raise Failed(f"{path.stem}: {final.parent} cannot be written ({why}); make room, or name another --out") from None
+        why = f"cannot be written ({error.strerror or error})"
+        raise Failed(f"{path.stem}: {final.parent} {why}; make room, or name another --out") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final, record, True
