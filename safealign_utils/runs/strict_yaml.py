@@ -1,6 +1,6 @@
 """The one reader of YAML: what a person and YAML 1.1 read differently is refused, with the line and the fix.
 
-A name given twice, 010, 1:30, 0x10, 1_000, yes, 2024-01-01, .nan, anchors, tags and a second document are refused.
+A name given twice, 010, 1:30, 0x10, 1_000, yes, 2024-01-01, None, anchors, tags and a second document are refused.
 All else is plain YAML: text, numbers, true and false, lists and `name: value`.
 """
 
@@ -18,7 +18,6 @@ MISREAD = (  # a bare value, why it is none, and the fix
     (rf"(?=.*_){DIGITS}\.?[0-9_]*([eE][-+]?[0-9_]+)?", "a number has no _; write its digits alone, " + QUOTES),
     (r"(?i:yes|no|on|off)", "write true or false, " + QUOTES),
     (r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?", "YAML makes a date of it; write the text in quotes"),
-    (r"[-+]?\.(?i:inf|nan)", "no finite number; write one"),
     (r"None", "leave the line out, or write the text in quotes"),
 )
 
