@@ -119,7 +119,7 @@ def test_bad_entries_are_refused_by_name(change, words):
 def test_an_id_twice_and_no_list_are_refused():
     assert list(claims.read(yaml.safe_dump([WHOLE]))) == [WHOLE["id"]]
     with pytest.raises(ValueError, match=f"{WHOLE['id']}: in the ledger twice"):
-        claims.read(yaml.safe_dump([WHOLE, WHOLE]))
+        claims.read(yaml.safe_dump([WHOLE, dict(WHOLE, rule=dict(WHOLE["rule"]))]))
     for text, words in (("a: 1", "a list of claims"), ("- x", "entry 1: write it as fields"), ("- says: x", "entry 1: id is missing")):
         with pytest.raises(ValueError, match=words):
             claims.read(text)

@@ -115,6 +115,23 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     failed(doctor.cache_folder, "cannot be written", "SAFEALIGN_CACHE")
 
 
+def test_results_that_cannot_be_written(monkeypatch, tmp_path):
+    assert doctor.results().endswith("results is writable")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").write_text("in the way")
+    failed(doctor.results, "--out results", "cannot be written", "name another folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_no_home_is_known(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SAFEALIGN_CACHE")
+    monkeypatch.setattr(cache.Path, "home", unknown)
+    failed(doctor.cache_folder, "SAFEALIGN_CACHE=''", "set SAFEALIGN_CACHE to a folder of yours")
+
+
 def test_a_cache_with_entries_is_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path))
     (tmp_path / "kind").mkdir()

@@ -1,6 +1,8 @@
 """Running notebooks: refusals before a kernel, records whole or not at all, resume."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 from conftest import ROOT
 from toy import CELL, notebook
 
-from safealign_utils.runs import cli, parameters, records, runner
+from safealign_utils.runs import cli, folders, parameters, records, runner
 from safealign_utils.runs.parameters import Refusal
 
 BODY = """import json, os
@@ -323,3 +325,97 @@ def test_run_id_holds_libraries_and_shipped_policies(toy, monkeypatch):
     before = runner.prepare(toy)[2]
     monkeypatch.setattr(cache, "library_versions", lambda: {"torch": "0"})
     assert runner.prepare(toy)[2] != before
+
+
+def test_run_id_holds_the_committed_tables_that_are_read(tmp_path, monkeypatch):
+    """The ones that the code names; all of them where it does not say which; those of no other notebook."""
+    monkeypatch.setattr(records, "COMMITTED", tmp_path / "tables")
+    (tmp_path / "tables").mkdir()
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "tables" / name).write_text("1")
+    calls = ("x = 1", 'committed( "a.csv")', "committed('b.csv')", "committed(name)", 'committed("none.csv")')
+    books = [notebook(tmp_path / f"{n}.ipynb", CELL, code) for n, code in enumerate(calls)]
+    before = [runner.prepare(book)[2] for book in books]
+    (tmp_path / "tables" / "a.csv").write_text("2")
+    after = [runner.prepare(book)[2] for book in books]
+    assert [a != b for a, b in zip(after, before)] == [False, True, False, True, False]
+
+
+# ---------------------------------------------------------------- folders
+
+
+def closed(tmp_path):
+    """A folder that cannot be made, for root too: a file is in the way."""
+    (tmp_path / "file").write_text("in the way")
+    return tmp_path / "file" / "folder"
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_a_kernel(toy, capsys, monkeypatch, tmp_path):
+    place = closed(tmp_path)
+    monkeypatch.setenv("SAFEALIGN_CACHE", str(place))
+    err = refusal(toy, capsys)
+    assert f"SAFEALIGN_CACHE={str(place)!r}" in err and "set SAFEALIGN_CACHE to a folder of yours" in err
+    monkeypatch.delenv("SAFEALIGN_CACHE")
+    monkeypatch.setenv("HOME", str(place))
+    assert "SAFEALIGN_CACHE=''" in refusal(toy, capsys)
+
+
+def test_results_that_cannot_be_written_are_refused_before_a_kernel(toy, capsys, tmp_path):
+    place, grid = closed(tmp_path), tmp_path / "g.yaml"
+    grid.write_text(f"notebook: {json.dumps(str(toy))}\nseeds: 2\n")
+    for words in (["run", str(toy)], ["sweep", str(grid)], ["reproduce"]):
+        assert cli.main([*words, "--out", str(place)]) == 2
+        err = capsys.readouterr().err
+        assert "--out" in err and str(place) in err and "name another folder" in err and err.count("\n") == 1
+
+
+def test_a_look_at_a_folder_leaves_nothing(tmp_path):
+    assert folders.trouble(tmp_path / "a" / "b") == "" and folders.trouble(closed(tmp_path))
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert folders.trouble(tmp_path / "nowhere" / "a")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "nowhere"}
+
+
+@pytest.mark.parametrize("home", ["/proc/nohome", None])
+def test_a_run_without_a_home(toy, tmp_path, home):
+    """With cache and results named, a home that cannot be written, or none, is no matter; nobody warns."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", *folders.HOMES)}
+    environment |= {"HOME": home} if home else {}
+    words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", str(toy), "--out", str(tmp_path / "out")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr and "complete" in done.stdout, done.stderr
+
+
+FULL = "import errno\nraise OSError(errno.ENOSPC, 'No space left on device', 'table.csv')"
+
+
+def test_a_disk_that_fills_up(tmp_path, capsys, monkeypatch):
+    """In a cell, or when the finished folder is put in its place: one message with the fix, no half folder."""
+    full = notebook(tmp_path / "full.ipynb", CELL, FULL)
+    assert cli.main(["run", str(full), "--out", str(tmp_path / "out")]) == 1
+    err = capsys.readouterr().err
+    assert "No space left" in err and "make room" in err
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runner, "_complete", no_room)
+    book = notebook(tmp_path / "toy.ipynb", CELL, BODY)
+    assert cli.main(["run", str(book), "--out", str(tmp_path / "out")]) == 1
+    err = capsys.readouterr().err
+    assert str(tmp_path / "out") in err and "No space left" in err and "make room" in err and "Traceback" not in err
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+
+
+def test_paths_with_anything_in_them(tmp_path, monkeypatch, capsys):
+    """Blanks, a line break, braces, %, #, letters of any script, `~`; relative to the folder one stands in."""
+    place = tmp_path / "a b\nc {d} {0} %s #1 é 名"
+    place.mkdir()
+    notebook(place / "toy {x}.ipynb", CELL, BODY)
+    (place / "p #1.yaml").write_text("beta: 2\n")
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HOME", str(place))
+    assert cli.main(["run", "toy {x}.ipynb", "-f", "~/p #1.yaml", "--out=~/o {u} t"]) == 0
+    (folder,) = (place / "o {u} t").iterdir()
+    assert records.read(folder)["metrics"] == {"beta": 2.0} and (folder / "toy {x}.ipynb").is_file()
+    assert cli.main(["run", "toy {x}.ipynb", "--out", "o\udcff"]) == 2 and "no UTF-8" in capsys.readouterr().err

@@ -224,15 +224,53 @@ def test_kills(tmp_path, capsys):
     assert "12 runs of 12, all whole, nothing else" in capsys.readouterr().out
 
 
-def test_what_a_dead_process_left_is_removed(tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    host = runner.hidden("x", "partial").split(".")[-3]
-    gone, mine, other = tmp_path / f".a.12345678.{host}.{dead.pid}.partial", tmp_path / runner.hidden("b", "partial"), tmp_path / ".c.12345678.elsewhere.1.old"
-    for folder in (gone, mine, other):
-        folder.mkdir()
-    runner.remove_leftovers(tmp_path)
-    assert not gone.exists() and mine.exists() and other.exists()
+def test_two_grids_of_one_name(tmp_path, capfd):
+    """Another file of the same name is refused, both named; the same file edited or moved goes on."""
+    toy = str(book(tmp_path / "toy.ipynb"))
+    files = [grid_file((tmp_path / d).mkdir() or tmp_path / d / "grid.yaml", notebook=toy, seeds=seeds) for d, seeds in (("a", [0]), ("b", [1]))]
+    out = tmp_path / "out"
+    again = lambda file, *words: (cli.main(["sweep", str(file), "--out", str(out), "--workers", "1", *words]), capfd.readouterr())
+    seeds = lambda: sorted(pd.read_csv(out / "grid" / "table.csv").seed)
+    assert again(files[0])[0] == 0 and seeds() == [0]
+    for words in ((), ("--dry-run",)):
+        status, (_, err) = again(files[1], *words)
+        assert status == 2 and str(files[0]) in err and str(files[1]) in err and "--out" in err and seeds() == [0]
+    grid_file(files[0], notebook=toy, seeds=[0, 2])
+    (out / "grid" / "differences.csv").write_text("of a table that a user keeps")
+    status, (shown, err) = again(files[0])
+    assert status == 0 and not err and "1 done, 0 failed, 1 to do" in shown and seeds() == [0, 2]
+    grid_file(files[0], notebook=toy, seeds=[2])
+    assert again(files[0])[0] == 0 and seeds() == [2], "the table is of this grid's runs alone"
+    moved = files[0].rename(tmp_path / "grid.yaml")
+    status, (_, err) = again(moved)
+    assert status == 0 and not err and seeds() == [2], "the same content"
+    grid_file(moved, notebook=toy, seeds=[0])
+    moved = moved.rename(files[0])
+    status, (_, err) = again(moved)
+    assert status == 0 and "which is gone" in err and seeds() == [0]
+    assert (out / "grid" / "differences.csv").is_file()
+
+
+def test_tables_of_an_earlier_form_of_the_grid_go(tmp_path):
+    """What a table held of runs that are no longer asked for does not stand beside the new ones."""
+    own = "if out_dir:\n    pd = __import__('pandas')\n    'study.table(\"own\", x)'\n    pd.DataFrame({'x': [1]}).to_csv(out_dir + '/own.csv', index=False)"
+    toy, file = str(book(tmp_path / "toy.ipynb", own)), tmp_path / "g.yaml"
+    command = ["sweep", str(file), "--out", str(tmp_path / "out"), "--workers", "1"]
+    grid_file(file, notebook=toy, seeds=[0], table="own")
+    assert cli.main(command) == 0 and (tmp_path / "out" / "g" / "own.csv").is_file()
+    grid_file(file, notebook=toy, seeds=[0])
+    assert cli.main(command) == 0
+    assert {p.name for p in (tmp_path / "out" / "g").iterdir() if p.is_file()} == {"table.csv", "table.parquet"}
+
+
+def test_a_sweep_in_a_folder_of_any_name(tmp_path, monkeypatch):
+    place = tmp_path / "a b\nc*[?] {d} %s #1 é::x"
+    place.mkdir()
+    book(place / "toy.ipynb")
+    grid_file(place / "g.1 x.yaml", notebook="toy.ipynb", seeds=2)
+    monkeypatch.chdir(place)
+    assert cli.main(["sweep", "g.1 x.yaml", "--out", "o ut", "--workers", "1"]) == 0
+    assert sorted(pd.read_csv(place / "o ut" / "g.1 x" / "table.csv").seed) == [0, 1]
 
 
 def test_the_slurm_recipe():

@@ -10,10 +10,10 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache as once
 
 import numpy as np
-import yaml
 from scipy import special
 
 from ..cache import PACKAGE
+from . import strict_yaml
 
 LEDGER = PACKAGE / "claims.yaml"
 NOTEBOOKS = PACKAGE.parent / "notebooks"
@@ -61,7 +61,7 @@ FIELDS = {f.name: f.default is MISSING for f in fields(Claim)}  # whether it mus
 
 def read(text):
     """{id: Claim} of a ledger's YAML text, in its order. Raises ValueError that names the entry and the fix."""
-    entries, out = yaml.safe_load(text) or [], {}
+    entries, out = strict_yaml.parse(text, LEDGER.name) or [], {}
     if not isinstance(entries, list):
         raise ValueError(f"{LEDGER.name}: write a list of claims, each starting with `- id:`")
     for number, entry in enumerate(entries, start=1):

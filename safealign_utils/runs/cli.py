@@ -2,13 +2,16 @@
 # PYTHON_ARGCOMPLETE_OK
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 
 import argcomplete
 
 from .parameters import Refusal
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)  # of a disk or a folder
 SHELLS = """shell completion:
   eval "$(register-python-argcomplete safealign)"       in bash or zsh, with .venv/bin on the PATH
 """
@@ -18,11 +21,18 @@ def _pair(text):
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"{text!r}: write name=value")
-    return name.strip(), value
+    return name, value
+
+
+def _folder(text):
+    """A folder to write to, `~` filled in: a shell does so in `--out ~/x`, but not in `--out=~/x`."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: name a folder, . for this one")
+    return os.path.expanduser(text)
 
 
 def _workers(text):
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number of processes, at least 1")
     return int(text)
 
@@ -72,8 +82,10 @@ def _parser():
     add("notebook", help="its name (01_dpo_basics) or a file").completer = _names
     many = dict(action="append", default=[])
     add("-p", dest="given", type=_pair, metavar="NAME=VALUE", help="set a parameter", **many).completer = _settings
-    add("-f", dest="files", metavar="FILE", help="a YAML file of parameters; -p wins", **many)
-    add("--out", default="results/runs", metavar="DIR", help="where the run's folder goes (default: %(default)s)")
+    words = "a YAML file of parameters; a later one wins, and -p over all"
+    add("-f", dest="files", metavar="FILE", type=os.path.expanduser, help=words, **many)
+    words = "where the run's folder goes (default: %(default)s)"
+    add("--out", default="results/runs", type=_folder, metavar="DIR", help=words)
 
     add = command("sweep", "sweep", "run a grid of parameters; finished runs are not run again", [
         "sweep notebooks/sweeps/token_noise.yaml --dry-run  list and count the runs",
@@ -81,12 +93,13 @@ def _parser():
         "sweep grid.yaml --scheduler tcp://10.0.0.1:8786    on a Dask cluster that is there",
         "sweep grid.yaml --retry                            repeat what failed, and only that",
     ])  # fmt: skip
-    add("file", help="a grid file (YAML): notebook, fixed, cross, zip, seeds")
+    add("file", type=os.path.expanduser, help="a grid file (YAML): notebook, fixed, cross, zip, seeds")
     add("--workers", **at_work)
     add("--scheduler", default="", metavar="ADDRESS", help="a running Dask scheduler, in place of --workers")
     add("--dry-run", action="store_true", help="list and count the runs, and run none")
     add("--retry", action="store_true", help="run again what failed")
-    add("--out", default="results/sweeps", metavar="DIR", help="the runs go to DIR/NAME (default: %(default)s)")
+    words = "the runs go to DIR/NAME (default: %(default)s)"
+    add("--out", default="results/sweeps", type=_folder, metavar="DIR", help=words)
 
     add = command("plot", "plot", "draw a column of a sweep's table against a parameter, with intervals", [
         "plot results/sweeps/delta/table.csv --x delta --y unsafe --hue method",
@@ -106,7 +119,7 @@ def _parser():
     ])  # fmt: skip
     add("--profile", default="full", choices=("small", "full"), help="default: %(default)s")
     add("--workers", **at_work)
-    add("--out", default="results", metavar="DIR", help="default: %(default)s")
+    add("--out", default="results", type=_folder, metavar="DIR", help="default: %(default)s")
 
     add = command("report", "report", "the verdicts, tables and figures of finished runs as one HTML page", [
         "report                                             of results/full, else of results/small",
@@ -140,16 +153,32 @@ def main(argv=None):
     from .runner import Failed
 
     try:
+        _check_words(sys.argv[1:] if argv is None else argv)
         return getattr(importlib.import_module(f".{args.where}", __package__), args.command)(args)
     except (Refusal, Failed) as error:
         if args.debug:
             raise
         print(f"safealign: {error}", file=sys.stderr)
         return 2 if isinstance(error, Refusal) else 1
+    except OSError as error:
+        if args.debug or error.errno not in NO_ROOM:
+            raise
+        words = f"cannot be written ({error.strerror}); make room, or name another --out"
+        print(f"safealign: {error.filename or 'results'}: {words}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         from .pool import leave
 
         leave()
+
+
+def _check_words(words):
+    """Refuse bytes that are no text: they can be written into no record."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise Refusal(f"{word!r}: is no UTF-8 text; rename the file or folder") from None
 
 
 if __name__ == "__main__":

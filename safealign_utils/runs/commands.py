@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from .. import processes
-from . import pool, records, runner
+from . import folders, pool, records, runner
 from .rules import ONE_PIECE
 
 
@@ -24,6 +24,8 @@ def reproduce(args):
     workers; its own run then finds them there. The last notebook comes first: it has the longest parts.
     """
     started, out = time.perf_counter(), Path(args.out).resolve() / args.profile
+    folders.check_cache()
+    folders.check_out(out)
     runner.remove_leftovers(out)
     parts, jobs, problems, busy = out / runner.hidden("parts", "partial"), [], {}, 0.0
     for path in reversed(runner.numbered()):
@@ -72,6 +74,7 @@ def _given(profile, **more):
 
 
 def notebooks(args):
+    folders.check_cache()
     names = args.names or [*runner.numbered(), *sorted((runner.ROOT / "notebooks" / "solutions").glob("*.ipynb"))]
     for path in map(runner.find, names):
         print(f"{path.name}: {'changed' if runner.regenerate(path) else 'unchanged'}", flush=True)

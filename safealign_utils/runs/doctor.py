@@ -11,11 +11,11 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-import uuid
 from importlib import metadata
 from pathlib import Path
 
 from .. import cache
+from . import folders
 
 ROOT = cache.PACKAGE.parent
 PYTHONS = (3, 10), (3, 13)
@@ -120,8 +120,8 @@ def memory():
 
 
 def _folder_there(path):
-    """The nearest folder of a path that exists."""
-    return next(p for p in (path, *path.parents) if p.exists())
+    """The nearest folder of a path that exists, or can be seen."""
+    return next(p for p in (path, *path.parents) if os.path.exists(p))
 
 
 def disk():
@@ -136,19 +136,23 @@ def disk():
 
 
 def cache_folder():
+    _can_write(folders.check_cache)
     root = cache.root()
-    probe = root / f".{uuid.uuid4().hex}"
-    there = root.is_dir()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-        if not there:
-            root.rmdir()
-    except OSError as error:
-        raise Ill(f"{root} cannot be written ({error.strerror}); set SAFEALIGN_CACHE to a folder of yours") from None
-    files = list(root.rglob("*.safetensors")) if there else []
+    files = list(root.rglob("*.safetensors"))
     return f"{root} is writable; {len(files)} entries, {sum(f.stat().st_size for f in files) / 2**20:.0f} MiB"
+
+
+def results():
+    _can_write(folders.check_out, "results")
+    return f"{Path('results').absolute()} is writable"
+
+
+def _can_write(check, *folder):
+    """A run's own look at a folder: what it refuses is Ill here, in the same words."""
+    try:
+        check(*folder)
+    except ValueError as error:
+        raise Ill(str(error)) from None
 
 
 def kernel():
@@ -227,5 +231,5 @@ def policies():
 
 LOOKS = {
     "python": python, "packages": packages, "device": device, "threads": threads, "memory": memory, "disk": disk,
-    "cache": cache_folder, "kernel": kernel, "git": git, "hub": hub, "policies": policies,
+    "cache": cache_folder, "results": results, "kernel": kernel, "git": git, "hub": hub, "policies": policies,
 }  # fmt: skip

@@ -8,11 +8,12 @@ and again inside the notebook, so that plain papermill and JupyterLab are safe t
 import ast
 import difflib
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
-import yaml
-
+from . import strict_yaml
 from .rules import NEEDS_SAFETY, PROFILES, RULES, SHORTER, WORLD_ONLY, is_number
 
 __all__ = [
@@ -28,6 +29,16 @@ __all__ = [
     "resolve",
 ]
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+PATHS = ("data", "model", "reward_model", "cost_model", "eval_prompts")  # may name files and folders
+# What `-p` takes for a number: Python's own int() and float() take 1_000, 007, blanks and the digits of any script.
+INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+FORMS = {
+    "int": "a whole number in plain digits, as 10",
+    "float": "a number in plain digits, as 0.5",
+    "bool": "true or false",
+    "list": "a list, as 0.5,1.0",
+}
 
 
 class Refusal(ValueError):
@@ -72,13 +83,16 @@ def read_cell(notebook):
         try:
             if not plain or node.annotation.id not in TYPES or node.value is None:
                 raise ValueError
-            out[node.target.id] = (node.annotation.id, ast.literal_eval(node.value))
+            value = ast.literal_eval(node.value)
         except ValueError:
             line = ast.get_source_segment(source, node)
             raise Refusal(
                 f"notebook={Path(notebook).name}: {line!r} in the parameters cell is not `name: type = literal`; "
                 "derive values below it"
             ) from None
+        if node.target.id in out:
+            raise Refusal(f"notebook={Path(notebook).name}: {node.target.id} is given twice in the parameters cell")
+        out[node.target.id] = (node.annotation.id, value)
     return out
 
 
@@ -86,15 +100,17 @@ def read_cell(notebook):
 
 
 def collect(cell, given, files=()):
-    """Merge parameter files (YAML) and `-p` texts over a cell's defaults, checked: {name: value}."""
+    """Merge parameter files (YAML) and `-p` texts over a cell's defaults, checked: {name: value}.
+
+    A later file wins over an earlier one, and `-p`, which may name a parameter once, over all files.
+    """
     values = {name: default for name, (_, default) in cell.items()}
     for file in files:
         try:
-            loaded = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise Refusal(
-                f"-f {file}: cannot be read ({str(error).splitlines()[0]}); give a YAML file of name: value"
-            ) from None
+            loaded = strict_yaml.read(file)
+        except ValueError as error:
+            raise Refusal(f"-f {error}") from None
+        loaded = {} if loaded is None else loaded
         if not isinstance(loaded, dict):
             raise Refusal(f"-f {file}: holds no names; write one `name: value` a line")
         others = [name for name in loaded if name in RULES and name not in cell]  # one profile serves several notebooks
@@ -103,17 +119,34 @@ def collect(cell, given, files=()):
         for name, value in loaded.items():
             if name not in others:
                 values[name] = _typed(name, value, _known(name, cell), f" in {file}")
+    texts = {}
     for name, text in given:
-        values[name] = _parse(name, text, _known(name, cell))
-    return values
+        kind = _known(name, cell)
+        if name in texts:
+            raise Refusal(f"{name}={text!r}: -p gives it twice, first as {texts[name]!r}; keep one")
+        texts[name] = text
+        values[name] = _parse(name, text, kind)
+    return {name: _at_home(value) if name in PATHS else value for name, value in values.items()}
+
+
+def _at_home(value):
+    """`~/` at the start of each path that a value names, as a shell writes it out: it leaves `-p data=~/file` alone."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(?:^|(?<=[=,]))~(?=/)", lambda _: os.path.expanduser("~"), value)
+
+
+def nearest(name, known):
+    """The known name that was meant, capital letters and blanks aside: "did you mean 'beta'?", or all of them."""
+    near = difflib.get_close_matches(str(name).strip().casefold(), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(known)
 
 
 def _known(name, cell):
     """The type of a parameter that the notebook has; a refusal names the nearest one."""
     if name not in cell:
-        near = difflib.get_close_matches(str(name), cell, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(cell)
-        raise Refusal(f"{name}: the notebook has no such parameter; {fix}")
+        shown = name if name.isidentifier() else repr(name)
+        raise Refusal(f"{shown}: the notebook has no such parameter; {nearest(name, cell)}")
     if name == "out_dir":
         raise Refusal("out_dir: the runner sets it; use --out FOLDER")
     return cell[name][0]
@@ -122,41 +155,58 @@ def _known(name, cell):
 def _parse(name, text, kind):
     """The text of `-p name=text` as the annotated type."""
     try:
-        if kind == "int":
-            return int(text)
-        if kind == "float":
-            return float(text)
+        if kind in ("int", "float"):
+            plain = (INT if kind == "int" else FLOAT).fullmatch(text)
+            if not plain and text not in ("nan", "inf", "-inf"):  # those are for the parameter's own rule to refuse
+                raise ValueError
+            return TYPES[kind](text)
         if kind == "bool":
             return {"true": True, "false": False}[text.lower()]
         if kind == "list":
+            if not text.strip():
+                raise ValueError
             names = [word.strip() for word in text.split(",")]
             if all(word.isidentifier() for word in names):
                 return names
             value = json.loads(text if text.lstrip().startswith("[") else f"[{text}]")
             return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
         return text
-    except (ValueError, KeyError):
-        form = {
-            "int": "a whole number",
-            "float": "a number",
-            "bool": "true or false",
-            "list": "a list, as 0.5,1.0",
-        }[kind]
-        raise Refusal(f"{name}={text!r}: must be {form}") from None
+    except (ValueError, KeyError, OverflowError, RecursionError):
+        raise Refusal(f"{name}={text!r}: must be {FORMS[kind]}") from None
 
 
 def _typed(name, value, kind, where=""):
     """A typed value (from YAML, or from inside a notebook) held against its annotation."""
-    if kind == "float" and is_number(value):
-        return float(value)
-    if kind == "list" and isinstance(value, (list, tuple)):
-        return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+    try:
+        if kind == "float" and is_number(value):
+            return float(value)
+        if kind == "list" and isinstance(value, (list, tuple)):
+            if texts := [v for v in value if isinstance(v, str) and FLOAT.fullmatch(v)]:
+                raise Refusal(f"{name}={value!r}{where}: {texts[0]!r} is text{_number_fix(texts[0])}")
+            return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+    except OverflowError:
+        raise Refusal(f"{name}={value!r}{where}: is too large; write a smaller number") from None
     if isinstance(value, bool) != (kind == "bool") or not isinstance(value, TYPES[kind]):
-        fix = ""
-        if isinstance(value, str) and kind in ("int", "float"):
-            fix = "; YAML reads 1e-3 as text: write 1.0e-3" if "e" in value.lower() else "; write it without quotes"
+        fix = f"; write {FORMS[kind]}" if kind in FORMS else "; write it in quotes"
+        if value is None:
+            fix = "; give a value, or leave the line out"
+        elif isinstance(value, str) and (FLOAT if kind == "float" else INT).fullmatch(value):
+            fix = _number_fix(value)
+        elif isinstance(value, str) and kind in ("int", "float") and re.fullmatch(r"[-+]?[0-9]+", value):
+            fix = "; write it without quotes or leading zeros"
         raise Refusal(f"{name}={value!r}{where}: must be of type {kind}, is {type(value).__name__}{fix}")
     return value
+
+
+def _number_fix(text):
+    """How a number that YAML 1.1 takes for text is written: 1e-3 as 1.0e-3, +.5 as 0.5."""
+    mantissa, e, exponent = text.lower().partition("e")
+    if not e and mantissa.lstrip("+-")[:1] != ".":
+        return "; write it without quotes"
+    sign = "-" if mantissa.startswith("-") else ""
+    whole, _, decimals = mantissa.lstrip("+-").partition(".")
+    power = (exponent if exponent[0] in "+-" else f"+{exponent}") if e else ""
+    return f"; YAML reads {text} as text: write {sign}{whole or 0}.{decimals or 0}{e}{power}"
 
 
 # ---------------------------------------------------------------- settings
@@ -172,13 +222,11 @@ def resolve(values, notebook=""):
         rule = RULES[name]
         value = _typed(name, value, rule.type)
         if rule.type == "list":
-            value = list(dict.fromkeys(map(_plain, value)))  # a value given twice is no second measurement
-        if rule.profile and not value:
-            out[name] = value
-        elif rule.test and not rule.test(value):
+            value = [_plain(v) for v in value]
+        if not (rule.profile and not value) and rule.test and not rule.test(value):
             raise Refusal(f"{name}={value!r}: must be {rule.words}")
-        else:
-            out[name] = value
+        # a value given twice is no second measurement
+        out[name] = list(dict.fromkeys(value)) if rule.type == "list" else value
     profile = PROFILES[out["profile"]] | SHORTER.get((out["profile"], notebook), {})
     out |= {name: profile[name] for name, value in out.items() if RULES[name].profile and not value}
     world = (out["model"] == "world", out["data"] == "world")

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from functools import cache as once
 from importlib import metadata
@@ -13,6 +14,7 @@ from pathlib import Path
 from .. import cache
 
 SCHEMA = 1
+COMMITTED = cache.PACKAGE.parent / "tests" / "benchmarks" / "results"  # tables of sweeps that were run once
 VERDICTS = ("holds", "does_not_hold", "undecided", "needs_scale")
 PACKAGES = (
     "torch",
@@ -28,13 +30,23 @@ PACKAGES = (
 
 
 def run_id(notebook, settings, contents=()):
-    """Hash of the question: cell sources, resolved settings, source of the package. `contents` {parameter: hash} stands
-    for the content of the files that settings name."""
+    """Hash of the question: cell sources, resolved settings, source of the package, the committed tables it reads.
+
+    `contents` {parameter: hash} stands for the content of the files that settings name.
+    """
     cells = [
         (c["cell_type"], "".join(c["source"])) for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     ]
     asked = {k: v for k, v in settings.items() if k != "out_dir"} | dict(contents)
-    return cache.digest(cells, asked, _package())
+    return cache.digest(cells, asked, _package(), _committed("".join(text for kind, text in cells if kind == "code")))
+
+
+def _committed(source):
+    """The committed tables that a notebook reads, {name: bytes}; all of them where a call does not say which."""
+    names = set()
+    for literal in re.findall(r"""\bcommitted\(\s*(?:["']([^"'\n]+)["']|[^\s"')])""", source):
+        names |= {literal} if literal else {file.name for file in COMMITTED.glob("*.csv")}
+    return {name: (COMMITTED / name).read_bytes() for name in names if (COMMITTED / name).is_file()}
 
 
 def _package():

@@ -1,17 +1,17 @@
 """Run a notebook through papermill: checked before a kernel starts, resumable, written whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-import socket
-import uuid
 from pathlib import Path
 
 from .. import cache, processes
-from . import inputs, parameters, records
+from ..live import claim, hidden, remove_leftovers
+from . import folders, inputs, parameters, records
 from .parameters import Refusal
 
 ROOT = cache.PACKAGE.parent
@@ -29,6 +29,7 @@ class Died(Failed):
 
 def find(name):
     """A notebook by path, or by name in ./notebooks or the project's notebooks."""
+    name = os.path.expanduser(name)
     tried = [Path(name), Path("notebooks") / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb"]
     for path in tried:
         if path.is_file():
@@ -67,9 +68,10 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
 
     The folder is `out/run_id`, or `out/name`. `warm` uses a kernel that is kept between runs. `expect` is the
     run id that another process found: a different one is refused, as its code is another. Raises Refusal
-    (bad input), Failed (the notebook broke; its executed copy is then kept beside the folder as
-    `<name>.failed.ipynb`) or Died (its kernel did). Of several processes (`accelerate launch`) each runs the
-    notebook, whose trainings are then shared; process 0 alone decides whether to, and writes the folder.
+    (bad input, a folder that cannot be written), Died (the kernel did) or Failed: the disk is full, or the
+    notebook broke and its executed copy is kept beside the folder as `<name>.failed.ipynb`. Of several
+    processes (`accelerate launch`) each runs the notebook, whose trainings are then shared; process 0 alone
+    decides whether to, and writes the folder.
     """
     path, settings, id = prepare(notebook, given, files)
     if expect and id != expect:
@@ -81,48 +83,25 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
     record = records.read(final)
     if processes.told(f"{final} is complete as {id}", bool(record and record["run_id"] == id)):
         return final, record or records.read(final), False
+    folders.check_cache()
+    folders.check_out(out)
+    folders.stand_in_for_home()
     remove_leftovers(final.parent)
     partial = final.parent / hidden(final.name, "partial")
     try:
         partial.mkdir(parents=True)
-    except OSError as error:
-        raise Refusal(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
-    try:
-        _execute(path, {**settings, "out_dir": str(partial)}, partial, final, warm)
-        if processes.rank() > 0:
-            return final, records.read(partial), True
-        _complete(partial, id)
+        with claim(partial):
+            _execute(path, {**settings, "out_dir": str(partial)}, partial, final, warm)
+            if processes.rank() > 0:
+                return final, records.read(partial), True
+            record = _complete(partial, id)
         _replace(partial, final)
+    except OSError as error:
+        why = f"cannot be written ({error.strerror or error})"
+        raise Failed(f"{path.stem}: {final.parent} {why}; make room, or name another --out") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return final, records.read(final), True
-
-
-def hidden(name, kind):
-    """A name for a folder in the making; it says whose it is."""
-    return f".{name}.{uuid.uuid4().hex[:8]}.{_host()}.{os.getpid()}.{kind}"
-
-
-def _host():
-    return socket.gethostname().replace(".", "-")
-
-
-def remove_leftovers(folder):
-    """Remove what processes of this machine that are no more have left half made in a folder."""
-    for path in Path(folder).glob(".*.*.*.*.*"):
-        *_, host, pid, kind = path.name.rsplit(".", 3)
-        if kind in ("partial", "old") and host == _host() and pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return final, record, True
 
 
 def _execute(path, settings, partial, final, warm):
@@ -136,19 +115,21 @@ def _execute(path, settings, partial, final, warm):
         options = dict(engine_name=engine.NAME, request_save_on_cell_execute=False)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     target = partial / path.name
+    literal = [str(p).replace("{", "{{").replace("}", "}}") for p in (path, target)]  # papermill fills in braces
     number = f".process{processes.rank()}" if processes.rank() else ""
     failed = final.parent / f"{final.name}{number}.failed.ipynb"
     try:
         with _quiet():
             papermill.execute_notebook(
-                str(path), str(target), parameters=settings, kernel_name="python3", progress_bar=False, **options
+                *literal, parameters=settings, kernel_name="python3", progress_bar=False, **options
             )
     except papermill.PapermillExecutionError as error:
-        os.replace(target, failed)
         where = f"cell {error.exec_count}, {error.ename}: {error.evalue.strip()}"
+        os.replace(target, failed)
+        where += "; make room, and run it again" if f"Errno {errno.ENOSPC}" in error.evalue else ""
         raise Failed(f"{path.stem} stopped in {where}\nthe executed notebook is kept as {failed}") from None
-    except OSError as error:
-        raise Failed(f"{path.stem}: {final.parent} cannot be written ({error.strerror or error}); make room") from None
+    except OSError:
+        raise
     except Exception as error:  # the kernel died, or never started
         if target.is_file():
             os.replace(target, failed)
@@ -187,11 +168,12 @@ def _quiet():
 
 
 def _complete(partial, id):
-    """Add the run id, which the notebook cannot know, to the record."""
+    """Add the run id, which the notebook cannot know, to the record; returns it."""
     record = json.loads((partial / "record.json").read_text(encoding="utf-8")) | {"run_id": id}
     beside = partial / "record.json.partial"
     beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, partial / "record.json")
+    return record
 
 
 def _replace(partial, final):
@@ -199,18 +181,20 @@ def _replace(partial, final):
 
     Where the same run was finished elsewhere in the meantime, that one stays.
     """
-    there = records.read(final)
-    if there and there["run_id"] == records.read(partial)["run_id"]:
-        return
-    old = final.with_name(hidden(final.name, "old"))
-    with contextlib.suppress(FileNotFoundError):
-        final.rename(old)
-    try:
-        partial.rename(final)
-    except OSError:  # the same run, finished elsewhere in this moment: the same answer is already there
-        if records.read(final) is None:
-            raise
-    shutil.rmtree(old, ignore_errors=True)
+    id, tries = records.read(partial)["run_id"], 10  # other processes may put theirs there between two steps
+    for left in reversed(range(tries)):
+        try:
+            return partial.rename(final)
+        except OSError:
+            there = records.read(final)
+            if there and there["run_id"] == id:
+                return None
+            if not left or not final.exists():
+                raise
+        old = final.with_name(hidden(final.name, "old"))
+        with contextlib.suppress(FileNotFoundError):
+            final.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- the committed notebooks

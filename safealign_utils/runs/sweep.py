@@ -18,11 +18,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from ..cache import write_whole
+from . import folders, records, runner, strict_yaml
+from .parameters import PATHS, Refusal, nearest
 
-from . import records, runner
-from .parameters import Refusal
-
+KINDS = (".csv", ".parquet")  # of a table
 KEYS = ("notebook", "fixed", "cross", "zip", "seeds", "table")
 
 
@@ -60,13 +60,13 @@ def _text(value):
 def read(file):
     """The grid of a YAML file, checked. Raises Refusal with the key, what it holds and the fix."""
     try:
-        grid = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Refusal(f"grid file {file}: cannot be read ({str(error).splitlines()[0]})") from None
+        grid = strict_yaml.read(file)
+    except ValueError as error:
+        raise Refusal(f"grid file {error}") from None
     if not isinstance(grid, dict) or not grid.get("notebook"):
         raise Refusal(f"grid file {file}: names no notebook; write `notebook: 02_safedpo`")
     if unknown := [key for key in grid if key not in KEYS]:
-        raise Refusal(f"grid file {file}: unknown key {unknown[0]!r}; it has " + ", ".join(KEYS))
+        raise Refusal(f"grid file {file}: unknown key {unknown[0]!r}; {nearest(unknown[0], KEYS)}")
     for key in ("fixed", "cross", "zip"):
         part = grid.setdefault(key, None) or {}
         if not isinstance(part, dict):
@@ -127,6 +127,10 @@ def sweep(args):
     """Check every run, execute what is not finished, gather the tables; 1 where a run failed."""
     grid = read(args.file)
     every, out, asked = runs(grid), Path(args.out).resolve() / Path(args.file).stem, {}
+    before = _grid_of(out, args.file)
+    if not args.dry_run:
+        folders.check_cache()
+        folders.check_out(out)
     for run in every:
         path, _, id = runner.prepare(run.notebook, run.texts)
         _check_tables(grid["table"], path)
@@ -143,17 +147,59 @@ def sweep(args):
     if args.dry_run:
         return 0
     runner.remove_leftovers(out)
+    if not _remembered(out).is_file():
+        _remember(out, args.file)
     problems = {} if args.retry else failed
     todo = {id: run for id, run in asked.items() if id not in done and id not in problems}
     if todo:
         problems = problems | _execute(todo, out, args)
-    if finished := {id: run for id, run in asked.items() if records.read(out / id)}:
-        print(*gather(finished, out, grid["table"]), sep="\n")
+    finished = {id: run for id, run in asked.items() if records.read(out / id)}
+    paths = gather(finished, out, grid["table"]) if finished else []
+    for old in (out / f"{name}{kind}" for name in ("table", *before) for kind in KINDS):
+        if old not in paths:  # of runs that are no longer asked for
+            old.unlink(missing_ok=True)
+    _remember(out, args.file)
+    print(*paths, sep="\n", end="\n" * bool(paths))
     for id, message in problems.items():
         print(f"\nfailed: {asked[id]}\n  {message}\n  again: {asked[id].command(_short(out))}", file=sys.stderr)
     if problems:
         print(f"\n{len(problems)} of {len(asked)} runs failed; --retry repeats them, and only them", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _remembered(out):
+    """The file beside a sweep's folder that says whose it is: a first line with the path of the grid, then the grid."""
+    return out.with_name(f"{out.name}.grid.yaml")
+
+
+def _remember(out, file):
+    """Write down which grid a sweep's folder is of; the path is relative, so that both may move together."""
+    path = os.path.relpath(Path(file).resolve(), out.parent)
+    write_whole(_remembered(out), f"# {json.dumps(path)}\n{Path(file).read_text(encoding='utf-8')}")
+
+
+def _grid_of(out, file):
+    """The tables that the grid of the folder names so far. Raises Refusal where it is another file's.
+
+    The same file may have been edited, or moved: another one of its name, with other content, is what is refused.
+    """
+    memory = _remembered(out)
+    if not memory.is_file():
+        return []
+    first, _, text = memory.read_text(encoding="utf-8").partition("\n")
+    try:
+        owner = (out.parent / json.loads(first.lstrip("# "))).resolve()
+        tables = read(memory)["table"]
+    except (ValueError, TypeError):
+        raise Refusal(f"{memory}: is damaged; remove it, and {out} is taken for the folder of {file}") from None
+    if owner != Path(file).resolve() and text != Path(file).read_text(encoding="utf-8"):
+        if owner.is_file():
+            raise Refusal(
+                f"grid file {file}: {out} holds the runs of {owner}, another grid of this name; "
+                "rename one of them, or give --out another folder"
+            )
+        print(f"{out} held the runs of {owner}, which is gone; it goes on with {file}", file=sys.stderr)
+    return tables
 
 
 def _check_tables(names, notebook):
@@ -197,15 +243,17 @@ def _execute(todo, out, args):
 
 
 def _absolute(texts):
-    """Files that `data` and `model` name, by their full paths: a worker may stand in another folder."""
+    """Files that parameters name, by their full paths: a worker may stand in another folder."""
 
     def full(part):
-        name, equals, path = part.rpartition("=")
-        here = path not in ("world", "scratch") and Path(path).exists()
+        name, equals, path = ("", "", part) if Path(part).exists() else part.rpartition("=")
+        here = path not in ("world", "scratch", "kit", "") and Path(path).exists()
         return f"{name}{equals}{Path(path).resolve() if here else path}"
 
-    paths = lambda text: ",".join(map(full, text.split(",")))
-    return tuple((name, paths(text) if name in ("data", "model") else text) for name, text in texts)
+    def paths(text):
+        return full(text) if Path(text).exists() else ",".join(map(full, text.split(",")))
+
+    return tuple((name, paths(text) if name in PATHS else text) for name, text in texts)
 
 
 def _clock(seconds):
@@ -257,9 +305,13 @@ def _write(frame, target):
 
     datasets.disable_progress_bars()
     data = datasets.Dataset.from_pandas(frame, preserve_index=False)
-    paths = [target.with_suffix(".csv"), target.with_suffix(".parquet")]
+    paths = [target.with_name(target.name + kind) for kind in KINDS]
     for path, write in zip(paths, (data.to_csv, data.to_parquet)):
         beside = path.with_name(runner.hidden(path.name, "partial"))
-        write(str(beside))
-        os.replace(beside, path)
+        try:
+            with open(beside, "wb") as file:  # a path would be read as a pattern or an address
+                write(file)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
     return paths
