@@ -89,6 +89,12 @@ def key(kind, /, **inputs):
     return digest(kind, science(), changed_constants(), library_versions(), _settings_of_torch(), parts)
 
 
+def code_hash():
+    """Hash of the source of the whole package: for records, and to tell two copies of it apart."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return digest([(str(f.relative_to(PACKAGE)), f.read_bytes()) for f in files])
+
+
 def science():
     """Hash of all source files that can decide a number: the package without what runs notebooks and draws.
 

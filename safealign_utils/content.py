@@ -272,6 +272,8 @@ class _Reader:
         if _is_known(module.__name__):
             return _hash("module", module.__name__)
         file = getattr(module, "__file__", None)
+        if file is None and not any(_is_from(module, value) for value in vars(module).values()):
+            return _hash("module", module.__name__)  # compiled: an inner part of a library
         if file is None:
             raise Unknown(f"{name}: the module {module.__name__!r} has no file; import what is used, not the module")
         parts = [Path(file).read_bytes()]
@@ -337,7 +339,7 @@ def _is_known(module):
         return True
     if module.partition(".")[0] == PACKAGE:
         return source_is_in_key(module)
-    found = sys.modules.get(module)
+    found = sys.modules.get(module) or sys.modules.get(module.partition(".")[0])
     if module == "__main__" or found is None:
         return False
     file = getattr(found, "__file__", None)
@@ -350,6 +352,13 @@ def _is_compiled(kind):
     """Whether a class is written in C, so that it can hold what no field shows."""
     heap_type = 1 << 9
     return not kind.__flags__ & heap_type
+
+
+def _is_from(module, value):
+    """Whether a value is a function, or a class with methods, that a module's own Python code made."""
+    if isinstance(value, type) and value.__module__ == module.__name__:
+        return any(hasattr(member, "__globals__") for member in vars(value).values())
+    return getattr(value, "__globals__", {}).get("__name__") == module.__name__
 
 
 def _slots(kind):
