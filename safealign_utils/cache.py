@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from . import live
 from .content import content, is_not_science, source_is_in_key
 
 PACKAGE = Path(__file__).parent
@@ -231,8 +232,9 @@ def store(kind, key, arrays, **info):
     returns None and says so.
     """
     file = path(kind, key)
-    beside = file.with_suffix(f".{uuid.uuid4().hex}.partial")
+    beside = file.with_name(live.hidden(file.name, "partial"))
     try:
+        _tidy(file.parent)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, beside, {"info": json.dumps(info)})
         os.replace(beside, file)
@@ -245,6 +247,12 @@ def store(kind, key, arrays, **info):
         except OSError:
             pass  # the folder is not there, or cannot be written
     return file
+
+
+@functools.cache
+def _tidy(folder):
+    """Once in a process: remove what processes that are no more have left half written in a folder."""
+    live.remove_leftovers(folder)
 
 
 def say(words):

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import time
-import uuid
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from . import adapters, cache, processes
+from . import adapters, cache, live, processes
 
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # tied weights are saved once, by design
 WAIT, SHARE = 30.0, 0.05  # seconds between two states, and the share of the time that writing them may take
@@ -113,7 +112,7 @@ class Kept(_Progress):
             return "nowhere, as the run has no cache"
         start, first = time.monotonic(), processes.rank() == 0
         final = self.place / f"{self.kind}-{self.step:08d}"
-        beside = self.place / f"{processes.agree(uuid.uuid4().hex)}.partial"
+        beside = self.place / processes.agree(live.hidden("state", "partial"))
         failed = ""
         if processes.agree(not final.exists()):
             failed = self._save(beside)
