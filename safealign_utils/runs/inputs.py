@@ -76,5 +76,6 @@ def _check_pairs(notebook, settings):
 def _check_model(settings):
     from ..policy import check_model
 
-    config = check_model(settings["model"], revision=settings["revision"], template=settings.get("template", "auto"))
+    asked = dict(revision=settings["revision"], template=settings.get("template", "auto"))
+    config = check_model(settings["model"], **asked, max_length=settings.get("max_length", 0))
     check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
