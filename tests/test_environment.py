@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import accelerate
 import pytest
+import test_models as models
 import toy
 from conftest import ROOT
 
-from safealign_utils import cache
+from safealign_utils import cache, processes, train
 from safealign_utils.runs import cli, copies, runner
 
 STUDY = """from safealign_utils.runs.study import Study
@@ -133,3 +137,134 @@ def test_a_notebook_that_brings_its_own_copy_is_noticed_at_the_end(book, other, 
     with pytest.raises(runner.Failed, match="ran other code than .*safealign_utils"):
         runner.run(str(book), out=tmp_path / "out")
     assert not list((tmp_path / "out").glob("*/record.json"))
+
+
+# ---------------------------------------------------------------- variables of accelerate
+
+
+SOURCE = Path(accelerate.__file__).parent
+NAME = re.compile(r'"((?:ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_[A-Z0-9_]+)"')
+PREFIXED = re.compile(r'(?:env_)?prefix \+ "([A-Z0-9_]+)"')
+PREFIXES = ("ACCELERATE_DYNAMO_", "ACCELERATE_FP8_", "FSDP_", "MEGATRON_LM_")
+
+
+def variables():
+    """Every variable that accelerate's source names."""
+    found = set()
+    for file in [*SOURCE.glob("*.py"), *SOURCE.glob("utils/*.py")]:
+        text = file.read_text(encoding="utf-8")
+        found |= set(NAME.findall(text))
+        found |= {prefix + end for end in PREFIXED.findall(text) for prefix in PREFIXES}
+    return sorted(found)
+
+
+MPI = ["PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MPI_LOCALRANKID"]
+VALUES = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8",
+    "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_TORCH_DEVICE": "meta",
+    **dict.fromkeys(MPI, "2"),
+}
+
+
+SHORT = dict(beta=0.5, steps=1, batch_size=4, learning_rate=5e-3, seed=0)
+
+
+def trained():
+    return train.align(models.policy_of("llama"), models.made_tokens(4), use_cache=False, **SHORT).policy.hash
+
+
+def test_no_variable_of_accelerate_changes_a_training(monkeypatch):
+    """Each of them alone: the weights stay, or a refusal names it."""
+    names, want, refused = [*variables(), *MPI, "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"], trained(), set()
+    assert len(names) > 60 and "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in names
+    for name in names:
+        value = VALUES.get(name, "true")
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            before = dict(os.environ)
+            try:
+                assert trained() == want, f"{name}={value}"
+            except ValueError as error:
+                assert name in str(error) or "fsdp_version" in str(error), f"{name}={value}: {error}"
+                refused.add(name)
+            assert dict(os.environ) == before, f"{name}={value} leaves the environment as it was"
+    engines = {f"ACCELERATE_USE_{x}" for x in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER", "FSDP")}
+    assert refused == engines | {"ACCELERATE_FP8_BACKEND"}
+
+
+def test_all_that_launch_may_set_at_once(monkeypatch):
+    """One process of an accelerate configuration with everything in it: the kit's own settings count."""
+    want = trained()
+    given = dict(DYNAMO_BACKEND="EAGER", MIXED_PRECISION="bf16", GRADIENT_ACCUMULATION_STEPS="8", USE_CPU="true")
+    for name, value in given.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert trained() == want
+
+
+@pytest.mark.parametrize(
+    "name, value, harmless",
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "false"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1", "0"),
+        ("NVIDIA_TF32_OVERRIDE", "1", "0"),
+        ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1", "0"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "BF16", "STRICT"),
+    ],
+)
+def test_what_cannot_be_set_aside_is_refused(name, value, harmless, book, monkeypatch, capsys):
+    monkeypatch.setenv(name, harmless)
+    runner.prepare(str(book))
+    monkeypatch.setenv(name, value)
+    assert f"{name}={value}: " in refused(book, capsys)
+
+
+@pytest.mark.parametrize("name", processes.UNSUPPORTED)
+def test_fsdp_as_the_kit_does_not_do_it_is_refused(name, monkeypatch):
+    several = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", ACCELERATE_USE_FSDP="true")
+    for key, value in several.items():
+        monkeypatch.setenv(key, value)
+    processes.check_environment()
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(ValueError, match=f"^{name}=true: .*write {name.lower()}: false"):
+        processes.check_environment()
+
+
+# ---------------------------------------------------------------- numbers of processes
+
+
+def test_a_job_array_numbers_its_jobs(book, monkeypatch, tmp_path):
+    """RANK without a world is somebody else's: one process is number 0."""
+    for world in (None, "1"):
+        for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            monkeypatch.setenv(name, "7" if name != "LOCAL_RANK" else "first")
+        if world:
+            monkeypatch.setenv("WORLD_SIZE", world)
+        assert processes.count() == 1 and processes.rank() == 0 and processes.own_device("cuda") == "cuda"
+        processes.check_environment()
+    _, record, ran = runner.run(str(book), out=tmp_path / "out")
+    assert ran and record["metrics"]["toy.value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two': a whole number of at least 1; unset it"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4: RANK is not set; unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK='2': a whole number of at least 0, below 2; .*accelerate launch"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK='-1'"),
+        ({"WORLD_SIZE": "2", "RANK": "one"}, "RANK='one'"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x"}, "LOCAL_RANK='x'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK='1': .* below 1"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "some"}, "LOCAL_WORLD_SIZE='some'"),
+    ],
+)
+def test_numbers_of_processes_that_make_no_sense_are_refused(given, message, book, monkeypatch, capsys):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        processes.check_environment()
+    refused(book, capsys)

@@ -42,6 +42,10 @@ def numbered():
 
 def prepare(notebook, given=(), files=()):
     """Check everything that can be refused: (path, settings, run_id). Raises Refusal before a kernel starts."""
+    try:
+        processes.check_environment()
+    except ValueError as error:
+        raise Refusal(str(error)) from None
     path = find(notebook)
     cell = parameters.read_cell(path)
     missing = [name for name in ("profile", "out_dir") if name not in cell]
