@@ -181,10 +181,11 @@ def _check_readable(name, policy):
         )
 
 
-def check_model(name, *, revision="", template="dialogue", max_length=0):
+def check_model(name, *, revision="", template="dialogue", max_length=0, new_tokens=0):
     """The configuration of a model. Refuses early what `load_policy` could not use; reads headers, and no weights.
 
-    `max_length` is the longest row in tokens, prompt and response, that the model must have positions for.
+    The model must have positions for rows of `max_length` tokens, prompt and response, and for a prompt and an answer
+    of `new_tokens` tokens.
     """
     folder, what = Path(name), f"model={name!r}"
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
@@ -209,6 +210,8 @@ def check_model(name, *, revision="", template="dialogue", max_length=0):
     room = weights.positions(config)
     if room and max_length > room:
         raise ValueError(f"max_length={max_length}: {what} has {room} positions; use {room} or less")
+    if room and new_tokens >= room:
+        raise ValueError(f"new_tokens={new_tokens}: {what} has {room} positions for prompt and answer; use fewer")
     check_template(tokenizer, template)
     return config
 

@@ -275,6 +275,8 @@ def test_more_tokens_than_positions_are_refused(saved, kind, tmp_path, capsys):
     policy.check_model(str(folder), max_length=32)
     with pytest.raises(ValueError, match="^max_length=33: model=.* has 32 positions; use 32 or less"):
         policy.check_model(str(folder), max_length=33)
+    with pytest.raises(ValueError, match="^new_tokens=32: model=.* has 32 positions for prompt and answer"):
+        policy.check_model(str(folder), new_tokens=32)
     data = made_models.pairs_file(tmp_path / "pairs.jsonl")
     given = ["-p", f"data={data}", "-p", f"model={folder}", "-p", "max_length=64", "--out", str(tmp_path / "out")]
     assert cli.main(["run", "01_dpo_basics", *given]) == 2 and "max_length=64" in capsys.readouterr().err

@@ -77,5 +77,6 @@ def _check_model(settings):
     from ..policy import check_model
 
     asked = dict(revision=settings["revision"], template=settings.get("template", "auto"))
-    config = check_model(settings["model"], **asked, max_length=settings.get("max_length", 0))
+    asked |= {name: settings.get(name, 0) for name in ("max_length", "new_tokens")}
+    config = check_model(settings["model"], **asked)
     check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
