@@ -27,18 +27,20 @@ class Damaged(RuntimeError):
 
 
 def accelerator_for(policy):
-    """An accelerate.Accelerator for a policy's device and precision.
+    """An accelerate.Accelerator for a policy's device and precision, whatever the environment says of these.
 
     Under FSDP the weights are gathered in their own type and the module's own autocast computes: the losses are those
-    of one process. Raises ValueError for the first version of FSDP.
+    of one process. Raises ValueError for the first version of FSDP, and for what `processes.check_environment` refuses.
     """
+    processes.check_environment()
     processes.join()
     AcceleratorState._reset_state(reset_partial_state=True), GradientState._reset_state()
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    sharded = processes.is_on("ACCELERATE_USE_FSDP")
     if sharded and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("fsdp_version: 1; write fsdp_version: 2 in the accelerate configuration")
-    precision = "bf16" if policy.bf16 and not sharded else "no"
-    return Accelerator(cpu=policy.device.type == "cpu", mixed_precision=precision)
+    precision = "bf16" if policy.bf16 and not (sharded and processes.count() > 1) else "no"
+    with processes.set_aside(ACCELERATE_TORCH_DEVICE=str(policy.device)):
+        return Accelerator(cpu=policy.device.type == "cpu", mixed_precision=precision)
 
 
 def whole(accelerator, net, build):

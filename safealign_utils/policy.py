@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -25,7 +26,7 @@ from .double import cast
 from .grammar import Grammar
 from .language import EOS
 from .logprobs import LogProbs, pack
-from .real import hub
+from .real import hub, weights
 from .tokens import check_template, encode_prompts, encode_responses
 
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
@@ -168,16 +169,18 @@ def seeded(seed):
 
 
 def load_policy(name, *, revision=""):
-    """Load a folder or, where there is none, a hub id (owner/name@revision too), in float32: safetensors only."""
+    """Load a folder or, where there is none, a hub id (owner/name@revision too), in float32: safetensors only.
+
+    Raises ValueError for what `check_model` refuses, and where a weight is missing, unexpected or misshapen.
+    """
     check_model(name, revision=revision)
-    id, options = hub.located(name, revision)
-    try:
+    what, (id, options) = f"model={name!r}", hub.located(name, revision)
+    with weights.loading(what, name, revision):
         tokenizer = transformers.AutoTokenizer.from_pretrained(id, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            id, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", **options
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            id, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", **weights.REPORTED, **options
         )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(name, error, revision) from error
+    weights.check_report(what, type(model), report)
     policy = Policy(model.eval(), tokenizer)
     _check_readable(name, policy)
     return policy
@@ -203,34 +206,39 @@ def _check_readable(name, policy):
         )
 
 
-def check_model(name, *, revision="", template="dialogue"):
-    """The configuration of a model. Refuses early what `load_policy` could not use; reads no weights."""
-    folder = Path(name)
+def check_model(name, *, revision="", template="dialogue", max_length=0, new_tokens=0):
+    """The configuration of a model. Refuses early what `load_policy` could not use; reads headers, and no weights.
+
+    The model must have positions for rows of `max_length` tokens, prompt and response, and for a prompt and an answer
+    of `new_tokens` tokens.
+    """
+    folder, what = Path(name), f"model={name!r}"
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise ValueError(f"model={name!r}: no such folder; give a folder, a hub id as owner/name, or world")
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"model={name!r}: the folder holds no .safetensors weights; save the model with save_pretrained"
-        )
+        raise ValueError(f"{what}: no such folder; give a folder, a hub id as owner/name, or world")
     id, options = hub.located(name, revision)
-    try:
+    with weights.loading(what, name, revision):
+        weights.check_no_adapter(what, id, options)
+        if folder.is_dir():
+            weights.weight_files(what, folder)
         config = transformers.AutoConfig.from_pretrained(id, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(id, **options)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(name, error, revision) from error
+        weights.check_not_quantised(what, config)
+        with torch.device("meta"):
+            network = type(transformers.AutoModelForCausalLM.from_config(config))
+        if Path(id).is_dir():  # of a hub id too, where only its copy in the cache can be asked
+            weights.check_files(what, id, config, network)
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"model={name!r}: its tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json"
+            f"{what}: its tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json"
         )
+    weights.check_ids(what, tokenizer, config)
+    room = weights.positions(config)
+    if room and max_length > room:
+        raise ValueError(f"max_length={max_length}: {what} has {room} positions; use {room} or less")
+    if room and new_tokens >= room:
+        raise ValueError(f"new_tokens={new_tokens}: {what} has {room} positions for prompt and answer; use fewer")
     check_template(tokenizer, template)
     return config
-
-
-def _cannot_load(name, error, revision=""):
-    if not Path(name).is_dir() and hub.unreachable():
-        return hub.absent("model", name, revision)
-    hint = "the folder must hold a model and its tokenizer; a gated model needs a login at the hub"
-    return ValueError(f"model={name!r}: cannot be loaded ({str(error).splitlines()[0]}); {hint}")
 
 
 # ---------------------------------------------------------------- the world's reference policies
@@ -250,13 +258,12 @@ def reference_policy(world, *, seed):
     policy = world_policy(world, seed=seed)
     file = SHIPPED / f"{world.size}_seed{seed}.safetensors"
     if file.is_file():
-        from safetensors.torch import load_file
-
-        weights = load_file(file)
-        shape = tuple(policy.model.get_input_embeddings().weight.shape)
-        if tuple(weights["model.embed_tokens.weight"].shape) != shape:
+        shipped = load_file(file)
+        shipped["lm_head.weight"] = shipped.get("model.embed_tokens.weight")  # tied to the embeddings
+        shapes = lambda state: {name: getattr(value, "shape", None) for name, value in state.items()}
+        if shapes(shipped) != shapes(policy.model.state_dict()):
             raise ValueError(f"{file.name} was made for another world; run python -m safealign_utils.policy")
-        policy.model.load_state_dict(weights, strict=False)
+        policy.model.load_state_dict(shipped)
         return policy, "shipped"
     return train_reference(world, seed=seed), "trained"
 
@@ -304,15 +311,13 @@ def scratch_policy(texts, prompts, responses, *, seed, max_length):
 
 def main():
     """Make the shipped reference policies again."""
-    from safetensors.torch import save_file
-
     from .world import World
 
     world = World()
     for seed in range(5):
-        weights = train_reference(world, seed=seed, use_cache=False).model.state_dict()
-        weights.pop("lm_head.weight", None)  # tied to the embeddings
-        save_file({k: v.contiguous() for k, v in weights.items()}, SHIPPED / f"default_seed{seed}.safetensors")
+        state = train_reference(world, seed=seed, use_cache=False).model.state_dict()
+        state.pop("lm_head.weight", None)  # tied to the embeddings
+        save_file({k: v.contiguous() for k, v in state.items()}, SHIPPED / f"default_seed{seed}.safetensors")
         print(f"seed {seed}: written")
 
 

@@ -160,9 +160,11 @@ def check_template(tokenizer, template="auto"):
         raise ValueError(
             "template='chat': the tokenizer has no chat template; use template=dialogue, or a model with one"
         )
-    before, _, _ = _around_answer(tokenizer)
-    bos = tokenizer.bos_token_id
-    if bos is not None and bos != tokenizer.eos_token_id and _ids(tokenizer, [before], special=True)[0].count(bos) > 1:
+    before, bos = _around_answer(tokenizer)[0], tokenizer.bos_token_id
+    if bos is not None and _ids(tokenizer, [before], special=True)[0][:2] == [
+        bos,
+        bos,
+    ]:  # at every turn it is fine
         raise ValueError(
             "template='chat': the chat template writes the beginning-of-sequence token twice; "
             "correct chat_template in the tokenizer's folder, or use template=dialogue"

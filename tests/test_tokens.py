@@ -326,3 +326,30 @@ def test_the_same_prompt_twice_and_prompts_in_any_order(tokenizer):
     for part in ("prompts", "chosen", "rejected"):
         assert all(np.array_equal(getattr(made, part)[i], getattr(a, part)[0]) for i, a in enumerate(alone))
     assert np.array_equal(made.chosen[3], made.rejected[0])
+
+
+SMOL = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_chat_whose_first_token_opens_every_turn():
+    """SmolLM2's way: BOS is <|im_start|>, written by the template alone; EOS is <|im_end|>."""
+    special = ["<|im_start|>", "<|im_end|>"]
+    smol = byte_level(special, bos_token=special[0], eos_token=special[1], chat=SMOL)
+    assert tokens.check_template(smol, "chat") == tokens.check_template(smol) == "chat"
+    policy = SimpleNamespace(tokenizer=smol, template="chat", grammar=None)
+    text = tokens.render(smol, [{"role": "user", "content": ROW["prompt"]}])
+    shown = tokens.show_row(ROW, policy)
+    x = shown.id[~shown.scored].tolist()
+    assert x == smol(text, add_special_tokens=False)["input_ids"] and x.count(0) == 3 and x[:2] != [0, 0]
+    assert shown.what.tolist().count("bos") == 1 and shown.what[0] == "bos" and shown.what.iloc[-1] == "end"
+    y = shown.id[shown.scored].tolist()
+    assert y == [*smol("With a knife.", add_special_tokens=False)["input_ids"], 1]
+    assert smol.decode(x + y) == text + "With a knife.<|im_end|>"
+    smol.chat_template = "{{ bos_token }}" + SMOL
+    with pytest.raises(ValueError, match="beginning-of-sequence token twice"):
+        tokens.check_template(smol, "chat")

@@ -23,6 +23,7 @@ from .. import processes
 from ..policy import NOT_CONTENT, weights_hash
 from ..scoring import KNOWN_PAIRS, Scorer, check_sign
 from ..tokens import render, turns
+from . import weights
 
 KINDS = ("reward", "cost")
 SAFE_RLHF = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"  # no space before the response
@@ -91,14 +92,11 @@ def load_scorer(
     what, id, options, config, beaver, pad, encode = check_scorer(
         name, kind=kind, revision=revision, max_length=max_length, template=template
     )
-    model_class = BeaverScorer if beaver else transformers.AutoModelForSequenceClassification
-    try:
-        model, report = model_class.from_pretrained(
-            id, config=config, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
+    with weights.loading(what, name, revision):
+        model, report = _network(config, beaver).from_pretrained(
+            id, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **weights.REPORTED, **options
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _cannot_load(what, name, revision, options, error) from error
-    _check_weights(what, model_class, report)
+    weights.check_report(what, type(model), report)
     model.config.get_text_config().pad_token_id = pad  # the head of sequence classification looks for it in the ids
     device = processes.own_device(device)
     model.eval().to(device)
@@ -122,11 +120,13 @@ def check_scorer(name, *, kind, revision="", max_length=512, template="auto"):
         raise ValueError(f"kind={kind!r}: choose reward or cost")
     what = f"{kind}_model={name!r}"
     id, options = _source(what, name, revision)
-    try:
+    with weights.loading(what, name, revision):
+        weights.check_no_adapter(what, id, options)
+        if Path(id).is_dir():
+            weights.weight_files(what, id)
         config = transformers.AutoConfig.from_pretrained(id, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(id, **options)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(what, name, revision, options, error) from error
+    weights.check_not_quantised(what, config)
     architecture = (config.architectures or [""])[0]
     beaver = architecture.endswith("ForScore") or hasattr(config, "score_type") or hasattr(config, "score_dim")
     if beaver:
@@ -136,9 +136,13 @@ def check_scorer(name, *, kind, revision="", max_length=512, template="auto"):
     elif config.num_labels != 1:
         raise ValueError(f"{what}: it has {config.num_labels} labels; a score is one number, so one label")
     pad = _pad_id(what, tokenizer, config)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
-    if not 16 <= max_length <= positions:
-        raise ValueError(f"max_length={max_length}: a number of tokens from 16 to the model's {positions}")
+    weights.check_ids(what, tokenizer, config)
+    room = weights.positions(config) or max_length
+    if not 16 <= max_length <= room:
+        raise ValueError(f"max_length={max_length}: a number of tokens from 16 to the model's {room} ({what})")
+    if Path(id).is_dir():
+        with weights.loading(what, name, revision):
+            weights.check_files(what, id, config, _network(config, beaver))
     template = ("safe_rlhf" if beaver else "chat") if template == "auto" else template
     return what, id, options, config, beaver, pad, _encoder(what, tokenizer, template, max_length)
 
@@ -157,14 +161,11 @@ def padded(rows, pad_id, *, side="right"):
 
 
 def _source(what, name, revision):
-    """(id, options of from_pretrained) of a folder or a hub id; refuses early what holds no safe weights."""
+    """(id, options of from_pretrained) of a folder or a hub id; refuses what is neither."""
     from . import hub
 
     id = hub.pinned(name)[0]
-    folder = Path(id)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{what}: the folder holds no .safetensors weights; save the model with save_pretrained")
-    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", id):
+    if not Path(id).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", id):
         raise ValueError(f"{what}: no such folder; give a folder or a hub id as owner/name")
     return hub.located(name, revision, parameter=what.partition("=")[0])
 
@@ -191,22 +192,12 @@ def _pad_id(what, tokenizer, config):
     return pad
 
 
-def _check_weights(what, model_class, report):
-    wrong = {k: sorted(report[f"{k}_keys"]) for k in ("missing", "unexpected") if report[f"{k}_keys"]}
-    if wrong:
-        keys = "; ".join(f"{k}: {', '.join(v)}" for k, v in wrong.items())
-        raise ValueError(f"{what}: the weights do not fit {model_class.__name__} ({keys}); its scores would be wrong")
-
-
-def _cannot_load(what, name, revision, options, error):
-    from . import hub
-
-    if options["local_files_only"] and not Path(name).is_dir():
-        return hub.absent(what.partition("=")[0], name, revision)
-    return ValueError(
-        f"{what}: cannot be loaded ({str(error).strip().splitlines()[0]}); give a folder or a hub id with safetensors "
-        "weights, a configuration and a tokenizer"
-    )
+def _network(config, beaver):
+    """The class that reads the checkpoint."""
+    if beaver:
+        return BeaverScorer
+    with torch.device("meta"):
+        return type(transformers.AutoModelForSequenceClassification.from_config(config))
 
 
 def _said(config):

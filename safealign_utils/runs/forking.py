@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 HERE = __name__.rpartition(".")[0]
+HOME = Path(__file__).parents[2]  # the folder that holds the package
 PRELOAD = [f"{HERE}.warm", f"{HERE}.cleaning", "ipykernel.kernelapp", "distributed"]
 
 
@@ -24,7 +26,7 @@ def fork_server():
         server = multiprocessing.forkserver._forkserver
         if server.get_inherited_fds() is not None:  # this process came from a server: it is the one to ask,
             server.ensure_running = lambda: None  # as the library's documentation says, and its code does not do
-        with _deaf(), _one_thread():
+        with _deaf(), _one_thread(), _at_home():
             with _no_stderr():
                 multiprocessing.resource_tracker.ensure_running()
             server.ensure_running()
@@ -53,6 +55,17 @@ def _one_thread():
     finally:
         for name in unset:
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _at_home():
+    """What is started here imports this package: a new interpreter looks first where it starts."""
+    before = os.getcwd()
+    os.chdir(HOME)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextlib.contextmanager

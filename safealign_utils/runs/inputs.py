@@ -76,5 +76,7 @@ def _check_pairs(notebook, settings):
 def _check_model(settings):
     from ..policy import check_model
 
-    config = check_model(settings["model"], revision=settings["revision"], template=settings.get("template", "auto"))
+    asked = dict(revision=settings["revision"], template=settings.get("template", "auto"))
+    asked |= {name: settings.get(name, 0) for name in ("max_length", "new_tokens")}
+    config = check_model(settings["model"], **asked)
     check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from .. import cache, processes
 from ..live import claim, hidden, remove_leftovers
-from . import folders, inputs, parameters, records
+from . import copies, folders, inputs, parameters, records
 from .parameters import Refusal
 
 ROOT = cache.PACKAGE.parent
-# The kernel's own warnings help no user; how a cell's text was cut into messages is a matter of the clock.
-KERNEL = dict(extra_arguments=["--IPKernelApp.log_level=50"], coalesce_streams=True)
 
 
 class Failed(RuntimeError):
@@ -45,6 +43,10 @@ def numbered():
 
 def prepare(notebook, given=(), files=()):
     """Check everything that can be refused: (path, settings, run_id). Raises Refusal before a kernel starts."""
+    try:
+        processes.check_environment()
+    except ValueError as error:
+        raise Refusal(str(error)) from None
     path = find(notebook)
     cell = parameters.read_cell(path)
     missing = [name for name in ("profile", "out_dir") if name not in cell]
@@ -108,7 +110,9 @@ def _execute(path, settings, partial, final, warm):
     """papermill into the partial folder; an error keeps the executed notebook beside the final one."""
     import papermill
 
-    options = KERNEL
+    from . import engines
+
+    code, options = cache.code_hash(), dict(engine_name=engines.COLD)
     if warm:
         from . import warm as engine
 
@@ -128,16 +132,25 @@ def _execute(path, settings, partial, final, warm):
         os.replace(target, failed)
         where += "; make room, and run it again" if f"Errno {errno.ENOSPC}" in error.evalue else ""
         raise Failed(f"{path.stem} stopped in {where}\nthe executed notebook is kept as {failed}") from None
-    except OSError:
+    except (Refusal, OSError):
         raise
     except Exception as error:  # the kernel died, or never started
         if target.is_file():
             os.replace(target, failed)
         raise Died(f"{path.stem}: the kernel did not finish ({type(error).__name__}: {error})") from error
-    if records.read(partial) is None:
+    if fault := _fault(records.read(partial), code):
         os.replace(target, failed)
-        raise Failed(f"{path.stem} ended without a complete record; the executed notebook is kept as {failed}")
+        raise Failed(f"{path.stem} {fault}; the executed notebook is kept as {failed}")
     failed.unlink(missing_ok=True)
+
+
+def _fault(record, code):
+    """Why a record that was read does not count as this command's, whose package has the hash `code`; "" if it does."""
+    if record is None:
+        return "ended without a complete record"
+    if record["provenance"].get("code", code) != code:
+        return f"ran other code than {cache.PACKAGE} (edited in the meantime, or another copy?); run it again"
+    return ""
 
 
 def failure(out, name):
@@ -205,16 +218,16 @@ def regenerate(path):
     import nbformat
     from nbclient import NotebookClient
 
+    from . import engines
+
     before = path.read_bytes()
     book = nbformat.read(path, as_version=4)
-    with _quiet():
-        NotebookClient(
-            book,
-            kernel_name="python3",
-            timeout=None,
-            **KERNEL,
-            resources={"metadata": {"path": str(path.parent)}},
-        ).execute()
+    where = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(book, kernel_name="python3", timeout=None, **engines.KERNEL, resources=where)
+    with _quiet(), client.setup_kernel():
+        copies.check(client)
+        for number, cell in enumerate(book.cells):
+            client.execute_cell(cell, number)
     book.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

@@ -20,14 +20,15 @@ sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build a gramm
 from jupyter_client import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from jupyter_core.utils import run_sync
-from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
-from .forking import fork_server
+from .engines import KERNEL, CheckedClient
+from .forking import HOME, fork_server
 
 NAME = "warm"
-QUIET = ["--IPKernelApp.log_level=50"]  # the kernel's own warnings help no user
 PATH = [folder for folder in sys.path if folder]  # of the fork server, which is a plain interpreter
+if str(HOME) not in PATH:  # the package was found where the server started
+    PATH.insert(0, str(HOME))
 _kernels = {}  # one for each thread that runs notebooks
 
 
@@ -39,7 +40,7 @@ class WarmEngine(NBClientEngine):
         kernel = _clean_kernel(kernel_name, start_timeout)
         try:
             given = dict(kernel_name=kernel_name, timeout=None, coalesce_streams=True)
-            client = PapermillNotebookClient(nb_man, km=kernel.manager, **given)
+            client = CheckedClient(nb_man, km=kernel.manager, **given)
             client.kc = kernel.client
             client.execute()
         except BaseException:
@@ -83,7 +84,7 @@ class _Kernel:
         if sys.platform == "linux" and not multiprocessing.current_process().daemon:  # a daemon may have no children
             given = dict(kernel_id=self.manager.kernel_id, kernel_spec=self.manager.kernel_spec)
             self.manager.provisioner = _Forked(parent=self.manager, **given)
-        run_sync(self.manager.start_kernel)(extra_arguments=QUIET)
+        run_sync(self.manager.start_kernel)(extra_arguments=KERNEL["extra_arguments"])
         self.client = self.manager.client()
         self.client.start_channels()
         try:

@@ -1,0 +1,30 @@
+"""The papermill engine of a run: a kernel of its own, which must import the same package as the command."""
+
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
+
+from . import copies
+
+COLD = "safealign"
+# The kernel's own warnings help no user; how a cell's text was cut into messages is a matter of the clock.
+KERNEL = dict(extra_arguments=["--IPKernelApp.log_level=50"], coalesce_streams=True)
+
+
+class CheckedClient(PapermillNotebookClient):
+    """Executes the cells of a notebook once it is known what its kernel imports."""
+
+    def papermill_execute_cells(self):
+        copies.check(self)
+        super().papermill_execute_cells()
+
+
+class ColdEngine(NBClientEngine):
+    """Executes a notebook in a new kernel."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, start_timeout=60, **_):
+        given = dict(kernel_name=kernel_name, timeout=None, startup_timeout=start_timeout, **KERNEL)
+        CheckedClient(nb_man, **given).execute()
+
+
+papermill_engines.register(COLD, ColdEngine)
