@@ -82,7 +82,7 @@ def _checked(path, revision, name, left_out, marks):
         better = 0 if "response_0" not in row else row.get("better_response_id")  # the chosen one comes first
         for column, value in zip(LABELS.values(), (better, row.get("safer_response_id"))):
             clean[column] = _in(value, (0, 1), "0, 1 or null", bad, column)
-        clean["source"] = name or _word(row, "source", bad, "give the source as data=name=path") or own
+        clean["source"] = name or _word(row, "source", bad, "name it as data=NAME=PATH") or own
         clean["split"] = _word(row, "split", bad, "write train or test, or rename the column")
         clean["category"] = _category(row)
         out.append(clean)

@@ -246,7 +246,7 @@ def _reason(error):
 def _load(name, path, id, revision, split, config):
     """The `datasets.Dataset` of a file or of one split, or a dict of those of all splits.
 
-    What is local is read through a link in a new folder, and prepared there: the library takes a path for a pattern
+    What is local is read through links in a new folder, and prepared there: the library takes a path for a pattern
     ([ ] * ?), and its own cache knows a file by its time stamp, which an older copy of the file may share.
     """
     import datasets
@@ -264,11 +264,10 @@ def _load(name, path, id, revision, split, config):
             return datasets.load_dataset(found, revision=where["revision"], **which)
         _check_texts(Path(found), f"{name}={path}")
         with tempfile.TemporaryDirectory(prefix="safealign-rows-") as folder:
-            link = Path(glob.escape(folder)) / f"rows{Path(found).suffix if Path(found).is_file() else ''}"
-            os.symlink(Path(found).resolve(), Path(folder) / link.name)
+            link = _linked(Path(found), Path(folder).resolve())
             which |= dict(cache_dir=f"{folder}/cache", keep_in_memory=True)
             if Path(found).is_file():
-                which |= dict(data_files=str(link), split="train", name=None)
+                which |= dict(data_files=glob.escape(str(link)), split="train", name=None)
                 return datasets.load_dataset(KINDS[Path(found).suffix], **which)
             if Path(id).exists():
                 builder = datasets.load_dataset_builder(str(link), config or None, cache_dir=which["cache_dir"])
@@ -280,6 +279,19 @@ def _load(name, path, id, revision, split, config):
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         fix = "is it whole, and of its ending's kind?" if Path(id).exists() else "a local file works offline"
         raise ValueError(f"{name}={path}: cannot be read ({reason}); {fix}") from error
+
+
+def _linked(path, folder):
+    """A file, or a folder with all its files, as links in another folder; the new path has no sign of a pattern."""
+    if path.is_file():
+        (folder / f"rows{path.suffix}").symlink_to(path.resolve())
+        return folder / f"rows{path.suffix}"
+    for here, _, names in os.walk(path):
+        inner = folder / "rows" / Path(here).relative_to(path)
+        inner.mkdir()
+        for name in names:
+            (inner / name).symlink_to(Path(here, name).resolve())
+    return folder / "rows"
 
 
 def _check_texts(path, what):
@@ -299,6 +311,6 @@ def _check_all_read(builder, folder, what):
     there = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix in (*KINDS, ".jsonl")]
     if missed := [f.relative_to(folder) for f in there if f.name not in read]:
         raise ValueError(
-            f"{what}: {str(missed[0])!r} would not be read, as its name says no split beside {', '.join(sorted(read))}; "
+            f"{what}: {str(missed[0])!r} would not be read, as its name says no split and others do; "
             "begin its name with train, validation or test, or move it out of the folder"
         )

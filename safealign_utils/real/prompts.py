@@ -89,8 +89,8 @@ def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
 
     `name` is one of SETS, the path of a file (.txt: a prompt a line; .csv, .json, .jsonl with a column like
     `prompt`), or `set=path`; `path` gives the set's file instead of the hub, `revision` another commit of the hub
-    than the table's. A list of messages is a conversation: what the user says after the last answer in it is asked,
-    a turn a message; the rest (a system message, answers) stands before the first of these as a dialogue. `limit` > 0 keeps at most so many, the first of every category in turn.
+    than the table's. A list of messages is a conversation: what the user says after the last answer in
+    it is asked, a turn a message; the rest (system, answers) stands before the first of these as a dialogue. `limit` > 0 keeps at most so many, the first of every category in turn.
     `unsafe`: what SETS says for the whole set, else the row's `label` (safe, unsafe), else XSTest's rule that a type
     beginning with contrast_ is unsafe, else NA. Rows that come with a response (pairs) give each prompt once. A
     HarmBench context stands before its behaviour as in HarmBench's own baselines. MT-Bench has two turns, `prompt`
@@ -233,7 +233,7 @@ def _file_rows(path):
     if file.suffix not in (".txt", ".csv", ".json", ".jsonl"):
         raise ValueError(f"{what}: unknown ending; use .txt, .csv, .json or .jsonl")
     if file.suffix in (".json", ".jsonl"):
-        for place, row in json_rows(file, what):
+        for _, row in json_rows(file, what):
             for one in row if isinstance(row, list) else [row]:
                 yield one if isinstance(one, dict) else {"prompt": one}
         return
@@ -245,8 +245,8 @@ def _file_rows(path):
     try:
         for row in reader:
             if None in row:
-                raise ValueError(f"{what}, line {reader.line_num}: more cells than the first line has names; put quotes "
-                                 "around a text with commas")  # fmt: skip
+                where = f"{what}, line {reader.line_num}"
+                raise ValueError(f"{where}: more cells than the first line has names; quote texts with commas")
             yield row
     except csv.Error as error:
         raise ValueError(f"{what}, line {reader.line_num}: no csv ({error})") from None

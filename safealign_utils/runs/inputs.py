@@ -74,7 +74,8 @@ def _check_eval_prompts(settings, tokenizer):
     """The prompts of the evaluation, and that the template can write their first turns and those that follow."""
     from ..real.prompts import load_prompts
 
-    table, what = load_prompts(settings["eval_prompts"], tokenizer=tokenizer), f"eval_prompts={settings['eval_prompts']}"
+    what = f"eval_prompts={settings['eval_prompts']}"
+    table = load_prompts(settings["eval_prompts"], tokenizer=tokenizer)
     if table.turns.map(len).max() > 1 and settings["template"] == "safe_rlhf":
         raise Refusal(f"{what}: has several turns, template='safe_rlhf' takes one; use template=dialogue")
     _check_template(what, table.prompt, settings, tokenizer)
@@ -97,8 +98,8 @@ def _check_model(settings):
     """The model's tokenizer; what the model cannot do is refused."""
     import transformers
 
-    from ..real import hub
     from ..policy import check_model
+    from ..real import hub
 
     config = check_model(settings["model"], revision=settings["revision"], template=settings.get("template", "auto"))
     check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
