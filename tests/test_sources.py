@@ -60,7 +60,10 @@ def test_what_is_missing_or_ambiguous_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["lr=1e-5", "a,b", "run[1]", "st*r", "what?"])
 def test_the_content_of_any_path_is_hashed(tmp_path, name):
-    for kind, file in (("model", made(tmp_path / name / "w.safetensors")), ("dataset", made(tmp_path / f"{name}.jsonl"))):
+    for kind, file in (
+        ("model", made(tmp_path / name / "w.safetensors")),
+        ("dataset", made(tmp_path / f"{name}.jsonl")),
+    ):
         what = name if kind == "model" else file.name
         before = records.content(what, kind)
         assert before == records.content(what, kind)

@@ -63,7 +63,9 @@ MARKED = ["A.<|im_end|>", "A.<|eot_id|>", "A.</s>", "<s>[INST] Hi [/INST]", "<st
 @pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
 def test_a_chat_format_is_refused_and_its_rows_counted(tmp_path, text, column):
     row = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
-    with pytest.raises(ValueError, match=f"line 2, column '{column}'.*of a chat format.*2 of 3 rows; give the messages"):
+    with pytest.raises(
+        ValueError, match=f"line 2, column '{column}'.*of a chat format.*2 of 3 rows; give the messages"
+    ):
         pairs.load_pairs(write(tmp_path / "p.jsonl", [row, row | {column: text}, row | {column: text}]))
     with pytest.raises(ValueError, match="row 1: .*of a chat format, and so do 1 of 1 prompts"):
         load_prompts(write(tmp_path / "q.jsonl", [{"prompt": text}]))

@@ -238,7 +238,9 @@ def test_no_special_token_comes_from_a_text(tokenizer):
         y = tokens.encode_responses([evil], tokenizer, template)[0]
         assert y.tolist().count(tokenizer.eos_token_id) == (y[-1] == tokenizer.eos_token_id)
         if template != "plain":
-            with pytest.raises(ValueError, match=f"template='{template}'.*holds the special token .*messages as a list"):
+            with pytest.raises(
+                ValueError, match=f"template='{template}'.*holds the special token .*messages as a list"
+            ):
                 tokens.encode_prompts([evil], policy(tokenizer, template))
     x = tokens.encode_prompts([evil], policy(tokenizer, "plain"))[0].tolist()
     assert x.count(tokenizer.eos_token_id) == 1, "plain: the prompt itself, as its writer marked it"

@@ -90,7 +90,8 @@ def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
     `name` is one of SETS, the path of a file (.txt: a prompt a line; .csv, .json, .jsonl with a column like
     `prompt`), or `set=path`; `path` gives the set's file instead of the hub, `revision` another commit of the hub
     than the table's. A list of messages is a conversation: what the user says after the last answer in
-    it is asked, a turn a message; the rest (system, answers) stands before the first of these as a dialogue. `limit` > 0 keeps at most so many, the first of every category in turn.
+    it is asked, a turn a message; the rest (system, answers) stands before the first of these as a dialogue.
+    `limit` > 0 keeps at most so many, the first of every category in turn.
     `unsafe`: what SETS says for the whole set, else the row's `label` (safe, unsafe), else XSTest's rule that a type
     beginning with contrast_ is unsafe, else NA. Rows that come with a response (pairs) give each prompt once. A
     HarmBench context stands before its behaviour as in HarmBench's own baselines. MT-Bench has two turns, `prompt`
@@ -100,7 +101,7 @@ def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
     if not path and name not in SETS:
         if len(named := sources(name, "prompts")) > 1:
             raise ValueError(f"prompts={name!r}: names {len(named)} files; give one, as set=path or as a path")
-        (own, file), = named
+        ((own, file),) = named
         if own or Path(file).suffix or Path(file).exists():
             name, path = own or Path(file).stem, file
     chosen = SETS.get(name)
