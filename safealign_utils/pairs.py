@@ -8,6 +8,7 @@ safer_response_id), `source` (the data set), `category` (of harm), and three tha
 
 import hashlib
 import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,8 @@ import pandas as pd
 
 from . import cache
 from .real import hub
-from .tokens import ROLES, TokenPairs, dialogue, tokenize, turns
+from .real.sources import sources
+from .tokens import ROLES, TokenPairs, dialogue, marker_pattern, tokenize, turns
 
 __all__ = ["TokenPairs", "data_hash", "label", "load_pairs", "soft_label", "some_of_every_source", "split_pairs",
            "tokenize", "with_safety"]  # fmt: skip
@@ -27,67 +29,109 @@ SAFE = ("is_response_0_safe", "is_response_1_safe")
 TEXT = ("prompt", "response_0", "response_1")
 ANSWER = "\n\nAssistant:"
 PARTED = "the two dialogues part before the last answer"
-HELD_OUT = ("test", "valid", "validation", "heldout", "eval")
+# Words in the name of a split; test_prefs, train-sft, 30k_test and the like hold one of them.
+TRAINED = ("train", "training", "trainset")
+HELD_OUT = ("test", "testing", "tests", "testset", "val", "valid", "validation", "valset", "dev", "devset", "eval",
+            "evaluation", "heldout", "holdout")  # fmt: skip
+FIX = "give the messages as lists in prompt, chosen and rejected, or take the marks out"
 
 
 # ---------------------------------------------------------------- reading
 
 
-def load_pairs(data, *, revision=""):
+def load_pairs(data, *, revision="", tokenizer=None):
     """Read pairs from a file (.jsonl, .json, .csv, .parquet), a folder, a hub id as owner/name or owner/name@revision,
     or several as `name=path,name=path`.
 
     A row has the PKU columns; or prompt, chosen, rejected, as texts or as lists of messages (TRL's form); or chosen
     and rejected as whole dialogues (hh-rlhf). Labels may be null or tied, other columns are ignored. `category` is
     the harm category where the data have one, else "". Texts must have their response_k_sha256 where that is given.
+    A text must hold no mark of a chat format, nor the name of a special token of `tokenizer` where one is given.
 
     Raises ValueError naming the file, the line (or row), the column and the reason of the first bad row. Rows that
     nobody can mend are left out, told on stderr and counted in `table.attrs["left_out"]` (reason: rows): dialogues
     that part before the last answer, as no two answers to one prompt are compared, and empty texts of a hub data set.
     """
-    named = [part.partition("=") for part in str(data).split(",")] if "=" in str(data) else [("", "", str(data))]
-    left_out = Counter()
-    tables = [_checked(path.strip(), revision, name.strip(), left_out) for name, _, path in named]
+    left_out, marks = Counter(), marker_pattern(tokenizer)
+    tables = [_checked(path, revision, name, left_out, marks) for name, path in sources(data)]
     table = pd.concat(tables, ignore_index=True)
     table.attrs["left_out"] = dict(left_out)
     return table
 
 
-def _checked(path, revision, name, left_out):
+def _checked(path, revision, name, left_out, marks):
     """The table of one source: rows validated, all layouts brought into one."""
-    out, without = [], Counter()
+    out, without, marked = [], Counter(), []
+    own = Path(hub.pinned(path)[0]).stem
     for place, row in hub.placed_rows(path, revision):
         bad = lambda column, reason, place=place: ValueError(f"data={path}, {place}, column {column!r}: {reason}")
         texts = _texts(row, bad)
+        if not isinstance(texts, str) and not Path(path).exists() and _empty(texts):
+            texts = "an empty text"
         if isinstance(texts, str):
             without[texts] += 1
             continue
-        wrong = [c for c, value in zip(TEXT, texts) if not isinstance(value, str) or not value.strip()]
-        if wrong and not Path(path).exists() and all(value is None or isinstance(value, str) for value in texts):
-            without["an empty text"] += 1
-            continue
-        if wrong:
-            value, also = texts[TEXT.index(wrong[0])], {"response_0": " (or chosen)", "response_1": " (or rejected)"}
-            found = "nothing" if value in (None, "") else repr(value)[:40]
-            raise bad(wrong[0], f"{wrong[0]}{also.get(wrong[0], '')} must be text, found {found}")
+        _check_texts(texts, bad)
         _check_hashes(row, texts, bad)
+        found = next(((c, y, m[0]) for c, y in zip(_named(row), texts) if (m := marks.search(y))), None)
+        if found:
+            marked.append((place, *found))
         clean = dict(zip(TEXT, texts))
         for column in SAFE:
             clean[column] = _in(row.get(column), (False, True), "true, false or null", bad, column)
         better = 0 if "response_0" not in row else row.get("better_response_id")  # the chosen one comes first
         for column, value in zip(LABELS.values(), (better, row.get("safer_response_id"))):
             clean[column] = _in(value, (0, 1), "0, 1 or null", bad, column)
-        clean["source"] = name or row.get("source") or Path(path.partition("@")[0]).stem
-        clean["split"] = row.get("split") or ""
+        clean["source"] = name or _word(row, "source", bad, "name it as data=NAME=PATH") or own
+        clean["split"] = _word(row, "split", bad, "write train or test, or rename the column")
         clean["category"] = _category(row)
         out.append(clean)
+    rows = len(out) + without.total()
+    if marked:
+        place, column, text, mark = marked[0]
+        shown = text if len(text) <= 60 else f"{text[:30]} ... {text[-30:]}"
+        raise ValueError(f"data={path}, {place}, column {column!r}: {shown!r} holds {mark!r} of a chat format, and so "
+                         f"do {len(marked)} of {rows} rows; {FIX}")  # fmt: skip
+    reasons = [f"{count} of {rows} rows left out: {reason}" for reason, count in without.items()]
     if not out:
-        raise ValueError(f"data={path}: holds no pairs")
-    for reason, rows in without.items():
-        print(f"data={path}: {rows} of {len(out) + without.total()} rows left out: {reason}", file=sys.stderr)
+        raise ValueError(f"data={path}: " + ("no pairs: " + "; ".join(reasons) if reasons else "holds no pairs"))
+    for reason in reasons:
+        print(f"data={path}: {reason}", file=sys.stderr)
     left_out.update(without)
     types = dict.fromkeys(SAFE, "boolean") | dict.fromkeys(LABELS.values(), "Int64")
     return pd.DataFrame(out).astype(types)
+
+
+def _named(row):
+    """The names of prompt and the two responses in a row's own layout."""
+    return TEXT if "response_0" in row or "chosen" not in row else ("prompt", "chosen", "rejected")
+
+
+def _empty(texts):
+    """Whether one of three texts is missing or blank, and none is anything else than text."""
+    only = all(value is None or isinstance(value, str) for value in texts)
+    return only and any(value is None or not value.strip() for value in texts)
+
+
+def _check_texts(texts, bad):
+    """Refuse what is no text, naming the column of either layout."""
+    also = {"response_0": " (or chosen)", "response_1": " (or rejected)"}
+    for column, value in zip(TEXT, texts):
+        if not isinstance(value, str) or not value.strip():
+            found = "nothing" if value is None or value == "" else repr(value)[:40]
+            raise bad(column, f"{column}{also.get(column, '')} must be text, found {found}")
+
+
+def _word(row, column, bad, fix):
+    """A column of one word a row, as text; a whole number of a source counts as its name."""
+    value = row.get(column)
+    if value is None or isinstance(value, float) and np.isnan(value):
+        return ""
+    if column == "source" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise bad(column, f"must be text, found {repr(value)[:40]}; {fix}")
+    return value.strip() if column == "split" else value
 
 
 def _texts(row, bad):
@@ -98,13 +142,21 @@ def _texts(row, bad):
         if "response" in row and "response_0" not in row:
             raise bad("response_0", "the rows have one response each and are no pairs; train on pairs such as those of "
                       "PKU-Alignment/PKU-SafeRLHF-30K, and take the prompts for evaluation")  # fmt: skip
-        return [row.get(c) for c in TEXT]
-    prompt, chosen, rejected = (row.get(c) for c in ("prompt", "chosen", "rejected"))
+        return _present(row, TEXT, bad)
+    prompt, chosen, rejected = row.get("prompt"), *_present(row, ("chosen", "rejected"), bad)
     if isinstance(chosen, list) and isinstance(rejected, list):
         return _from_messages(prompt, chosen, rejected, bad)
     if prompt is None and all(isinstance(y, str) and ANSWER in y for y in (chosen, rejected)):
         return _from_dialogues(chosen, rejected)
-    return [prompt, chosen, rejected]
+    return [*_present(row, ("prompt",), bad), chosen, rejected]
+
+
+def _present(row, columns, bad):
+    """The values of columns that must be there; a refusal says which ones are."""
+    if missing := [column for column in columns if column not in row]:
+        raise bad(missing[0], f"found nothing: pairs have the columns {', '.join(TEXT)}, or prompt, chosen, rejected; "
+                  f"these have {', '.join(map(str, row)) or 'none'}")  # fmt: skip
+    return [row[column] for column in columns]
 
 
 def _from_dialogues(chosen, rejected):
@@ -133,6 +185,8 @@ def _from_messages(prompt, chosen, rejected, bad):
         asked = [{"role": "user", "content": prompt}]
     if not asked or any(len(end) != 1 or end[0]["role"] != "assistant" for end in ends):
         return PARTED
+    if asked[-1]["role"] == "assistant":
+        return "the prompt ends in words of the assistant, which both answers continue"
     text = dialogue(asked)
     if len(asked) > 1 and [m["content"].strip() for m in asked] != [m["content"] for m in turns(text)]:
         return "its messages cannot be told apart when written as one dialogue"
@@ -142,8 +196,11 @@ def _from_messages(prompt, chosen, rejected, bad):
 
 def _category(row):
     """Harm category: a column of that name, the names that are true for either response (PKU), or XSTest's type."""
-    if isinstance(row.get("category"), str):
-        return row["category"]
+    own = row.get("category")
+    if isinstance(own, list) and all(isinstance(name, str) for name in own):
+        return "; ".join(own)
+    if isinstance(own, (str, int)) and not isinstance(own, bool):
+        return str(own)
     harms = [row.get(f"response_{k}_harm_category") for k in (0, 1)]
     names = [name for harm in harms if isinstance(harm, dict) for name, found in harm.items() if found]
     return "; ".join(dict.fromkeys(names)) or (row["type"] if isinstance(row.get("type"), str) else "")
@@ -169,13 +226,15 @@ def _in(value, allowed, words, bad, column):
 def split_pairs(table, *, heldout=0.15):
     """(train, test, report): by the column `split`, else by a hash of the prompt. No prompt is in both.
 
+    A split is held out or trained on by the word in its name (HELD_OUT, TRAINED; test_prefs is a test split), in any
+    case of letters; rows without one, beside others, are trained on. Raises ValueError for any other name.
     The report counts rows with two equal responses and held-out rows whose prompt is also trained on, both left
     out; and rows that repeat a pair of the same split, in either order, which stay.
     """
     same = table.response_0 == table.response_1
     table = table[~same]
     if (table["split"] != "").any():
-        test = table["split"].str.lower().isin(HELD_OUT)
+        test = table["split"].map(_held_out_names(table["split"])).astype(bool)
     else:
         test = table.prompt.map(lambda x: int(cache.digest(x)[:8], 16) / 16**8 < heldout)
     train, test = table[~test], table[test]
@@ -192,6 +251,21 @@ def split_pairs(table, *, heldout=0.15):
         "repeated_pairs": len(pairs) - len(set(pairs)),
     }
     return train, test, report
+
+
+def _held_out_names(splits):
+    """{name: is it held out} of the names in a column of splits."""
+    out, counts = {}, splits.value_counts()
+    for name in counts.index:
+        words = re.findall("[a-z]+", re.sub("(held|hold)[^a-z]*out", r"\1out", name.lower()))
+        held, trained = any(w in HELD_OUT for w in words), any(w in TRAINED for w in words)
+        if name and held == trained:
+            raise ValueError(
+                f"data, column 'split': {name!r} ({counts[name]} rows) says not whether it is held out; "
+                f"name it train, or one of {', '.join(HELD_OUT)}; the column has {', '.join(map(repr, counts.index))}"
+            )
+        out[name] = held
+    return out
 
 
 def some_of_every_source(table, n):

@@ -8,7 +8,7 @@ one), the response, and one token that ends it. Prompt and response are tokenise
 | dialogue | `USER: {prompt} ASSISTANT:`; a dialogue that already ends in `Assistant:` stays as it is | EOS |
 | safe_rlhf | `BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:`, the format of the beaver models | EOS |
 | chat | the tokenizer's own chat template up to the assistant's turn | the template's end of turn, else EOS |
-| plain | the prompt itself | EOS |
+| plain | the prompt itself, with the special tokens that it names | EOS |
 | auto | chat where the tokenizer has a chat template, else dialogue | |
 """
 
@@ -25,6 +25,8 @@ from .logprobs import pack
 TEMPLATES = ("auto", "dialogue", "safe_rlhf", "chat", "plain")
 TURN = re.compile(r"(\ASystem|(?:\A|\n\n)(?:Human|Assistant)):")
 ROLES = {"System": "system", "Human": "user", "Assistant": "assistant"}
+# How chat formats mark turns and ends: ChatML and Llama 3, Llama 2 and Mistral, Gemma, DeepSeek.
+MARKERS = r"<\|\w+\|>|<｜[^｜<>]+｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos)>"
 DATE = "26 Jul 2024"  # Llama 3's templates write today's date: the same tokens every day need one date
 
 
@@ -205,12 +207,22 @@ def dialogue(messages):
 def encode_prompts(prompts, policy):
     """Ids of the prompts in the policy's template, up to where the answer begins: a list of int arrays."""
     tokenizer, template = policy.tokenizer, check_template(policy.tokenizer, policy.template)
+    ids = _ids(tokenizer, write_prompts(prompts, tokenizer, template), special=template in ("chat", "plain"))
     if template == "chat":
-        texts = _chat(tokenizer, [turns(x) for x in prompts])
-        return [np.array(row) for row in _ids(tokenizer, texts, special=True)]
-    write = {"dialogue": format_prompt, "safe_rlhf": _safe_rlhf, "plain": str}[template]
+        return [np.array(row) for row in ids]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return [np.array(start + row) for row in _ids(tokenizer, [write(x) for x in prompts])]
+    return [np.array(row if row[:1] == start else start + row) for row in ids]
+
+
+def write_prompts(prompts, tokenizer, template):
+    """The texts of prompts in a template other than auto. Raises ValueError, naming the prompt, where that cannot be:
+    a template refuses a role or further turns, or the prompt holds a special token that is not the template's own."""
+    if template == "chat":
+        return _chat(tokenizer, [turns(x) for x in prompts])
+    if template != "plain":
+        _check_markers(prompts, template, marker_pattern(tokenizer))
+    write = {"dialogue": format_prompt, "safe_rlhf": _safe_rlhf, "plain": str}[template]
+    return [write(x) for x in prompts]
 
 
 def encode_responses(responses, tokenizer, template="dialogue"):
@@ -252,6 +264,24 @@ def _special_tokens(tokenizer):
     return {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
 
 
+def marker_pattern(tokenizer=None):
+    """What finds the mark of a chat format in a text: the common ones, and the names of the tokenizer's special tokens.
+
+    A special token that is an ordinary word, as in some small tokenizers, is no mark.
+    """
+    names = [] if tokenizer is None else sorted(_special_tokens(tokenizer), key=len, reverse=True)
+    return re.compile("|".join([*(re.escape(name) for name in names if re.search(r"[<\[|]", name)), MARKERS]))
+
+
+def _check_markers(prompts, template, pattern):
+    for text in prompts:
+        if found := pattern.search(text):
+            raise ValueError(
+                f"template={template!r}: the prompt {text[:40]!r} holds the special token {found[0]!r} of a chat "
+                "format; give its messages as a list, or take the marks out"
+            )
+
+
 def _safe_rlhf(prompt):
     messages = turns(prompt)
     if len(messages) > 1:
@@ -263,12 +293,8 @@ def _safe_rlhf(prompt):
 
 def _chat(tokenizer, chats):
     """The texts of chats up to the assistant's next turn. Raises ValueError where the template cannot write one."""
-    special = re.compile("|".join(map(re.escape, _special_tokens(tokenizer))))
-    for text in (m["content"] for messages in chats for m in messages):
-        if found := special.search(text):
-            raise ValueError(
-                f"template='chat': the prompt {text[:40]!r} holds the special token {found[0]!r}; take it out"
-            )
+    special = "|".join([re.escape(name) for name in _special_tokens(tokenizer) if name] + [MARKERS])
+    _check_markers((m["content"] for messages in chats for m in messages), "chat", re.compile(special))
     lead = _around_answer(tokenizer)[0].removeprefix(render(tokenizer, PROBE[:1]))
     return [render(tokenizer, messages) + lead for messages in chats]
 

@@ -149,7 +149,7 @@ def test_whole_dialogues_are_split_before_the_last_answer(tmp_path, capsys):
     assert "3 of 6 rows left out: the two dialogues part" in said and "1 of 6 rows left out: an empty answer" in said
     assert pairs.turns(table.prompt[0])[-1] == {"role": "user", "content": "And soup?"}
     write(tmp_path / "none.jsonl", rows[4:])
-    with pytest.raises(ValueError, match="holds no pairs"):
+    with pytest.raises(ValueError, match="no pairs: 2 of 2 rows left out: the two dialogues part before"):
         pairs.load_pairs(str(tmp_path / "none.jsonl"))
 
 

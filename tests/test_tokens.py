@@ -237,10 +237,13 @@ def test_no_special_token_comes_from_a_text(tokenizer):
     for template in ("dialogue", "safe_rlhf", "plain", "chat"):
         y = tokens.encode_responses([evil], tokenizer, template)[0]
         assert y.tolist().count(tokenizer.eos_token_id) == (y[-1] == tokenizer.eos_token_id)
-        if template != "chat":
-            assert tokenizer.eos_token_id not in tokens.encode_prompts([evil], policy(tokenizer, template))[0]
-    with pytest.raises(ValueError, match="holds the special token"):
-        tokens.encode_prompts([evil], policy(tokenizer, "chat"))
+        if template != "plain":
+            with pytest.raises(
+                ValueError, match=f"template='{template}'.*holds the special token .*messages as a list"
+            ):
+                tokens.encode_prompts([evil], policy(tokenizer, template))
+    x = tokens.encode_prompts([evil], policy(tokenizer, "plain"))[0].tolist()
+    assert x.count(tokenizer.eos_token_id) == 1, "plain: the prompt itself, as its writer marked it"
 
 
 # ---------------------------------------------------------------- dialogues

@@ -5,10 +5,12 @@ minutes. So one short question decides for the process: is there an answer withi
 the local cache is used, and what is not in it is refused with the way to go on.
 """
 
+import glob
 import json
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -156,8 +158,8 @@ def placed_rows(path, revision="", *, split="", config="", name="data"):
     """`load_rows` with the place of each row, for messages: yield (place, row)."""
     id, revision = pinned(path, revision)
     file = Path(id)
-    if file.suffix == ".jsonl" and file.is_file():
-        yield from _lines(f"{name}={path}", file)
+    if file.is_file() and file.suffix in (".jsonl", ".json"):
+        yield from json_rows(file, f"{name}={path}")
         return
     if file.is_file() and file.suffix not in KINDS:
         raise ValueError(f"{name}={path}: unknown ending; use .jsonl, {', '.join(KINDS)}")
@@ -169,32 +171,146 @@ def placed_rows(path, revision="", *, split="", config="", name="data"):
             yield f"row {number}" + f" of {part}" * bool(part), {"split": part} | row if part else row
 
 
-def _lines(what, file):
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield f"line {number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{what}, line {number}: not JSON ({error.msg}); one object a line") from None
+def lines(file, what):
+    """Yield (number, text) of the lines of a file in UTF-8, with or without a byte-order mark.
+
+    Raises ValueError, calling the file `what`, naming the line that is in another encoding.
+    """
+    with Path(file).open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                shown = line[error.start : error.start + 4]
+                raise ValueError(f"{what}, line {number}: not UTF-8 ({shown!r}); save it as UTF-8") from None
+            if "\0" in text:
+                raise ValueError(f"{what}, line {number}: holds a NUL byte, as UTF-16 does; save it as UTF-8")
+            yield number, text
+
+
+def json_rows(file, what):
+    """Yield (place, row) of a .jsonl file, or of a .json file: a list of objects, or an object a line.
+
+    Raises ValueError, calling the file `what`, naming the line and, for half an emoji, the column.
+    """
+    if Path(file).suffix == ".json":
+        text = "".join(text for _, text in lines(file, what))
+        try:
+            found = json.loads(text) if text.strip() else []
+        except (ValueError, RecursionError) as error:
+            if getattr(error, "msg", "") != "Extra data" or "\n" not in text.strip():
+                at = f", line {error.lineno}" if hasattr(error, "lineno") else ""
+                raise ValueError(f"{what}{at}: not JSON ({_reason(error)}); a list of objects, or one a line") from None
+            found = None  # several values: an object a line
+        if found is not None:
+            for number, row in enumerate(found if isinstance(found, list) else [found], start=1):
+                if HALF.search(text):
+                    _check_characters(row, f"{what}, row {number}")
+                yield f"row {number}", row
+            return
+    for number, text in lines(file, what):
+        if text.strip():
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{what}, line {number}: not JSON ({_reason(error)}); one object a line") from None
+            if HALF.search(text):
+                _check_characters(row, f"{what}, line {number}")
+            yield f"line {number}", row
+
+
+HALF = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")  # an escape that may be no character; others need no second look
+
+
+def _check_characters(value, where, column=""):
+    """Refuse texts that cannot be written as UTF-8, and NUL, naming the column."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_characters(key, where, column or key)
+            _check_characters(inner, where, column or key)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_characters(inner, where, column)
+    elif isinstance(value, str):
+        bad = next((c for c in value if c == "\0" or "\ud800" <= c <= "\udfff"), "")
+        if bad:
+            words = "half an emoji (a lone surrogate)" if bad != "\0" else "the character NUL"
+            shown = ascii(value[max(0, value.index(bad) - 20) :][:40])
+            raise ValueError(f"{where}, column {ascii(column)}: {words} in {shown}; take it out, or write it whole")
+
+
+def _reason(error):
+    return getattr(error, "msg", "") or str(error).splitlines()[0][:80]
 
 
 def _load(name, path, id, revision, split, config):
-    """The `datasets.Dataset` of a file or of one split, or a dict of those of all splits."""
+    """The `datasets.Dataset` of a file or of one split, or a dict of those of all splits.
+
+    What is local is read through links in a new folder, and prepared there: the library takes a path for a pattern
+    ([ ] * ?), and its own cache knows a file by its time stamp, which an older copy of the file may share.
+    """
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # reading a file must ask nobody; this asks even for a .csv
-    file, which = Path(id), dict(name=config or None, split=split or None)
+    which = dict(name=config or None, split=split or None)
     try:
-        if file.is_file():
-            which = dict(data_files=str(file), split="train", keep_in_memory=True)
-            return datasets.load_dataset(KINDS[file.suffix], **which)
-        found, where = located(path, revision, kind="dataset", parameter=name)
-        return datasets.load_dataset(found, revision=where["revision"], **which)
+        if Path(id).exists():
+            found, where = id, dict(revision=None)
+        else:
+            found, where = located(path, revision, kind="dataset", parameter=name)
+        if not Path(found).exists():
+            return datasets.load_dataset(found, revision=where["revision"], **which)
+        _check_texts(Path(found), f"{name}={path}")
+        with tempfile.TemporaryDirectory(prefix="safealign-rows-") as folder:
+            link = _linked(Path(found), Path(folder).resolve())
+            which |= dict(cache_dir=f"{folder}/cache", keep_in_memory=True)
+            if Path(found).is_file():
+                which |= dict(data_files=glob.escape(str(link)), split="train", name=None)
+                return datasets.load_dataset(KINDS[Path(found).suffix], **which)
+            if Path(id).exists():
+                builder = datasets.load_dataset_builder(str(link), config or None, cache_dir=which["cache_dir"])
+                _check_all_read(builder, Path(found), f"{name}={path}")
+            return datasets.load_dataset(str(link), **which)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if str(error).startswith(f"{name}="):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name}={path}: cannot be read ({reason}); a local file works offline") from error
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        fix = "is it whole, and of its ending's kind?" if Path(id).exists() else "a local file works offline"
+        raise ValueError(f"{name}={path}: cannot be read ({reason}); {fix}") from error
+
+
+def _linked(path, folder):
+    """A file, or a folder with all its files, as links in another folder; the new path has no sign of a pattern."""
+    if path.is_file():
+        (folder / f"rows{path.suffix}").symlink_to(path.resolve())
+        return folder / f"rows{path.suffix}"
+    for here, _, names in os.walk(path):
+        inner = folder / "rows" / Path(here).relative_to(path)
+        inner.mkdir()
+        for name in names:
+            (inner / name).symlink_to(Path(here, name).resolve())
+    return folder / "rows"
+
+
+def _check_texts(path, what):
+    """Refuse what the readers of `datasets` would drop or misread in silence: encodings, and half an emoji."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.suffix in (".csv", ".json", ".jsonl"):
+            named = f"{what}/{file.relative_to(path)}" if path.is_dir() else what
+            for _ in lines(file, named) if file.suffix == ".csv" else json_rows(file, named):
+                pass
+
+
+def _check_all_read(builder, folder, what):
+    """Refuse a folder of which `datasets` would leave a file out, as its name says no split beside others that do."""
+    if (folder / "README.md").is_file() or (folder / ".huggingface.yaml").is_file():
+        return  # its card may name the files
+    read = {Path(file).name for files in (builder.config.data_files or {}).values() for file in files}
+    there = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix in (*KINDS, ".jsonl")]
+    if missed := [f.relative_to(folder) for f in there if f.name not in read]:
+        raise ValueError(
+            f"{what}: {str(missed[0])!r} would not be read, as its name says no split and others do; "
+            "begin its name with train, validation or test, or move it out of the folder"
+        )

@@ -6,12 +6,15 @@ is shipped with the kit. Safety sets hold offensive and dangerous requests: keep
 
 import csv
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+
+from .. import tokens
+from .hub import json_rows, lines
+from .sources import sources
 
 TEXT = ("prompt", "turns", "forbidden_prompt", "goal", "Behavior", "instruction", "question", "text")
 CATEGORY = ("harm_area", "SemanticCategory", "category", "type", "dataset")
@@ -81,22 +84,27 @@ SETS = {
 }  # fmt: skip
 
 
-def load_prompts(name, *, path="", revision="", limit=0):
+def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
     """A prompt set as a table: prompt (text), turns (tuple of texts), category (text), unsafe (boolean or NA), id.
 
     `name` is one of SETS, the path of a file (.txt: a prompt a line; .csv, .json, .jsonl with a column like
     `prompt`), or `set=path`; `path` gives the set's file instead of the hub, `revision` another commit of the hub
-    than the table's. `limit` > 0 keeps at most so many, the first of every category in turn.
+    than the table's. A list of messages is a conversation: what the user says after the last answer in
+    it is asked, a turn a message; the rest (system, answers) stands before the first of these as a dialogue.
+    `limit` > 0 keeps at most so many, the first of every category in turn.
     `unsafe`: what SETS says for the whole set, else the row's `label` (safe, unsafe), else XSTest's rule that a type
     beginning with contrast_ is unsafe, else NA. Rows that come with a response (pairs) give each prompt once. A
     HarmBench context stands before its behaviour as in HarmBench's own baselines. MT-Bench has two turns, `prompt`
-    being the first. Raises ValueError naming the file, the row and the reason.
+    being the first. Texts hold no mark of a chat format, nor a special token of `tokenizer` where one is given.
+    Raises ValueError naming the file, the row, the column and the reason.
     """
-    if not path and re.fullmatch(r"\w+=.+", name):
-        name, _, path = name.partition("=")
+    if not path and name not in SETS:
+        if len(named := sources(name, "prompts")) > 1:
+            raise ValueError(f"prompts={name!r}: names {len(named)} files; give one, as set=path or as a path")
+        ((own, file),) = named
+        if own or Path(file).suffix or Path(file).exists():
+            name, path = own or Path(file).stem, file
     chosen = SETS.get(name)
-    if chosen is None and not path and Path(name).suffix:
-        name, path = Path(name).stem, name
     if chosen is None and not path:
         near = difflib.get_close_matches(name, SETS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -105,42 +113,84 @@ def load_prompts(name, *, path="", revision="", limit=0):
         raise ValueError(f"limit={limit!r}: a whole number of prompts, or 0 for all")
     place = path or name
     rows = _file_rows(path) if path else _hub_rows(name, chosen, revision)
-    table = _table(rows, place, chosen or PromptSet("", None, "", None))
+    table = _table(rows, place, chosen or PromptSet("", None, "", None), tokens.marker_pattern(tokenizer))
     if limit:
         turn = table.groupby("category").cumcount().sort_values(kind="stable").index[:limit]
         table = table.loc[turn.sort_values()].reset_index(drop=True)
     return table
 
 
-def _table(rows, place, chosen):
-    out, seen = [], set()
+def _table(rows, place, chosen, marks):
+    out, seen, marked = [], set(), []
     for number, row in enumerate(rows, start=1):
-        first = lambda names, row=row: next((row[n] for n in names if row.get(n) not in (None, "")), None)
-        text = first(TEXT)
-        turns = [t["content"] if isinstance(t, dict) else t for t in (text if isinstance(text, list) else [text])]
-        if not turns or not all(isinstance(t, str) and t.strip() for t in turns):
-            raise ValueError(
-                f"prompts={place}, row {number}: no text in a column called {', '.join(TEXT)}; it has {', '.join(row)}"
-            )
-        if first(CONTEXT):
-            turns[0] = f"{first(CONTEXT)}\n\n---\n\n{turns[0]}"
-        category = first(CATEGORY)
+        bad = lambda reason, number=number: ValueError(f"prompts={place}, row {number}{reason}")
+        turns = _turns(row, bad)
+        if context := _first(row, CONTEXT):
+            if not isinstance(context, str):
+                raise bad(f": the context must be text, found {repr(context)[:40]}")
+            turns[0] = f"{context}\n\n---\n\n{turns[0]}"
+        category = _first(row, CATEGORY)
         if isinstance(category, dict):  # BeaverTails: a flag a category
-            category = ", ".join(c for c, yes in category.items() if yes)
+            category = [c for c, yes in category.items() if yes]
+        if isinstance(category, list):
+            category = ", ".join(map(str, category))
         if chosen.keep and category not in chosen.keep or (_holds_response(row) and tuple(turns) in seen):
             continue
         seen.add(tuple(turns))
-        ident = first(ID)
+        marked += [(bad, turn, found[0]) for turn in turns if (found := marks.search(turn))][:1]
+        ident = _first(row, ID)
         out.append({
             "prompt": turns[0], "turns": tuple(turns), "category": str(category or ""),
             "unsafe": _unsafe(row, chosen), "id": number if ident is None else _number_or_text(ident),
         })  # fmt: skip
     if not out:
         raise ValueError(f"prompts={place}: holds no prompts" + (f" of {' or '.join(chosen.keep)}" * bool(chosen.keep)))
+    if marked:
+        bad, text, mark = marked[0]
+        raise bad(f": {text[:40]!r} holds {mark!r} of a chat format, and so do {len(marked)} of {len(out)} prompts; "
+                  "give each as a list of messages, or take the marks out")  # fmt: skip
     table = pd.DataFrame(out).astype({"unsafe": "boolean"})
     if table.id.duplicated().any():
         raise ValueError(f"prompts={place}: two rows have the id {table.id[table.id.duplicated()].tolist()[0]!r}")
     return table
+
+
+def _first(row, names):
+    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+
+
+def _turns(row, bad):
+    """The user's turns of a row; what a conversation holds before the last answer stands in the first of them."""
+    column = next((name for name in TEXT if row.get(name) not in (None, "")), None)
+    if column is None:
+        raise bad(f": no text in a column called {', '.join(TEXT)}; it has {', '.join(map(str, row))}")
+    given = row[column] if isinstance(row[column], list) else [row[column]]
+    called = f"a column called {column}"
+    messages = []
+    for turn in given:
+        role = turn.get("role", "user") if isinstance(turn, dict) else "user"
+        text = turn.get("content") if isinstance(turn, dict) else turn
+        if role not in tokens.ROLES.values() or not isinstance(text, str) or not text.strip():
+            wanted = "a text, a list of texts, or messages with role (system, user, assistant) and content"
+            raise bad(f": no text in {called}: found {repr(turn)[:60]}; it holds {wanted}")
+        messages.append({"role": role, "content": text})
+    if not messages or messages[-1]["role"] != "user":
+        who = f"last in {called} is a message of the {messages[-1]['role']}" if messages else f"no text in {called}"
+        raise bad(f": {who}, so nothing is asked; end with a message of the user")
+    others = [n for n, m in enumerate(messages) if m["role"] != "user"]
+    begin = others[-1] + 1 if others else 0
+    asked = [m["content"] for m in messages[begin:]]
+    if not begin:
+        return asked
+    text = tokens.dialogue(messages[: begin + 1])
+    if [(m["role"], m["content"].strip()) for m in messages[: begin + 1]] != [
+        (m["role"], m["content"]) for m in tokens.turns(text)
+    ]:
+        raise bad(
+            f": the messages in {called} cannot be told apart when written as one dialogue; begin with system or user, "
+            "let user and assistant alternate, and write no 'Human:' or 'Assistant:' in them"
+        )
+    return [text, *asked[1:]]
 
 
 def _number_or_text(ident):
@@ -178,26 +228,26 @@ def _hub_rows(name, chosen, revision):
 
 def _file_rows(path):
     """Yield the rows of a file as dicts."""
-    file = Path(path)
+    file, what = Path(path), f"prompts={path}"
     if not file.is_file():
-        raise ValueError(f"prompts={path}: no such file")
+        raise ValueError(f"{what}: no such file")
     if file.suffix not in (".txt", ".csv", ".json", ".jsonl"):
-        raise ValueError(f"prompts={path}: unknown ending; use .txt, .csv, .json or .jsonl")
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        if file.suffix == ".csv":
-            yield from csv.DictReader(lines)
-            return
-        if file.suffix == ".txt":
-            yield from ({"prompt": line.strip()} for line in lines if line.strip())
-            return
-        whole = [(0, lines.read())] if file.suffix == ".json" else enumerate(lines, start=1)
-        for number, text in whole:
-            where = f", line {number}" if number else ""
-            if not text.strip():
-                continue
-            try:
-                found = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"prompts={path}{where}: not JSON ({error.msg})") from None
-            for row in found if isinstance(found, list) else [found]:
-                yield row if isinstance(row, dict) else {"prompt": row}
+        raise ValueError(f"{what}: unknown ending; use .txt, .csv, .json or .jsonl")
+    if file.suffix in (".json", ".jsonl"):
+        for _, row in json_rows(file, what):
+            for one in row if isinstance(row, list) else [row]:
+                yield one if isinstance(one, dict) else {"prompt": one}
+        return
+    texts = (text for _, text in lines(file, what))
+    if file.suffix == ".txt":
+        yield from ({"prompt": text.strip()} for text in texts if text.strip())
+        return
+    reader = csv.DictReader(texts)
+    try:
+        for row in reader:
+            if None in row:
+                where = f"{what}, line {reader.line_num}"
+                raise ValueError(f"{where}: more cells than the first line has names; quote texts with commas")
+            yield row
+    except csv.Error as error:
+        raise ValueError(f"{what}, line {reader.line_num}: no csv ({error})") from None

@@ -69,8 +69,9 @@ def generate(policy, prompts, *, max_tokens, temperature=1.0, seed=0, batch_size
 def converse(policy, conversations, **options):
     """Answers to N conversations, turn by turn: a list of N tuples of texts, one a user's turn.
 
-    `conversations` are sequences of the user's turns; `options` are those of `generate`. Each turn sees the policy's
-    own answers to the ones before; its random numbers hang on the user's turns alone.
+    `conversations` are sequences of the user's turns; the first may be a dialogue (`tokens.dialogue`) with what was
+    said before. `options` are those of `generate`. Each turn sees the policy's own answers to the ones before; its
+    random numbers depend on the user's turns alone.
     """
     said = [[] for _ in conversations]
     for k in range(max(map(len, conversations), default=0)):
@@ -106,7 +107,7 @@ def end_ids(policy):
 def _messages(asked, said):
     out = []
     for question, reply in zip(asked, [*said, None]):
-        out.append({"role": "user", "content": question})
+        out += [{"role": "user", "content": question}] if out else tokens.turns(question)
         if reply is not None:
             out.append({"role": "assistant", "content": reply})
     return out

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
@@ -67,24 +68,53 @@ def _read_package(files):
 def content(name, kind="model", revision=""):
     """Hash of what a parameter names: local files by content, a hub id by its name and commit, all else by its name.
 
-    `kind` is that of a hub id, model or dataset.
+    `kind` is that of a hub id: a model is one path; data may be several as `name=path,name=path`. Of a folder the
+    paths inside it count too, of data also the name that becomes the rows' `source`.
     """
     from ..real import hub
+    from ..real.sources import sources
 
     out = []
-    for part in str(name).split(","):
-        label, _, path = part.rpartition("=")
-        path = Path(path.strip())
-        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else []
-        stats = [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files]
-        out.append([label, [_file_hash(*one) for one in stats] or [str(path), hub.commit(str(path), kind, revision)]])
+    for label, path in sources(name) if kind == "dataset" else [("", str(name))]:
+        if Path(path).is_dir():
+            own = Path(path).resolve().stem if kind == "dataset" else ""
+            out.append([label or own, [[inner, _content_hash(file)] for inner, file in _files(path)]])
+        elif Path(path).is_file():
+            out.append([label, [Path(path).name, _content_hash(path)]])
+        else:
+            out.append([label, path, hub.commit(path, kind, revision)])
     return cache.digest(out)
 
 
+def _files(folder, above=()):
+    """(path inside the folder, path) of all its files, in order; links are followed, but not in a circle."""
+    real, found = os.path.realpath(folder), []
+    for entry in sorted(os.listdir(folder)) if real not in above else []:
+        path = os.path.join(folder, entry)
+        if os.path.isdir(path):
+            found += [(f"{entry}/{inner}", file) for inner, file in _files(path, (*above, real))]
+        elif os.path.isfile(path):
+            found.append((entry, path))
+    return found
+
+
+RECENT = 2 * 10**9  # ns: a file that changed so lately may change again within one tick of its clock
+
+
+def _content_hash(file):
+    """Hash of a file's bytes, read again only where it may have changed.
+
+    Time stamp and size can be kept by whoever writes a file (`cp -p`, `rsync -t`); the inode's change time cannot.
+    """
+    s = os.stat(file)
+    read = _file_hash if time.time_ns() - s.st_ctime_ns > RECENT else _file_hash.__wrapped__
+    return read(os.path.realpath(file), s.st_dev, s.st_ino, s.st_ctime_ns, s.st_mtime_ns, s.st_size)
+
+
 @once
-def _file_hash(file, changed, size):
-    """Hash of a file's name and bytes, read in parts (weights are large) and again only where it has changed."""
-    h = hashlib.sha256(Path(file).name.encode())
+def _file_hash(file, *stat):
+    """Hash of a file's bytes, read in parts (weights are large); `stat` says of which state of the file."""
+    h = hashlib.sha256()
     with open(file, "rb") as stream:
         while part := stream.read(2**24):
             h.update(part)
