@@ -180,7 +180,13 @@ def test_directions_in_lower_precision_are_float32(reference, tokens):
 # ---------------------------------------------------------------- copies, anchor and residuals
 
 
-COPIES = [("x", "a", "b", 0, 1), ("y", "a", "b", 0, 1), ("x", "b", "a", 1, 2), ("x", "a", "b", 1, 1), ("x", "a", "c", 0, 1)]
+COPIES = [
+    ("x", "a", "b", 0, 1),
+    ("y", "a", "b", 0, 1),
+    ("x", "b", "a", 1, 2),
+    ("x", "a", "b", 1, 1),
+    ("x", "a", "c", 0, 1),
+]
 
 
 def copies(**columns):
