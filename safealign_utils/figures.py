@@ -24,11 +24,10 @@ COLOURS = {
 }  # fmt: skip
 NAMES = {
     "ref": "reference", "exact": "exact optimum", "dpo": "DPO, hard labels", "dpo_soft": "DPO, soft labels",
-    "ml_on_optimum": "maximum likelihood on samples of the optimum", "bag_of_words": "bag of words",
-    "dpo_harmless": "DPO-harmless", "dpo_safebetter": "DPO-safebetter", "safedpo": "SafeDPO", "cdpo": "C-DPO",
-    "mocan_soft": "MoCAN, soft labels", "sacpo": "SACPO", "psacpo": "P-SACPO", "mocan": "MoCAN", "pecan": "PeCAN",
-    "modpo": "MODPO", "bfpo": "BFPO", "bso": "BSO, C = 30", "bso[margin=5]": "BSO, C = 5",
-    "ppo_lagrangian": "PPO-Lagrangian", "fixed_lambda": "fixed λ",
+    "ml_on_optimum": "maximum likelihood on samples of the optimum", "bag_of_words": "bag of words", "dpo_harmless": "DPO-harmless",
+    "dpo_safebetter": "DPO-safebetter", "safedpo": "SafeDPO", "cdpo": "C-DPO", "mocan_soft": "MoCAN, soft labels", "sacpo": "SACPO",
+    "psacpo": "P-SACPO", "mocan": "MoCAN", "pecan": "PeCAN", "modpo": "MODPO", "bfpo": "BFPO", "bso": "BSO, C = 30",
+    "bso[margin=5]": "BSO, C = 5", "ppo_lagrangian": "PPO-Lagrangian", "fixed_lambda": "fixed λ",
 }  # fmt: skip
 STYLE = {"svg.hashsalt": "safealign", "svg.fonttype": "path", "figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False,
          "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left"}  # fmt: skip

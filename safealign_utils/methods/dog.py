@@ -33,8 +33,7 @@ from .directions import directions as directions
 def merge_copies(table):
     """(the table without exact copies, the first of each kept; how often each stood there, int [N']).
 
-    Copies have the same prompt and the same two responses, in whatever order and data set they stand. No label is
-    read: copies whose labels disagree are one pair, and it keeps those of its first row.
+    Copies have the same prompt and two responses, in any order and data set. No label is read: the first row's stay.
     """
     turned = (table.response_0 > table.response_1).to_numpy()
     one, other = (np.where(t, table.response_1, table.response_0) for t in (turned, ~turned))
