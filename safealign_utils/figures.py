@@ -17,17 +17,17 @@ from matplotlib.figure import Figure
 COLOURS = {
     "ref": "#7f7f7f", "exact": "#222222", "dpo": "#3b6fb6", "dpo_soft": "#e0872b", "ml_on_optimum": "#4c9a6a",
     "chosen": "#4c9a6a", "rejected": "#c4504b", "bag_of_words": "#8d6bb0", "behaviour": "#4c9a6a",
-    "dpo_harmless": "#c4504b", "dpo_safebetter": "#4c9a6a", "safedpo": "#e0872b",
-    "cdpo": "#8d3fa0", "sacpo": "#2f9c95", "psacpo": "#7cc5c0", "mocan": "#d76fb0", "pecan": "#eeb0d6", "modpo": "#6f8a2c",
-    "bfpo": "#a0a83a", "bso": "#b58b6b", "ppo_lagrangian": "#111111", "fixed_lambda": "#9fb4d6",
-    "mocan_soft": "#9c2f73",
+    "dpo_harmless": "#c4504b", "dpo_safebetter": "#4c9a6a", "safedpo": "#e0872b", "cdpo": "#8d3fa0",
+    "sacpo": "#2f9c95", "psacpo": "#7cc5c0", "mocan": "#d76fb0", "pecan": "#eeb0d6", "modpo": "#6f8a2c",
+    "bfpo": "#a0a83a", "bso": "#b58b6b", "bso[margin=5]": "#6e4a2f", "ppo_lagrangian": "#111111",
+    "fixed_lambda": "#9fb4d6", "mocan_soft": "#9c2f73",
 }  # fmt: skip
 NAMES = {
     "ref": "reference", "exact": "exact optimum", "dpo": "DPO, hard labels", "dpo_soft": "DPO, soft labels",
-    "ml_on_optimum": "maximum likelihood on samples of the optimum", "bag_of_words": "bag of words",
-    "dpo_harmless": "DPO-harmless", "dpo_safebetter": "DPO-safebetter", "safedpo": "SafeDPO", "cdpo": "C-DPO",
-    "mocan_soft": "MoCAN, soft labels", "sacpo": "SACPO", "psacpo": "P-SACPO", "mocan": "MoCAN", "pecan": "PeCAN",
-    "modpo": "MODPO", "bfpo": "BFPO", "bso": "BSO", "ppo_lagrangian": "PPO-Lagrangian", "fixed_lambda": "fixed λ",
+    "ml_on_optimum": "maximum likelihood on samples of the optimum", "bag_of_words": "bag of words", "dpo_harmless": "DPO-harmless",
+    "dpo_safebetter": "DPO-safebetter", "safedpo": "SafeDPO", "cdpo": "C-DPO", "mocan_soft": "MoCAN, soft labels", "sacpo": "SACPO",
+    "psacpo": "P-SACPO", "mocan": "MoCAN", "pecan": "PeCAN", "modpo": "MODPO", "bfpo": "BFPO", "bso": "BSO, C = 30",
+    "bso[margin=5]": "BSO, C = 5", "ppo_lagrangian": "PPO-Lagrangian", "fixed_lambda": "fixed λ",
 }  # fmt: skip
 STYLE = {"svg.hashsalt": "safealign", "svg.fonttype": "path", "figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False,
          "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left"}  # fmt: skip

@@ -151,6 +151,17 @@ def test_margins_of_bfpo_by_hand():
 def test_bso_is_the_table_of_safedpo_with_margin_30():
     assert b.bso(hand_made()).equals(safedpo(hand_made(), delta=30.0))
     assert b.bso(hand_made()).margin.tolist() == [0, 0, 30, 30, 30, 30]
+    assert b.bso(hand_made(), margin=5.0).equals(safedpo(hand_made(), delta=5.0))
+    with pytest.raises(ValueError, match="-1"):
+        b.bso(hand_made(), margin=-1.0)
+
+
+@pytest.mark.parametrize("margin, wanted", [(0.0, 1.0), (5.0, 201.9), (30.0, 2.156e15)])
+def test_how_much_more_a_mixed_pair_of_bso_weighs_at_the_start(margin, wanted):
+    z = torch.tensor([0.0, -margin], dtype=torch.float64, requires_grad=True)
+    b.sba(z, BETA).sum().backward()
+    assert (z.grad[1] / z.grad[0]).item() == pytest.approx(b.bso_weight(margin), rel=1e-12)
+    assert b.bso_weight(margin) == pytest.approx(wanted, rel=1e-3)
 
 
 # ---------------------------------------------------------------- other links

@@ -264,6 +264,32 @@ def test_a_slack_limit_ends_at_zero_from_above(fake, inside, few):
     assert out.rounds.lam.iloc[-2] == 0.0 and out.lam == 0.0
 
 
+def test_a_multiplier_that_still_rises_is_said(fake, inside, few, capsys):
+    out = loop(inside, few, [1.1, 0.9, 0.7, 0.6, 0.0], dual_lr=1.0, average=2)
+    said = capsys.readouterr().err
+    assert out.warning and said == out.warning + "\n"
+    for words in ("still rises after 4 rounds (1.8, 2.4, 2.9)", "E[c] is 0.6", "cost_limit=0.1", "more rounds", "dual_lr",
+                  "attainable"):  # fmt: skip
+        assert words in said
+    out_of_reach = loop(inside, few, [0.3] * 40, average=3)  # it rises by the same for ever
+    assert "after 39 rounds" in out_of_reach.warning
+
+
+@pytest.mark.parametrize(
+    "costs, options",
+    [
+        ([1.1, 0.9, 0.05, 0.3, 0.0], {}),  # one of the last two rounds met the limit
+        ([1.1, 0.9, 0.11, 0.105, 0.0], {}),  # met but for a rest
+        ([1.1, 0.3, 0.25, 0.25, 0.0], {"tolerance": 0.2}),  # within what the caller tolerates
+        ([-0.5, -0.5, -0.5, -0.5], {}),  # slack
+        ([1.1, 0.9, 0.7, 0.6, 0.0], {"lowest": -5.0}),  # attainable, as is known
+    ],
+)
+def test_elsewhere_nothing_is_said(fake, inside, few, capsys, costs, options):
+    assert loop(inside, few, costs, **{"average": 2} | options).warning == ""
+    assert capsys.readouterr().err == ""
+
+
 def test_the_first_round_is_dpo_on_soft_labels(inside, few, fresh_cache):
     got = []
     out = c.cdpo(inside, few, lambda policy, number: got.append(policy) or -1.0, cost_limit=0.0, rounds=1, **SETTING)

@@ -180,12 +180,34 @@ def test_directions_in_lower_precision_are_float32(reference, tokens):
 # ---------------------------------------------------------------- copies, anchor and residuals
 
 
-def test_copies_are_merged():
-    columns = ["prompt", "response_0", "response_1", "chosen", "source"]
-    texts = [("x", "a", "b", 0, 1), ("y", "a", "b", 0, 1), ("x", "b", "a", 1, 2), ("x", "a", "b", 1, 1)]
-    table = pd.DataFrame([*texts, texts[0]], columns=columns)
-    merged, counts = dog.merge_copies(table)
-    assert merged.equals(table.iloc[[0, 1, 3]].reset_index(drop=True)) and counts.tolist() == [3, 1, 1]
+COPIES = [
+    ("x", "a", "b", 0, 1),
+    ("y", "a", "b", 0, 1),
+    ("x", "b", "a", 1, 2),
+    ("x", "a", "b", 1, 1),
+    ("x", "a", "c", 0, 1),
+]
+
+
+def copies(**columns):
+    """Five pairs with copies among them; one of the copies has another winner."""
+    return pd.DataFrame(COPIES, columns=["prompt", "response_0", "response_1", "chosen", "source"]).assign(**columns)
+
+
+def test_copies_are_merged_by_their_texts():
+    merged, counts = dog.merge_copies(copies())
+    assert merged.equals(copies().iloc[[0, 1, 4]].reset_index(drop=True)) and counts.tolist() == [3, 1, 1]
+
+
+def test_no_label_decides_which_pairs_are_copies():
+    """So a pool can be merged, and pairs picked from it, before anyone has labelled them."""
+    wanted, counts = dog.merge_copies(copies())
+    for chosen in (0, 1, [1, 0, 1, 0, 1]):
+        merged, again = dog.merge_copies(copies(chosen=chosen))
+        assert merged.drop(columns="chosen").equals(wanted.drop(columns="chosen"))
+        assert again.tolist() == counts.tolist()
+    unlabelled, _ = dog.merge_copies(copies().drop(columns="chosen"))
+    assert len(unlabelled) == 3
 
 
 def data_sets(shared, copies, own, width=24):

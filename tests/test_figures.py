@@ -100,7 +100,7 @@ def test_every_training_length_is_drawn():
 
 def test_every_method_has_one_colour():
     baselines = ("dpo", "dpo_harmless", "dpo_safebetter", "safedpo", "cdpo", "sacpo", "psacpo", "mocan", "mocan_soft",
-                 "pecan", "modpo", "bfpo", "bso", "ppo_lagrangian", "fixed_lambda", "ref", "exact")  # fmt: skip
+                 "pecan", "modpo", "bfpo", "bso", "bso[margin=5]", "ppo_lagrangian", "fixed_lambda", "ref", "exact")  # fmt: skip
     assert len({figures.COLOURS[m] for m in baselines}) == len(baselines) and set(baselines) <= set(figures.NAMES)
     methods = [c for name, c in figures.COLOURS.items() if name in ("ref", "exact", "dpo", "dpo_soft", "bag_of_words")]
     assert len(set(methods)) == len(methods)

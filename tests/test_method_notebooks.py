@@ -103,7 +103,7 @@ def test_safedpo_where_no_multiplier_is_needed(tmp_path):
     record = run(DPO, tmp_path, beta=5, delta=3, deltas="4", length_factors="0.5,1", recipe_factor=2)
     assert record["status"] == "complete" and record["parameters"]["deltas"] == [4.0]
     for method in ("ref", "dpo", "dpo_harmless", "dpo_safebetter", "safedpo", "sacpo", "psacpo", "mocan", "pecan",
-                   "modpo", "bfpo", "bso", "ppo_lagrangian", "safedpo_soft", "safedpo_finite", "safedpo_plain"):  # fmt: skip
+                   "modpo", "bfpo", "bso", "bso[margin=5]", "ppo_lagrangian", "safedpo_soft", "safedpo_finite", "safedpo_plain"):  # fmt: skip
         assert f"{method}.reward" in record["metrics"], method
     for name in ("safedpo[delta=4].unsafe", "safedpo[delta=4,steps=1].unsafe", "safedpo_finite[steps=4].tv_opt",
                  "safedpo[split=unseen_category].unsafe", "safedpo.tv_opt", "exact.safedpo.reward"):  # fmt: skip

@@ -74,7 +74,9 @@ def test_near_copies_mean_the_same_in_other_words(world, pools, originals):
     same = set(map(tuple, originals[["source", *PAIR]].to_numpy()))
     copied = [row in same for row in map(tuple, near[["source", *PAIR]].to_numpy())]
     assert len(originals) <= sum(copied) < len(originals) + 0.05 * N, "the originals, and hardly a copy by chance"
-    assert len(merge_copies(pairs.label(near))[0]) > 0.8 * N
+    merged = merge_copies(pairs.label(near))[0]
+    assert len(merged) > 0.8 * N
+    assert len({(x, *sorted(y)) for x, *y in merged[PAIR].to_numpy().tolist()}) == len(merged), "whoever won"
     for _, group in near.groupby(meaning(world, near)):
         if len(group) > 30:
             assert {world.prompts[x].noun for x in group.prompt_id} == {"oven", "blender", "fryer"}

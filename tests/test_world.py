@@ -25,6 +25,24 @@ def test_sizes_and_splits(world):
         world.select("test")
 
 
+def test_a_held_out_noun_is_one_word_of_a_training_prompt(world):
+    """What README and notebook 02 say of "held out": another word in the prompt, and hardly any new response."""
+
+    def without_noun(split):
+        prompts = [world.prompts[i] for i in world.select(split)]
+        return {(x.category, " ".join("_" if word == x.noun else word for word in x.text.split())) for x in prompts}
+
+    assert without_noun("heldout") < without_noun("train") and len(without_noun("heldout")) == 15
+    held = world.select("heldout")
+    said = [[world.text(x, y) for y in range(len(world.responses))] for x in held]
+    assert not any(world.prompts[x].noun in text.split() for x, texts in zip(held, said) for text in texts)
+    table = world.pairs(6000, seed=0)
+    known = {*table.response_0, *table.response_1}
+    mass = np.average([[text in known for text in texts] for texts in said], weights=world.behaviour[held])
+    distinct = np.mean([text in known for text in {text for texts in said for text in texts}])
+    assert (round(mass, 3), round(distinct, 3)) == (0.956, 0.895)
+
+
 def test_every_response_is_a_text_of_its_own(world):
     for category in CATEGORIES:
         texts = [y.text(category) for y in world.responses]

@@ -104,9 +104,21 @@ def square(z, beta):
     return (z / beta).square()
 
 
-def bso(table):
-    """BSO (2605.12339): SafeDPO's table with margin C = 30. Link: `sba`."""
-    return with_margin(transform(table)[0].assign(p=1.0), SBA["margin"])
+def bso(table, *, margin=SBA["margin"]):
+    """BSO (2605.12339): SafeDPO's table with the margin C. Link: `sba`. Raises ValueError for a margin below 0.
+
+    C = 30 is quoted from a secondary source, not from the paper's own text. At the start it gives a mixed pair
+    (e^36 + e^-6) / 2, about 2e15 times the weight of a pair of equal status. After gradients are clipped nothing
+    is left of the latter, and helpfulness is never trained: what C = 30 shows is this setting, not the method.
+    At C = 5 the factor is 202, and helpfulness is trained too (notebook 02).
+    """
+    return with_margin(transform(table)[0].assign(p=1.0), margin)
+
+
+def bso_weight(margin):
+    """Weight of a mixed pair over one of equal status at the start: |L'(-C)| / |L'(0)| of `sba`, margin C >= 0."""
+    a = SBA["power"]
+    return float(np.exp((1 + a) * margin) + np.exp(-a * margin)) / 2
 
 
 def sba(z, beta):

@@ -6,6 +6,7 @@ The step size, its decay, the rounds, the warm start and how E[c] is estimated a
 sources at hand; they are arguments here.
 """
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..sampling import draw, uniforms
 from ..train import align
 
 RELABEL = ("soft", "coin", "argmax")
+MET = 0.02  # of the largest violation: a limit overstepped by less counts as met
 
 
 # ---------------------------------------------------------------- the winner lever
@@ -110,12 +112,30 @@ class SampledCost:
 @dataclass(frozen=True)
 class Aligned:
     """What the loop ends with: the policy, its multiplier, one row a fit (round, lam, cost, dual_lr; the last one
-    is the fit at the averaged multiplier), and the seconds of its trainings."""
+    is the fit at the averaged multiplier), the seconds of its trainings, and a `warning`, empty where none is due."""
 
     policy: Policy
     lam: float
     rounds: pd.DataFrame
     seconds: float
+    warning: str = ""
+
+
+def still_rising(rows, lam, cost_limit, *, average, tolerance=0.0):
+    """What to say where each of the last `average` rounds overstepped the limit, so that lambda still rises; else "".
+
+    `rows` are the rounds (dicts with lam and cost), `lam` is the multiplier after the last. The mean of multipliers
+    that only rise is too low.
+    """
+    over = np.array([row["cost"] for row in rows]) - cost_limit
+    if over[-average:].min() <= max(tolerance, MET * over.max()):
+        return ""
+    last = ", ".join(f"{v:.4g}" for v in [*(row["lam"] for row in rows), lam][-average - 1 :])
+    return (
+        f"C-DPO: lambda still rises after {len(rows)} rounds ({last}), and E[c] is {rows[-1]['cost']:.4g} at "
+        f"cost_limit={cost_limit:g}: the mean of the last multipliers is too low. Give more rounds or a larger "
+        "dual_lr; or the limit lies below what is attainable"
+    )
 
 
 def cdpo(
@@ -130,7 +150,8 @@ def cdpo(
     dual_lr / number**decay. After `rounds` of it, or once lambda and E[c] both stand still within
     `tolerance` (or lambda at 0) for two rounds, the mean of the last `average` multipliers (0 if the last
     one is 0) gets a last fit of its own.
-    `lowest` is the lowest attainable E[c], where it is known: a limit at or below it is refused first.
+    `lowest` is the lowest attainable E[c], where it is known: a limit at or below it is refused first. Where it is
+    not, and lambda still rises in the last rounds, that is printed to stderr and is the result's `warning`.
 
     *Differs from the paper:* averaging, the stop rule and soft labels are ours; what is not stated there is
     an argument here.
@@ -166,8 +187,11 @@ def cdpo(
         calm, lam = calm + 1 if still else 0, moved
         if calm == 2:  # once may be a policy that has not moved yet
             break
+    warning = still_rising(rows, lam, cost_limit, average=average, tolerance=tolerance) if lowest is None else ""
+    if warning:
+        print(warning, file=sys.stderr)
     if lam > 0:  # at 0 the limit is slack, and what came before is no estimate
         lam = float(np.mean([*(row["lam"] for row in rows[1:]), lam][-average:]))
     policy, cost = fit(lam, rounds + 1)
     rows.append({"round": len(rows) + 1, "lam": lam, "cost": cost, "dual_lr": 0.0})
-    return Aligned(policy, lam, pd.DataFrame(rows), seconds)
+    return Aligned(policy, lam, pd.DataFrame(rows), seconds, warning)

@@ -6,7 +6,7 @@ diversity-based coverage; 11 % of the pairs recover most of the full data's safe
 two variants, DOG (a Pareto frontier) and DOG-D (spread). Formulas and code are not available, so this is a
 *labelled reconstruction*. These choices are ours:
 
-0. Exact copies are merged before anything is weighed, for every method alike.
+0. Exact copies (same prompt, same two responses) are merged before anything is weighed, for every method alike.
 1. u_i = hidden state of the reference, mean over the response's tokens, chosen minus rejected, unit norm.
 2. Anchor A: the top r = 4 eigenvectors of the mean over data sets of u^T u / n_j: every data set weighs the same.
 3. Residual of data set j: what lies outside the leading span (90 % of the trace) of the *other* data sets' mean
@@ -31,13 +31,13 @@ from .directions import directions as directions
 
 
 def merge_copies(table):
-    """(the labelled table without exact copies, the first of each kept; how often each stood there, int [N']).
+    """(the table without exact copies, the first of each kept; how often each stood there, int [N']).
 
-    Copies have the same prompt, the same winner and the same loser, in whatever order and data set they stand.
+    Copies have the same prompt and two responses, in any order and data set. No label is read: the first row's stay.
     """
-    first = (table.chosen == 0).to_numpy()
-    chosen, rejected = (np.where(mine, table.response_0, table.response_1) for mine in (first, ~first))
-    number, _ = pd.factorize(pd.Series(list(zip(table.prompt, chosen, rejected))))
+    turned = (table.response_0 > table.response_1).to_numpy()
+    one, other = (np.where(t, table.response_1, table.response_0) for t in (turned, ~turned))
+    number, _ = pd.factorize(pd.Series(list(zip(table.prompt, one, other))))
     _, kept, counts = np.unique(number, return_index=True, return_counts=True)
     return table.iloc[kept].reset_index(drop=True), counts
 
