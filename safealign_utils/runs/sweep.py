@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cache import write_whole
+from ..real.sources import absolute
 from . import folders, records, runner, strict_yaml
 from .parameters import PATHS, Refusal, nearest
 
@@ -244,16 +245,13 @@ def _execute(todo, out, args):
 
 def _absolute(texts):
     """Files that parameters name, by their full paths: a worker may stand in another folder."""
+    return tuple((name, _full(name, text) if name in PATHS else text) for name, text in texts)
 
-    def full(part):
-        name, equals, path = ("", "", part) if Path(part).exists() else part.rpartition("=")
-        here = path not in ("world", "scratch", "kit", "") and Path(path).exists()
-        return f"{name}{equals}{Path(path).resolve() if here else path}"
 
-    def paths(text):
-        return full(text) if Path(text).exists() else ",".join(map(full, text.split(",")))
-
-    return tuple((name, paths(text) if name in PATHS else text) for name, text in texts)
+def _full(name, text):
+    if text not in ("world", "scratch", "kit", "") and Path(text).exists():
+        return str(Path(text).resolve())
+    return absolute(text, name) if name in ("data", "eval_prompts") and "=" in text else text
 
 
 def _clock(seconds):
