@@ -19,7 +19,7 @@ from tqdm import tqdm
 from . import adapters, cache, processes
 from .kept import Damaged, Kept, accelerator_for, whole
 from .logprobs import LogProbs, length_mask, log_ratios, pack, reference_logprobs
-from .loss import check_levers, preference_loss
+from .loss import check_levers, ordered, preference_loss
 from .policy import Policy, seeded
 
 CODE = ("logprobs.py", "grammar.py", "double.py", "loss.py", "adapters.py", "kept.py", "train.py")
@@ -122,7 +122,7 @@ def align(
         if leak_weight:
             penalty = -log_allowed.sum() / 2  # two responses a pair
             total, leak = total + leak_weight * penalty, penalty.item()
-        correct = (out.h_w > out.h_l).double().sum().item()
+        correct = ordered(out.h_w - out.h_l).sum().item()
         sums = {"loss": out.loss, "chosen": out.h_w, "rejected": out.h_l, "z": out.z}
         stats = {name: values.sum().item() for name, values in sums.items()}
         return total, stats | {"accuracy": correct, "leak_penalty": leak}

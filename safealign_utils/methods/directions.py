@@ -18,6 +18,18 @@ BLOCK = 16  # batches of one entry of the cache
 CODE = ("methods/directions.py", "logprobs.py", "tokens.py", "double.py")
 
 
+def check_finite(u, rows=None):
+    """Refuse directions (or features) u [N, D] that hold NaN or infinity; ValueError names the pairs' row numbers."""
+    bad = torch.nonzero(~u.isfinite().all(dim=1))[:, 0].cpu().numpy()
+    if len(bad):
+        rows = np.sort(bad if rows is None else np.asarray(rows)[bad]).tolist()
+        few = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        raise ValueError(
+            f"u: {len(rows)} directions are not finite, those of pair rows {few}; drop these pairs, "
+            "or compute the hidden states in float32"
+        )
+
+
 @torch.no_grad()
 def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True, batch_size=64):
     """u [N, D]: pooled hidden states of each pair (`pairs.TokenPairs`), chosen minus rejected, on the policy's device.
@@ -26,7 +38,7 @@ def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True, batc
     tokens or the last of them, the end-of-sequence token left out; a response of nothing else takes the
     prompt's last place. float64 stays float64, all else gives float32. A difference within rounding is 0.
     Blocks are kept on disk, keyed by weights, tokens, batches, layer, pooling and this code.
-    Raises ValueError for a layer that the network does not have or another pooling.
+    Raises ValueError for a layer that the network does not have, another pooling, and states that are not finite.
     """
     depth = policy.model.config.num_hidden_layers
     if not -depth - 1 <= layer <= depth:
@@ -60,6 +72,7 @@ def _block(policy, tokens, batches, layer, pooling, bar):
         parts.append(_batch(policy, tokens, rows, layer, pooling))
         bar.update(len(rows))
     u = torch.cat(parts)
+    check_finite(u, np.concatenate(batches))
     cache.store("directions", key, {"u": u.cpu().numpy()})
     return u
 
