@@ -18,15 +18,15 @@ BLOCK = 16  # batches of one entry of the cache
 CODE = ("methods/directions.py", "logprobs.py", "tokens.py", "double.py")
 
 
-def check_finite(u, rows=None):
+def check_finite(u, rows=None, name="u"):
     """Refuse directions (or features) u [N, D] that hold NaN or infinity; ValueError names the pairs' row numbers."""
     bad = torch.nonzero(~u.isfinite().all(dim=1))[:, 0].cpu().numpy()
     if len(bad):
         rows = np.sort(bad if rows is None else np.asarray(rows)[bad]).tolist()
         few = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         raise ValueError(
-            f"u: {len(rows)} directions are not finite, those of pair rows {few}; drop these pairs, "
-            "or compute the hidden states in float32"
+            f"{name}: hold numbers that are not finite at pair rows {few} ({len(rows)} in all); drop those pairs, "
+            "or look for the hidden states that overflow"
         )
 
 

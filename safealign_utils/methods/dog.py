@@ -225,7 +225,7 @@ def greedy_log_det(features, k, *, ridge=1.0, ids=None, quota=None, block=None):
     rank = torch.empty_like(by_id, dtype=torch.int32)
     rank[by_id] = torch.arange(N, dtype=torch.int32, device=rank.device)
     q = torch.linalg.vector_norm(features, dim=1).square_()
-    check_finite(q[:, None])
+    check_finite(q[:, None], name="features")
     block, quota = (np.zeros(N, dtype=int), [k]) if quota is None else (block, quota)
     left = np.minimum(quota, np.bincount(block, minlength=len(quota)))
     if left.sum() < k:

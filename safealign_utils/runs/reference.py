@@ -121,7 +121,8 @@ def read(folder):
 def values(folder, *, exact=True, same=None, wider=()):
     """{group: (its words, {place: value}, tolerance)}: all that is compared of a run, or of reference values.
 
-    `exact`: digit for digit, but what `wider` {metric, or table.csv/column: (tolerance, why)} names; else settings and claims only, a claim's value within half its own interval and LOOSE.
+    `exact`: digit for digit, but what `wider` {metric, or table.csv/column: (tolerance, why)} names; else settings and
+    claims only, a claim's value within half its own interval and LOOSE.
     Figures: their bytes if `same`, only their names if not, nothing without. Raises Broken.
     """
     folder, record = Path(folder), read(folder)

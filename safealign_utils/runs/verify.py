@@ -61,7 +61,7 @@ def check(
                 continue
             show([Finding(True, name, "run again from an empty cache")], outcome.seconds)
             show(_as_expected(name, folder / name, outcome))
-            show(_finished(results / profile / name, outcome.folder, folder / name))
+            show(_finished(results / profile / name, outcome.folder, _wider(folder / name)))
     show(reference.compare_committed(committed))
     for other in sorted({"small", "full"} - {profile}):
         if any((results / other).glob("*/record.json")):
@@ -126,11 +126,16 @@ def _as_expected(name, kept, outcome):
     yield from reference.compare(name, *(reference.values(x, **how) for x in (kept, outcome.folder)))
 
 
-def _finished(folder, fresh, kept):
-    """Findings on a finished run's files against the fresh run's; a run of another question is skipped.
+def _wider(kept):
+    """The wider tolerances of reference values; none where they cannot be read, which is said elsewhere."""
+    try:
+        return reference.read(kept)["wider"]
+    except Broken:
+        return {}
 
-    The tolerances are those of the reference values in the folder `kept`.
-    """
+
+def _finished(folder, fresh, wider):
+    """Findings on a finished run's files against the fresh run's; a run of another question is skipped."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     now, got = reference.read(fresh), reference.read(folder)
@@ -138,7 +143,7 @@ def _finished(folder, fresh, kept):
         words = f"another question (run id {got['run_id']}, now {now['run_id']}); not compared"
         yield Finding(None, str(folder), words)
         return
-    how = dict(exact=_is_exact(now, got), same=_is_same_machine(now, got), wider=reference.read(kept)["wider"])
+    how = dict(exact=_is_exact(now, got), same=_is_same_machine(now, got), wider=wider)
     yield from reference.compare(str(folder), *(reference.values(x, **how) for x in (fresh, folder)))
 
 
