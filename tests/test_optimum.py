@@ -151,7 +151,9 @@ def precise(logp, score, beta):
     """pi_ref exp(score / beta) / Z at 60 digits: a list of rows."""
     rows = []
     for ref, values in zip(logp.tolist(), score):
-        weights = [mpmath.exp(mpmath.mpf(a) + v / mpmath.mpf(beta)) if a > -math.inf else 0 for a, v in zip(ref, values)]
+        weights = [
+            mpmath.exp(mpmath.mpf(a) + v / mpmath.mpf(beta)) if a > -math.inf else 0 for a, v in zip(ref, values)
+        ]
         total = mpmath.fsum(weights)
         rows.append([w / total for w in weights])
     return rows
