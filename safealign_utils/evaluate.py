@@ -117,11 +117,16 @@ def at_work(policy, device):
 
 
 def pair_margins(policy, reference, tokens):
-    """Implicit reward margins over beta: full log-ratio of chosen minus rejected (nats), float64 [N]."""
+    """Implicit reward margins over beta: full log-ratio of chosen minus rejected (nats), float64 [N].
+
+    A margin within rounding (1e-9 in float64, 1e-5 below) is 0, so that it counts as the tie that it is.
+    """
     with at_work(policy, reference.device):
         theta, ref = (reference_logprobs(p, tokens) for p in (policy, reference))
     total = lambda t: np.array([w.sum(dtype=float) - l.sum(dtype=float) for w, l in zip(t.chosen, t.rejected)])
-    return total(theta) - total(ref)
+    margins = total(theta) - total(ref)
+    noise = 1e-9 if theta.chosen[0].dtype == np.float64 else 1e-5
+    return np.where(np.abs(margins) <= noise, 0.0, margins)
 
 
 def accuracy(margins, *, against=None, same_pairs=False, level=0.95, draws=2000):

@@ -40,6 +40,16 @@ def preference_loss(logratio_w, logratio_l, *, beta, p=1.0, margin=0.0, tokens_w
     return PairLoss(loss, logratio_w.sum(-1), logratio_l.sum(-1), z)
 
 
+def ordered(gap):
+    """1 where a gap is above 0, 1/2 where it is 0, else 0, in float64: what an accuracy counts.
+
+    A gap (a tensor, nats) within rounding is 0: 1e-9 in float64, 1e-5 below. Else an untrained policy, whose gaps are
+    all 0, would be right on as many pairs as rounding noise likes.
+    """
+    noise = 1e-9 if gap.dtype == torch.float64 else 1e-5
+    return torch.where(gap.abs() <= noise, 0.5, (gap > 0).double())
+
+
 def check_levers(p, margin, beta):
     """Refuse what would change the optimum's meaning. `p`, `margin` [N]; raises ValueError."""
     p, margin = torch.tensor(p), torch.tensor(margin)

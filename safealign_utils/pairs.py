@@ -305,12 +305,18 @@ def with_safety(table):
 
 
 def soft_label(table, score_0, score_1):
-    """Soft labels from known scores: p = sigma(score gap), chosen = the higher score. Scores [N], in nats."""
-    gap = np.round(np.asarray(score_0, dtype=float) - np.asarray(score_1, dtype=float), 9)
-    return table.assign(chosen=np.where(gap >= 0, 0, 1), p=np.round(1 / (1 + np.exp(-np.abs(gap))), 9), margin=0.0)
+    """Soft labels from known scores: p = sigma(score gap), chosen = the higher score. Scores [N], in nats.
+
+    Scores within 1e-9 are equal: response 0 is then called chosen. p is not rounded: it may fall below 1/2 by less
+    than 1e-9 there, so that the loss, which knows p and 1 - p, does not jump whoever is called chosen.
+    """
+    gap = np.asarray(score_0, dtype=float) - np.asarray(score_1, dtype=float)
+    first = np.round(gap, 9) >= 0
+    return table.assign(chosen=np.where(first, 0, 1), p=1 / (1 + np.exp(np.where(first, -gap, gap))), margin=0.0)
 
 
 def data_hash(table):
     """Hash of texts, labels and levers; the same on every machine."""
     columns = [c for c in (*TEXT, *SAFE, *LABELS.values(), "chosen", "p", "margin") if c in table]
-    return cache.digest([[None if pd.isna(v) else v for v in table[c].tolist()] for c in columns])
+    plain = lambda v: None if pd.isna(v) else round(v, 9) if isinstance(v, float) else v
+    return cache.digest([list(map(plain, table[c].tolist())) for c in columns])

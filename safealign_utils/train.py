@@ -19,11 +19,10 @@ from tqdm import tqdm
 from . import adapters, cache, processes
 from .kept import Damaged, Kept, accelerator_for, whole
 from .logprobs import LogProbs, length_mask, log_ratios, pack, reads_alike, reference_logprobs
-from .loss import check_levers, preference_loss
+from .loss import check_levers, ordered, preference_loss
 from .policy import Policy, seeded
 
 CLIP = 1.0  # gradient norm
-TIE = {torch.float64: 1e-9, torch.float32: 1e-5}  # nats: margins within rounding noise of 0
 BETAS = (0.9, 0.98)  # of AdamW: the runs are shorter than the memory of the usual 0.999
 WARM_UP = 0.1  # share of the steps
 
@@ -123,7 +122,7 @@ def align(
         if leak_weight:
             penalty = -log_allowed.sum() / 2  # two responses a pair
             total, leak = total + leak_weight * penalty, penalty.item()
-        correct = ordered_rightly(out.h_w - out.h_l).sum().item()
+        correct = ordered(out.h_w - out.h_l).sum().item()
         sums = {"loss": out.loss, "chosen": out.h_w, "rejected": out.h_l, "z": out.z}
         stats = {name: values.sum().item() for name, values in sums.items()}
         return total, stats | {"accuracy": correct, "leak_penalty": leak}
@@ -132,12 +131,6 @@ def align(
     asked = dict(reference=reference, start=start, tokens=tokens, token_lever=token_lever, link=link, setting=setting)
     asked = asked | dict(learning_rate=learning_rate) if use_cache else None
     return _train(start, loss_of, order, asked=asked, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
-
-
-def ordered_rightly(margins):
-    """1.0 where the chosen response leads, 0.5 where nothing but rounding noise parts the two, else 0.0: [B]."""
-    noise = TIE.get(margins.dtype, TIE[torch.float32])
-    return torch.where(margins.abs() <= noise, 0.5, (margins > 0).double())
 
 
 # ---------------------------------------------------------------- the loop

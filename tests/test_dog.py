@@ -307,7 +307,7 @@ REFUSED = [
     (lambda: dog.greedy_log_det(U, 13), "k=13"),
     (lambda: dog.greedy_log_det(U, 3, ridge=0.0), "ridge=0.0: must be above 0, as det is 0 once k exceeds the rank"),
     (lambda: dog.greedy_log_det(U, 3, ridge=np.nan), "ridge=nan"),
-    (lambda: dog.greedy_log_det(U / 0, 3), "features: hold numbers that are not finite"),
+    (lambda: dog.greedy_log_det(U / 0, 3), "features: hold numbers that are not finite at pair rows"),
     (lambda: dog.greedy_log_det(U, 3, ids=[1] * 12), "ids: 1 different ids for 12 pairs"),
     (lambda: dog.greedy_log_det(U, 3, ids=[1, 2]), "ids: 2 different ids for 12 pairs"),
     (lambda: dog.greedy_log_det(U, 9, quota=[8, 2], block=np.repeat([0, 1], 6)), "allows 8 picks .* lower k=9"),
@@ -388,3 +388,20 @@ def test_the_benchmark_runs():
     command = [sys.executable, ROOT / "tests/benchmarks/selection.py", "--toy"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.startswith("time and memory of selection against N") and printed.count("\n") >= 12
+
+
+def test_directions_that_are_not_finite_are_refused_by_row():
+    """Whatever selects by directions names the pairs; nothing is chosen by what NaN compares like."""
+    u = torch.from_numpy(np.random.default_rng(0).normal(size=(12, 20)))
+    source = np.array(["a", "b"] * 6)
+    u[3, 1], u[7] = torch.nan, torch.inf
+    calls = [lambda: dog.coordinates(u, source), lambda: dog.moments(u, source), lambda: dog.greedy_log_det(u, 2),
+             lambda: dog.dog(u, source, 2), lambda: dog.dog_d(u, source, 2), lambda: s.k_means(u, 2, seed=0),
+             lambda: s.facility_location(u, 2), lambda: s.k_centre(u, 2)]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ValueError, match="not finite at pair rows 3, 7 .2 in all.; drop those pairs"):
+            call()
+    with pytest.raises(ValueError, match="energies: row 1"):
+        dog.fronts(np.array([[1.0, 2.0], [np.nan, 0.0]]))
+    with pytest.raises(ValueError, match="values: NaN at pair row 1"):
+        s.by_margin(np.array([1.0, np.nan]), 1, order="largest")

@@ -3,12 +3,14 @@
 import itertools
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 from safealign_utils import optimum as o
 from safealign_utils.grammar import build_trie
+from safealign_utils.methods import baselines as b
 
 REF = np.log(np.array([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]]))
 R = np.array([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0]])
@@ -132,3 +134,172 @@ def test_population_labels_make_pi_star_the_minimiser_of_dpo():
 
     z = minimize(loss, np.zeros(3), tol=1e-14).x
     assert np.allclose(o.normalise(z[None]), o.optimal(ref[None], r[None], beta=beta), atol=1e-5)
+
+
+# ---------------------------------------------------------------- high precision, and the edges
+
+
+def random_problem(seed, *, scale=1.0, dead=0.3):
+    """(logp_ref with responses that never occur, reward, cost), 3 prompts and 5 responses."""
+    g = np.random.default_rng(seed)
+    logp, reward, cost = g.normal(size=(3, 5)) * 2, g.normal(size=(3, 5)) * scale, g.normal(size=(3, 5))
+    logp[:, 1:][g.random((3, 4)) < dead] = -np.inf
+    return o.normalise(logp), reward, cost
+
+
+def precise(logp, score, beta):
+    """pi_ref exp(score / beta) / Z at 60 digits: a list of rows."""
+    rows = []
+    for ref, values in zip(logp.tolist(), score):
+        weights = [
+            mpmath.exp(mpmath.mpf(a) + v / mpmath.mpf(beta)) if a > -math.inf else 0 for a, v in zip(ref, values)
+        ]
+        total = mpmath.fsum(weights)
+        rows.append([w / total for w in weights])
+    return rows
+
+
+def mean_cost(lam, logp, reward, cost, beta):
+    """E[c] under pi*_lambda at 60 digits."""
+    reward, cost = ([[mpmath.mpf(v) for v in row] for row in table.tolist()] for table in (reward, cost))
+    score = [[r - lam * c for r, c in zip(*rows)] for rows in zip(reward, cost)]
+    best = precise(logp, score, beta)
+    return mpmath.fsum(p * c for row in zip(best, cost) for p, c in zip(*row)) / len(cost)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("beta", [1e-3, 0.5, 50.0])
+def test_the_multiplier_against_sixty_digits(seed, beta):
+    logp, reward, cost = random_problem(seed)
+    lowest = o.lowest_cost(cost, logp)
+    slack = o.expect(o.optimal(logp, reward, beta=beta), cost)
+    limit = lowest + 0.4 * (slack - lowest)
+    if slack - lowest < 1e-3:
+        return
+    found = o.lambda_star(logp, reward, cost, beta=beta, cost_limit=limit)
+    with mpmath.workdps(60):
+        root = lambda lam: mean_cost(lam, logp, reward, cost, beta) - mpmath.mpf(limit)
+        exact = mpmath.findroot(root, (found * 0.99, found * 1.01), solver="anderson", tol=1e-40)
+        assert abs(found - exact) <= 1e-11 * max(1, abs(exact))
+    assert b.mocan_lambda(logp, reward, cost, beta=beta, cost_limit=limit) == found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_optima_against_sixty_digits(seed):
+    logp, reward, _ = random_problem(seed)
+    for beta in (1e-12, 1e-3, 1.0, 1e9):
+        with mpmath.workdps(60):
+            exact = precise(logp, [[mpmath.mpf(v) for v in row] for row in reward.tolist()], beta)
+            exact = np.array([[float(p) for p in row] for row in exact])
+        assert np.abs(np.exp(o.optimal(logp, reward, beta=beta)) - exact).max() < 1e-13
+
+
+def test_the_multiplier_does_not_depend_on_rounding_of_its_arguments():
+    """One unit in the last place of the reference moves lambda* by rounding, not by half the digits."""
+    g, limit = np.random.default_rng(0), -0.3
+    for find in (o.lambda_star, b.mocan_lambda):
+        values = [find(np.nextafter(REF, np.where(g.random(REF.shape) < 0.5, 0, -9)), R, C, beta=0.7, cost_limit=limit)
+                  for _ in range(20)]  # fmt: skip
+        assert np.ptp(values) < 1e-13
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 1e6, 1e100])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_frontier_gap_scales_with_the_reward(seed, scale):
+    logp, reward, _ = random_problem(seed)
+    policy = o.normalise(np.where(np.isneginf(logp), -np.inf, np.random.default_rng(seed + 9).normal(size=logp.shape)))
+    gap = o.frontier_gap(policy, logp, reward)
+    assert o.frontier_gap(policy, logp, scale * reward) == pytest.approx(scale * gap, rel=1e-9)
+    assert o.frontier_gap(policy, logp, reward + 7.0) == pytest.approx(gap, abs=1e-9)
+    on_it = o.optimal(logp, scale * reward, beta=0.3 * scale)
+    assert abs(o.frontier_gap(on_it, logp, scale * reward)) < 1e-9 * scale
+
+
+def test_the_ends_of_the_frontier():
+    logp, reward, _ = random_problem(1)
+    assert abs(o.frontier_gap(logp, logp, reward)) < 1e-5
+    assert o.frontier_gap(logp, logp, np.full_like(reward, 3.0)) == pytest.approx(0, abs=1e-12)
+    possible = np.where(np.isneginf(logp), -np.inf, reward)
+    greedy = np.where(possible == possible.max(axis=1, keepdims=True), 0.0, -np.inf)
+    assert o.frontier_gap(greedy, logp, reward) == pytest.approx(0, abs=1e-9)
+    uniform = np.full(logp.shape, -math.log(5))  # gives what the reference never does: any response is open
+    expected = reward.max(axis=1).mean() - o.expect(uniform, reward)
+    assert o.kl(uniform, logp) == np.inf and o.frontier_gap(uniform, logp, reward) == pytest.approx(expected)
+
+
+def test_responses_that_never_occur():
+    logp = np.array([[-np.inf, math.log(0.4), math.log(0.6)], [0.0, -np.inf, -np.inf]])
+    reward, cost = np.array([[9.0, 1.0, 0.0], [1.0, 9.0, 9.0]]), np.array([[-5.0, 1.0, -1.0], [-1.0, -9.0, 1.0]])
+    assert o.lowest_cost(cost) == -7 and o.lowest_cost(cost, logp) == -1
+    with pytest.raises(ValueError, match="lowest attainable E\\[c\\] is -1.000000"):
+        o.lambda_star(logp, reward, cost, beta=0.5, cost_limit=-2.0)
+    lam = o.lambda_star(logp, reward, cost, beta=0.5, cost_limit=-0.9)
+    best = o.lagrangian_optimal(logp, reward, cost, lam=lam, beta=0.5)
+    assert o.expect(best, cost) == pytest.approx(-0.9, abs=1e-12) and (best[np.isneginf(logp)] == -np.inf).all()
+    assert o.expect(best, np.where(np.isneginf(logp), np.inf, 1.0)) == pytest.approx(1)
+    assert o.kl(best, logp) < np.inf and o.total_variation(best, logp) <= 1
+    report = o.kkt(best, lam, logp, reward, cost, beta=0.5, cost_limit=-0.9)
+    assert abs(report["gap"]) < 1e-12
+    assert (o.safe_optimal(logp, reward, cost, beta=0.5)[0] == [-np.inf, -np.inf, 0]).all()
+    with pytest.raises(ValueError, match="prompt 0 has a safe response, but none that the reference gives"):
+        o.safe_optimal(logp, reward, np.array([[-1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]]), beta=0.5)
+
+
+@pytest.mark.parametrize("beta, steep", [(1e-200, 1.0), (1e-9, 1.0), (0.5, 1e-9), (0.5, 1e9)])
+def test_the_multiplier_at_any_scale(beta, steep):
+    limit = steep * -0.3
+    lam = o.lambda_star(REF, R, steep * C, beta=beta, cost_limit=limit)
+    cost = o.expect(o.lagrangian_optimal(REF, R, steep * C, lam=lam, beta=beta), steep * C)
+    assert cost == pytest.approx(limit, rel=1e-6) or beta < 1e-16  # there the cost jumps from response to response
+    assert 0 < lam < np.inf
+
+
+def test_limits_that_every_policy_meets():
+    flat = np.zeros_like(C)
+    assert o.lambda_star(REF, R, flat, beta=0.5) == 0 and b.mocan_lambda(REF, R, flat, beta=0.5) == 0
+    one = np.zeros((2, 1))
+    assert o.lambda_star(one, one, one - 1, beta=0.5) == 0 and o.frontier_gap(one, one, one) == 0
+    with pytest.raises(ValueError, match="cost_limit=nan"):
+        o.lambda_star(REF, R, C, beta=0.5, cost_limit=math.nan)
+
+
+def spoiled(table, value):
+    out = np.array(table, dtype=float)
+    out[1, 2] = value
+    return out
+
+
+NAN, INF = math.nan, math.inf
+REFUSED = [
+    (lambda: o.optimal(spoiled(REF, NAN), R, beta=1), "logp_ref: nan at prompt 1, response 2"),
+    (lambda: o.optimal(REF, spoiled(R, NAN), beta=1), "reward: nan at prompt 1, response 2"),
+    (lambda: o.optimal(REF, spoiled(R, INF), beta=1), "reward: inf at prompt 1, response 2"),
+    (lambda: o.optimal(REF, R[:, :2], beta=1), r"reward: shape \(2, 2\); the policy has 2 prompts and 3 responses"),
+    (lambda: o.optimal(REF[0], R[0], beta=1), r"logp_ref: shape \(3,\)"),
+    (lambda: o.optimal(REF, R, beta=NAN), "beta=nan"), (lambda: o.optimal(REF, R, beta=INF), "beta=inf"),
+    (lambda: o.optimal(REF - 1, R, beta=1), "logp_ref: the probabilities of prompt 0 sum to 0.367"),
+    (lambda: o.lambda_star(REF, R, spoiled(C, NAN), beta=1), "cost: nan at prompt 1, response 2"),
+    (lambda: o.safe_optimal(REF, R, spoiled(C, NAN), beta=1), "cost: nan at prompt 1, response 2"),
+    (lambda: o.lagrangian_optimal(REF, R, C, lam=NAN, beta=1), "lam=nan"),
+    (lambda: o.lagrangian_optimal(REF, R, C, lam=INF, beta=1), "lam=inf"),
+    (lambda: o.expect(REF, spoiled(R, NAN)), "values: nan at prompt 1"), (lambda: o.expect(REF, R.T), "values: shape"),
+    (lambda: o.kl(REF, REF[:1]), "logq: shape"), (lambda: o.total_variation(REF, spoiled(REF, NAN)), "logq: nan"),
+    (lambda: o.dual(0.1, REF, spoiled(R, NAN), C, beta=1), "reward: nan"), (lambda: o.lowest_cost(spoiled(C, NAN)), "cost: nan"),
+    (lambda: o.frontier_gap(REF, REF, spoiled(R, NAN)), "reward: nan"), (lambda: o.kl(REF + 0.1, REF), "use optimum.normalise"),
+    (lambda: o.frontier_gap(REF, o.optimal(REF, R, beta=1), np.array([[1e308, -1e308, 0]] * 2)), "its spread overflows"),
+    (lambda: o.normalise(np.array([[0.0, 0.0], [-INF, -INF]])), "log-weights of prompt 1 sum to -inf"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, reason", REFUSED)
+def test_tables_that_cannot_be_used_are_refused(call, reason):
+    with pytest.raises(ValueError, match=reason):
+        call()
+
+
+def test_token_tables_where_the_policy_never_gets():
+    texts = [["a", "b", "."], ["a", "c", "."], ["d", "."]]
+    paths, _ = build_trie(texts)
+    logp = np.array([-np.inf, -np.inf, 0.0])
+    assert np.isfinite(o.token_advantages(paths, logp, np.array([1.0, 2.0, 3.0]))).all()
+    assert o.token_logps(paths, logp).sum(axis=1).tolist() == [-np.inf, -np.inf, 0]

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+import one_ulp
 import pytest
 from conftest import ROOT
 
@@ -59,6 +60,15 @@ def test_thread_counts_give_the_committed_values(tmp_path, threads):
     record = metrics(tmp_path, "threads", SAFEALIGN_THREADS=threads, OMP_WAIT_POLICY="passive")
     assert record["provenance"]["threads"] == int(threads)
     compare(record["metrics"])
+
+
+def test_one_unit_in_the_last_place_of_every_weight_moves_no_compared_value(tmp_path):
+    """The noise of a processor that nobody has here. All notebooks, three seeds: python tests/one_ulp.py."""
+    short = dict(pairs=100, steps=5, betas=[0.5], pair_shares=[1.0], step_factors=[1.0])
+    given, noises = ({}, (0, 1, 2)) if os.environ.get("SAFEALIGN_THOROUGH") else (short, (0,))
+    rows = one_ulp.one("01_dpo_basics", noises, **given)
+    assert len(rows) > 8 * len(noises)
+    assert not [one_ulp.said(row) for row in rows if not row[-1]]
 
 
 def test_two_processes_agree_to_the_last_bit(tmp_path):

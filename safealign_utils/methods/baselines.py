@@ -6,7 +6,6 @@ have another link function of the same logit z, which they hand to `train.align`
 """
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from .. import optimum
 from .cdpo import relabel
@@ -58,16 +57,13 @@ def mix(helpful, safe, q):
 
 def mocan_lambda(logp_ref, reward, cost, *, beta, cost_limit=0.0):
     """MoCAN's multiplier (2405.19544), found before any training: the minimiser over lambda >= 0 of
-    beta E_x log E_ref exp((r - lambda (c - cost_limit)) / beta). All [P, R]; a table of n samples per
+    f(lambda) = beta E_x log E_ref exp((r - lambda (c - cost_limit)) / beta). All [P, R]; a table of n samples per
     prompt has `logp_ref` = -log n everywhere.
+
+    f is the dual and convex: f'(lambda) = cost_limit - E[c] under pi*_lambda. So the minimiser is 0 where f'(0) >= 0,
+    else the root of f', which is found to 1e-14; a minimum itself is flat, and gives half the digits.
     """
-    optimum.check_limit(cost_limit, optimum.lowest_cost(cost))
-    objective = lambda lam: optimum.dual(lam, logp_ref, reward, cost, beta=beta, cost_limit=cost_limit)
-    high = 1.0
-    while objective(2 * high) < objective(high):
-        high *= 2
-    found = minimize_scalar(objective, bounds=(0.0, 2 * high), method="bounded", options={"xatol": 1e-10})
-    return float(found.x) if found.fun < objective(0.0) else 0.0
+    return optimum.lambda_star(logp_ref, reward, cost, beta=beta, cost_limit=cost_limit)
 
 
 def implicit_scores(policy_logp, logp_ref, *, beta, mean=None):

@@ -17,6 +17,18 @@ DIGITS = {torch.float64: 9, torch.float32: 5}  # what rounding noise does not re
 BLOCK = 16  # batches of one entry of the cache
 
 
+def check_finite(u, rows=None, name="u"):
+    """Refuse directions (or features) u [N, D] that hold NaN or infinity; ValueError names the pairs' row numbers."""
+    bad = torch.nonzero(~u.isfinite().all(dim=1))[:, 0].cpu().numpy()
+    if len(bad):
+        rows = np.sort(bad if rows is None else np.asarray(rows)[bad]).tolist()
+        few = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        raise ValueError(
+            f"{name}: hold numbers that are not finite at pair rows {few} ({len(rows)} in all); drop those pairs, "
+            "or look for the hidden states that overflow"
+        )
+
+
 @torch.no_grad()
 def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True, batch_size=64):
     """u [N, D]: pooled hidden states of each pair (`pairs.TokenPairs`), chosen minus rejected, on the policy's device.
@@ -25,7 +37,7 @@ def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True, batc
     tokens or the last of them, the end-of-sequence token left out; a response of nothing else takes the
     prompt's last place. float64 stays float64, all else gives float32. A difference within rounding is 0.
     Blocks are kept on disk, keyed by weights, tokens, batches, layer, pooling and this code.
-    Raises ValueError for a layer that the network does not have or another pooling.
+    Raises ValueError for a layer that the network does not have, another pooling, and states that are not finite.
     """
     depth = policy.model.config.num_hidden_layers
     if not -depth - 1 <= layer <= depth:
@@ -59,6 +71,7 @@ def _block(policy, tokens, batches, layer, pooling, bar):
         parts.append(_batch(policy, tokens, rows, layer, pooling))
         bar.update(len(rows))
     u = torch.cat(parts)
+    check_finite(u, np.concatenate(batches))
     cache.store("directions", key, {"u": u.cpu().numpy()})
     return u
 

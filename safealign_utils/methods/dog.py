@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .directions import DIGITS
+from .directions import DIGITS, check_finite
 from .directions import directions as directions
 
 
@@ -84,7 +84,7 @@ def coordinates(u, source, *, anchor_rank=4, residual_rank=16, outside="others",
     `outside="others"`: a residual lies outside the leading eigenvectors of the other data sets' mean moment that
     hold `span` of its trace; a single data set has no others, and takes what lies outside A. "anchor": outside A,
     the literal reading. Zeros fill what is left of q dimensions. Moments: float64 up to D = 1024, float32 above.
-    Raises ValueError for ranks outside [0, D], another `outside` or span.
+    Raises ValueError for ranks outside [0, D], another `outside` or span, and directions that are not finite.
     """
     check_subspaces(u.shape[1], anchor_rank, residual_rank, outside, span)
     found = subspaces(*moments(u, source), anchor_rank, residual_rank, outside, span)
@@ -105,6 +105,7 @@ def moments(u, source):
     names, block = np.unique(np.asarray(source), return_inverse=True)
     if len(block) != len(u):
         raise ValueError(f"source: {len(block)} names for {len(u)} directions; give one a pair")
+    check_finite(u)
     rows = [torch.from_numpy(np.flatnonzero(block == j)).to(u.device) for j in range(len(names))]
     dtype = torch.float64 if u.shape[1] <= 1024 else torch.float32
     gram = lambda x: x.T @ x
@@ -224,8 +225,7 @@ def greedy_log_det(features, k, *, ridge=1.0, ids=None, quota=None, block=None):
     rank = torch.empty_like(by_id, dtype=torch.int32)
     rank[by_id] = torch.arange(N, dtype=torch.int32, device=rank.device)
     q = torch.linalg.vector_norm(features, dim=1).square_()
-    if not q.isfinite().all():
-        raise ValueError("features: hold numbers that are not finite; drop those pairs")
+    check_finite(q[:, None], name="features")
     block, quota = (np.zeros(N, dtype=int), [k]) if quota is None else (block, quota)
     left = np.minimum(quota, np.bincount(block, minlength=len(quota)))
     if left.sum() < k:
@@ -278,7 +278,9 @@ def dog_d(u, source, k, *, ids=None, split="global", ridge=1.0, weights=(1.0, 1.
 
 def fronts(energies):
     """Front of each of N points (float [N, 2], both to be large), int64 [N]: 0 is dominated by no other point, 1 by
-    none once front 0 is peeled off, and so on. Equal points share a front. O(N log N)."""
+    none once front 0 is peeled off, and so on. Equal points share a front. O(N log N). Raises ValueError for NaN."""
+    for i in np.flatnonzero(np.isnan(energies).any(axis=1))[:1]:
+        raise ValueError(f"energies: row {i} is {np.asarray(energies)[i].tolist()}; NaN is on no front, drop the row")
     points, inverse = np.unique(energies, axis=0, return_inverse=True)
     front, highest = np.zeros(len(points), dtype=np.int64), []
     for i in range(len(points))[::-1]:  # from the largest first energy: only the second can still save a point

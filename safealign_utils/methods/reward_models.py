@@ -25,6 +25,7 @@ from torch.nn.functional import logsigmoid
 
 from .. import adapters
 from ..logprobs import hidden_states, pack
+from ..loss import ordered
 from ..pairs import SAFE, label, tokenize
 from ..scoring import Scorer
 from ..tokens import encode_responses
@@ -97,7 +98,7 @@ def train_reward(reference, table, *, seed, steps, batch_size, learning_rate, ma
 
     def loss_of_pairs(better, worse, _):
         loss = reward_loss(better, worse)
-        return loss, {"loss": loss, "accuracy": (better > worse).double()}
+        return loss, {"loss": loss, "accuracy": ordered(better - worse)}
 
     setting = dict(seed=seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
     trained = _fit(reference, rows, loss_of_pairs, kind="reward", labels=None, **setting, **loop)
@@ -122,7 +123,7 @@ def train_cost(reference, table, *, seed, steps, batch_size, learning_rate, max_
     def loss_of_pairs(cost_0, cost_1, number):
         costlier, sign_0, sign_1 = torch.from_numpy(labels[number].T.copy()).to(cost_0)
         loss = cost_loss(cost_0, cost_1, costlier=costlier, sign_0=sign_0, sign_1=sign_1)
-        right = (cost_0 * sign_0 > 0).double() + (cost_1 * sign_1 > 0).double()
+        right = ordered(cost_0 * sign_0) * sign_0.abs() + ordered(cost_1 * sign_1) * sign_1.abs()
         return loss, {"loss": loss, "accuracy": right / ((sign_0 != 0).double() + (sign_1 != 0).double()).clamp(min=1)}
 
     setting = dict(seed=seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
@@ -218,7 +219,8 @@ def pair_accuracy(scorers, table):
         higher = table.better_response_id.map({0: 1.0, 1: -1.0}).astype(float).fillna(0.0).to_numpy()
     table, higher = table[higher != 0], higher[higher != 0]
     gaps = [higher * (s(table.prompt, table.response_0) - s(table.prompt, table.response_1)) for s in scorers]
-    return share(np.mean([(gap > 0) + 0.5 * (gap == 0) for gap in gaps], axis=0), table.prompt)
+    hits = np.mean([ordered(torch.as_tensor(gap)).numpy() for gap in gaps], axis=0)
+    return share(hits, table.prompt)
 
 
 def harmless_accuracy(costs, table):

@@ -62,5 +62,5 @@ def with_finite_target(table, penalty):
     u_w, u_l = unsafe_labels(table)
     first = (table.chosen == 0).to_numpy()
     gap = np.where(first, 1, -1) * (table.reward_0 - table.reward_1).to_numpy()
-    p = np.round(1 / (1 + np.exp(-penalty * (u_l.astype(float) - u_w) - gap)), 9)
+    p = 1 / (1 + np.exp(-penalty * (u_l.astype(float) - u_w) - gap))
     return table.assign(p=np.where(u_w != u_l, p, table.p), margin=0.0)

@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from .dog import DIGITS, check_count, first_best, greedy_log_det, split_budget, stable_ids
+from .dog import DIGITS, check_count, check_finite, first_best, greedy_log_det, split_budget, stable_ids
 
 
 def random_pairs(n, k, *, seed):
@@ -32,6 +32,7 @@ def _generator(seed):
 def k_means(u, k, *, seed):
     """The pairs nearest to the k centres of k-means. A centre whose nearest pair is taken gets the next nearest."""
     check_count(k, len(u))
+    check_finite(u)
     with warnings.catch_warnings(), threadpool_limits(1):  # its sums depend on the number of threads
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different directions than k
         centres = KMeans(k, n_init=1, random_state=seed).fit(u.cpu().numpy()).cluster_centers_
@@ -51,6 +52,7 @@ def facility_location(u, k, *, ids=None, width=64):
     computed anew, `width` at a time. Memory O(N width), for N up to about 10,000.
     """
     check_count(k, len(u))
+    check_finite(u)
     ids, u = torch.from_numpy(stable_ids(ids, len(u))).to(u.device), torch.nn.functional.normalize(u, dim=1)
     covered, bound, rows = u.new_zeros(len(u), 1), u.new_zeros(len(u)), []
     gain = lambda columns: (u @ u[columns].T - covered).clamp_min_(0).sum(0)
@@ -74,6 +76,7 @@ def facility_location(u, k, *, ids=None, width=64):
 def k_centre(u, k, *, ids=None):
     """Farthest first: starts at the lowest id, then always the pair farthest (Euclidean) from all picks so far."""
     check_count(k, len(u))
+    check_finite(u)
     ids = torch.from_numpy(stable_ids(ids, len(u))).to(u.device)
     square = u.square().sum(1)
     distance, rows = torch.full_like(square, torch.inf), [int(ids.argmin())]
@@ -113,8 +116,10 @@ def easiest_half(losses, k, *, seed, ids=None):
 
 
 def _lowest(values, k, ids):
-    """Rows of the k lowest values (float [N], rounded to 9 digits), lowest first."""
+    """Rows of the k lowest values (float [N], rounded to 9 digits), lowest first. Raises ValueError for NaN."""
     check_count(k, len(values))
+    for i in np.flatnonzero(np.isnan(values))[:1]:
+        raise ValueError(f"values: NaN at pair row {i}; NaN has no place in an order, drop the pair")
     return np.lexsort((stable_ids(ids, len(values)), np.round(np.asarray(values, dtype=float), 9)))[:k]
 
 

@@ -229,7 +229,7 @@ def branching(grammar, table):
 def auc(score, positive):
     """Area under the ROC curve: P(score of a positive > score of a negative), ties count half.
 
-    Arrays [n], scores rounded to 9 digits; nan where one kind is missing.
+    Arrays [n]; scores are equal where nothing wider than 1e-9 lies between them; nan where one kind is missing.
     """
     from scipy.stats import rankdata
 
@@ -237,7 +237,10 @@ def auc(score, positive):
     n, m = positive.sum(), (~positive).sum()
     if not n or not m:
         return math.nan
-    return float((rankdata(np.round(score, 9))[positive].sum() - n * (n + 1) / 2) / (n * m))
+    order = np.argsort(score, kind="stable")
+    level = np.empty(len(order))
+    level[order] = np.cumsum(np.diff(np.asarray(score, dtype=float)[order], prepend=-np.inf) > 1e-9)
+    return float((rankdata(level)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
 # ---------------------------------------------------------------- relatives, on the same loss

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -22,11 +22,18 @@ from . import claims
 from .parameters import Refusal
 
 TOLERANCE = 1e-9  # absolute, or relative above 1: another CPU in float64 stays a thousand times below
+WIDER = {
+    "00_the_world": {
+        "fresh.kl_behaviour": (0.01, "trained from scratch, which is chaotic: the bound of the notebook's own check"),
+        "fresh.leak": (0.02, "trained from scratch, which is chaotic: the bound of the notebook's own check"),
+    },
+}  # {notebook: {metric, or table.csv/column: (tolerance, why)}}: what rounding moves farther on another CPU
 LOOSE = 2e-2  # what float32 on another machine may add to a claim's own interval
 DIGITS = 10
 SHOWN = 5  # failures named one by one in each table, and in the metrics
 MANIFEST = "manifest.json"
 HASHES = ("data_hash", "reference_hash")
+KINDS = ("number", "rule", "setting", "cell", "file")
 NOT_MEASURED = ("README.md", MANIFEST)
 KEPT = dict(schema=int, status=str, notebook=str, parameters=dict, metrics=dict, claims=list, tables=list,
             provenance=dict)  # fmt: skip
@@ -38,7 +45,10 @@ CHANGES = {"replace": "not as in the reference values", "insert": "new", "delete
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the verification: did `what` in `where` come out as expected? `passed` is None where skipped."""
+    """One line of the verification: did `what` in `where` come out as expected? `passed` is None where skipped.
+
+    `kind` is one of KINDS: what was compared, which says where to look if it failed.
+    """
 
     passed: bool | None
     where: str
@@ -46,6 +56,7 @@ class Finding:
     expected: str = ""
     got: str = ""
     tolerance: str = ""
+    kind: str = "number"
 
 
 class Broken(Refusal):
@@ -102,13 +113,16 @@ def read(folder):
         for name, kind in (KEPT | ({"cells": list} if path == kept else OF_A_RUN)).items():
             if not isinstance(record[name], kind):
                 raise TypeError(f"{name} is {str(record[name])[:40]!r}, and no {kind.__name__}")
-    return record | {"file": path}
+        record.setdefault("tolerances", {})
+        wider = {name: (float(entry["within"]), str(entry["why"])) for name, entry in record["tolerances"].items()}
+    return record | {"file": path, "wider": wider}
 
 
-def values(folder, *, exact=True, same=None):
+def values(folder, *, exact=True, same=None, wider=()):
     """{group: (its words, {place: value}, tolerance)}: all that is compared of a run, or of reference values.
 
-    `exact`: digit for digit; else settings and claims only, a claim's value within half its own interval and LOOSE.
+    `exact`: digit for digit, but what `wider` {metric, or table.csv/column: (tolerance, why)} names; else settings and
+    claims only, a claim's value within half its own interval and LOOSE.
     Figures: their bytes if `same`, only their names if not, nothing without. Raises Broken.
     """
     folder, record = Path(folder), read(folder)
@@ -121,12 +135,24 @@ def values(folder, *, exact=True, same=None):
             out["metrics"] = "", record["metrics"], TOLERANCE
             out["tables"] = "", _listed(folder, record["tables"], (".csv",), lambda path: "there"), 0.0
             out |= {f"table {name}": _table(_rows(folder / name)) for name in record["tables"]}
+            for name, (within, why) in dict(wider).items():
+                _set_apart(out, name, within, why)
         else:
             out["metrics and tables are not compared"] = "float32, made on another machine", {}, 0.0
         if same is not None:
             state, words = (_digest, "") if same else (lambda path: "there", "by name only, made on another machine")
             out["figures"] = words, _listed(folder, record["figures"], (".png", ".svg"), state), 0.0
     return out
+
+
+def _set_apart(out, name, within, why):
+    """Give the metric or the table's column `name` a group with its own tolerance, whose words say why."""
+    table, _, column = name.rpartition("/")
+    words, places, usual = out.get(f"table {table}" if table else "metrics", ABSENT)
+    mine = {k: v for k, v in places.items() if (k.endswith(f", column {column}") if table else k == name)}
+    rest = {k: v for k, v in places.items() if k not in mine}
+    out[f"table {table}" if table else "metrics"] = words, rest, usual
+    out[f"{name} ({why})"] = "", mine, within
 
 
 def _listed(folder, names, endings, state):
@@ -182,18 +208,28 @@ def compare(where, expected, got):
         (words, one, within), (other, two, _) = expected.get(group, ABSENT), got.get(group, ABSENT)
         pairs = {place: (one.get(place, "absent"), two.get(place, "absent")) for place in {**one, **two}}
         wrong = [place for place, (a, b) in pairs.items() if not close(a, b, within)]
-        tolerance = f"{within:.4g}" if within else "equal"
+        more = {"tolerance": f"{within:.4g}" if within else "equal", "kind": _kind(group, wrong)}
         if not wrong:
             texts = (f"{group}: {words or len(one)}",) if words == other else (group, words, other)
-            yield Finding(True, where, *texts, tolerance=tolerance)
+            yield Finding(True, where, *texts, **more)
         elif words != other:
-            yield Finding(False, where, group, words, other, tolerance)
+            yield Finding(False, where, group, words, other, **more)
         else:
             for place in wrong[:SHOWN]:
                 texts = (_said(value, DIGITS + 2) for value in pairs[place])
-                yield Finding(False, where, f"{group}: {place}", *texts, tolerance)
+                yield Finding(False, where, f"{group}: {place}", *texts, **more)
             if len(wrong) > SHOWN:
-                yield Finding(False, where, f"{group}: and {len(wrong) - SHOWN} more")
+                yield Finding(False, where, f"{group}: and {len(wrong) - SHOWN} more", **more)
+
+
+def _kind(group, wrong):
+    """The kind of what differs in a group of `values`: settings, rules and verdicts, files and their shape, numbers."""
+    if group == "settings":
+        return "setting"
+    if group.startswith("claim ") and {"verdict", "rule", "scope", "text"} & {*wrong}:
+        return "rule"
+    shape = group.startswith("table ") and any("column " not in place for place in wrong)
+    return "file" if group in ("tables", "figures", "bytes") or shape else "number"
 
 
 def _wrong(where, expected, got, whole):
@@ -213,6 +249,8 @@ def write_reference(folder, target, notebook):
     rounded = lambda values: {name: float(_said(v)) if isinstance(v, float) else v for name, v in values.items()}
     expected["metrics"] = rounded(dict(sorted(record["metrics"].items())))
     expected["claims"] = list(map(rounded, record["claims"]))
+    wider = WIDER.get(record["notebook"], {})
+    expected["tolerances"] = {name: {"within": within, "why": why} for name, (within, why) in wider.items()}
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     short = lambda text: text if text.lstrip("-").isdigit() else _said(_number(text))
@@ -238,9 +276,9 @@ def compare_cells(where, expected, notebook):
         what = f"cell {start}" if start == end else f"cells {start} to {end}"
         sizes = (f"{j - i} cells", str(m - k)) if tag == "replace" and j - i != m - k else ()
         if tag != "equal":
-            yield Finding(False, where, f"{what}: {CHANGES[tag]}", *sizes)
+            yield Finding(False, where, f"{what}: {CHANGES[tag]}", *sizes, kind="cell")
     if now == expected:
-        yield Finding(True, where, f"cells: {len(now)}, with their tags", tolerance="equal")
+        yield Finding(True, where, f"cells: {len(now)}, with their tags", tolerance="equal", kind="cell")
 
 
 def ledger():
@@ -268,7 +306,8 @@ def compare_ledger(path):
     kept, now = _json(path), _entries()
     told = lambda entries: {f"claim {i}": (f"{e['rule']} ({e['scope']})", e, 0.0) for i, e in entries.items()}
     with _reading(path):
-        yield from _wrong(claims.LEDGER.name, told(kept), told(now), f"{len(now)} claims: rule, scope, words")
+        for finding in _wrong(claims.LEDGER.name, told(kept), told(now), f"{len(now)} claims: rule, scope, words"):
+            yield replace(finding, kind="rule")
 
 
 def manifest(folder):
@@ -285,10 +324,11 @@ def compare_committed(folder):
     where = f"{folder.parent.name}/{folder.name}"
     files = {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
     there = {name: _digest(file) for name, file in files.items() if name not in NOT_MEASURED}
-    none = Finding(False, f"{where}/{MANIFEST}", "entries", f"one for each of {len(there)} files", "none")
+    none = Finding(False, f"{where}/{MANIFEST}", "entries", f"one for each of {len(there)} files", "none", kind="file")
     told = lambda digests: {name: (f"sha256 {digest[:24]}", {"": digest}, 0.0) for name, digest in digests.items()}
     whole = f"bytes of committed tables and figures: {len(listed)}"
-    yield from _wrong(where, told(listed), told(there), whole) if listed else [none]
+    for finding in _wrong(where, told(listed), told(there), whole) if listed else [none]:
+        yield replace(finding, kind="file")
 
 
 def register(folder, names, *, command, date, commit):

@@ -8,11 +8,12 @@ committed notebooks are nbval's (`make test`).
 import os
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
-from . import pool, reference, runner
+from . import pool, records, reference, runner
 from .parameters import Refusal
-from .reference import Broken, Finding
+from .reference import KINDS, Broken, Finding
 from .study import COMMITTED
 
 REFERENCE = runner.ROOT / "tests" / "reference"
@@ -39,6 +40,7 @@ def check(
         fix = f"python tests/reference_values.py --profile {profile} {' '.join(missing)}"
         raise Refusal(f"--profile {profile}: no reference values for {', '.join(missing)}; make them with {fix}")
     found = []
+    say(machine())
 
     def show(findings, seconds=None):
         for finding in _named(findings):
@@ -49,16 +51,17 @@ def check(
     show(reference.compare_ledger(Path(expected) / "ledger.json"))
     if not names:
         gone = sorted({f.name for f in folder.iterdir() if f.is_dir()} - {path.stem for path in paths})
-        show(Finding(False, name, "notebook", "a notebook", "none") for name in gone)
+        show(Finding(False, name, "notebook", "a notebook", "none", kind="file") for name in gone)
     with tempfile.TemporaryDirectory() as temporary:
         for outcome in rerun(paths, profile, Path(temporary), workers):
             name = Path(outcome.job.notebook).stem
             if outcome.error:
-                show([Finding(False, name, "run", "a complete record", outcome.error)], outcome.seconds)
+                failed = Finding(False, name, "run", "a complete record", outcome.error, kind="cell")
+                show([failed], outcome.seconds)
                 continue
             show([Finding(True, name, "run again from an empty cache")], outcome.seconds)
             show(_as_expected(name, folder / name, outcome))
-            show(_finished(results / profile / name, outcome.folder))
+            show(_finished(results / profile / name, outcome.folder, _wider(folder / name)))
     show(reference.compare_committed(committed))
     for other in sorted({"small", "full"} - {profile}):
         if any((results / other).glob("*/record.json")):
@@ -68,13 +71,27 @@ def check(
     for finding in failed:
         say(line(finding))
     count, more = len(found) - skipped, f", {skipped} skipped: results of another question" if skipped else ""
-    say(f"{count - len(failed)} of {count} passed, {len(failed)} failed{more}; {time.perf_counter() - started:.0f} s")
+    kinds = Counter(finding.kind for finding in failed)
+    kinds = ", ".join(f"{kinds[kind]} {kind}{'s' if kinds[kind] > 1 else ''}" for kind in KINDS if kinds[kind])
+    kinds = f" ({kinds})" if kinds else ""
+    seconds = time.perf_counter() - started
+    say(f"{count - len(failed)} of {count} passed, {len(failed)} failed{kinds}{more}; {seconds:.0f} s")
     return int(bool(failed))
 
 
+def machine():
+    """Processor, instruction set, threads and versions, in one line: what the digits were computed with."""
+    made = records.provenance(data_hash="", reference_hash="")
+    threads = os.environ.get("SAFEALIGN_THREADS", "1")
+    versions = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
+    plural = "" if threads == "1" else "s"
+    return f"{made['cpu']}; {threads} thread{plural} a notebook; Python {made['python']}, {versions}"
+
+
 def line(finding, seconds=None):
-    """[PASS] where: what; expected, got, tolerance, seconds."""
-    parts = [f"{MARKS[finding.passed]} {finding.where}: {finding.what}"]
+    """[PASS] where: what; expected, got, tolerance, seconds. A failure says its kind first."""
+    kind = f" {finding.kind}:" if finding.passed is False else ""
+    parts = [f"{MARKS[finding.passed]}{kind} {finding.where}: {finding.what}"]
     parts += [f"expected {finding.expected}, got {finding.got}"] if finding.expected or finding.got else []
     parts += [f"tolerance {finding.tolerance}"] if finding.tolerance else []
     parts += [f"{seconds:.1f} s"] if seconds is not None else []
@@ -98,17 +115,26 @@ def _named(findings):
     try:
         yield from findings
     except Broken as error:
-        yield Finding(False, *str(error).split(": ", 1))
+        yield Finding(False, *str(error).split(": ", 1), kind="file")
 
 
 def _as_expected(name, kept, outcome):
     """Findings on a fresh run against the reference values in the folder `kept`."""
-    yield from reference.compare_cells(name, reference.read(kept)["cells"], outcome.job.notebook)
-    exact = _is_exact(reference.read(outcome.folder))
-    yield from reference.compare(name, *(reference.values(x, exact=exact) for x in (kept, outcome.folder)))
+    expected = reference.read(kept)
+    yield from reference.compare_cells(name, expected["cells"], outcome.job.notebook)
+    how = dict(exact=_is_exact(reference.read(outcome.folder)), wider=expected["wider"])
+    yield from reference.compare(name, *(reference.values(x, **how) for x in (kept, outcome.folder)))
 
 
-def _finished(folder, fresh):
+def _wider(kept):
+    """The wider tolerances of reference values; none where they cannot be read, which is said elsewhere."""
+    try:
+        return reference.read(kept)["wider"]
+    except Broken:
+        return {}
+
+
+def _finished(folder, fresh, wider):
     """Findings on a finished run's files against the fresh run's; a run of another question is skipped."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
@@ -117,7 +143,7 @@ def _finished(folder, fresh):
         words = f"another question (run id {got['run_id']}, now {now['run_id']}); not compared"
         yield Finding(None, str(folder), words)
         return
-    how = dict(exact=_is_exact(now, got), same=_is_same_machine(now, got))
+    how = dict(exact=_is_exact(now, got), same=_is_same_machine(now, got), wider=wider)
     yield from reference.compare(str(folder), *(reference.values(x, **how) for x in (fresh, folder)))
 
 
