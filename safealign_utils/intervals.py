@@ -50,7 +50,8 @@ def range_of(name, values=(), *, difference=False, percent=False):
     column whose `values` do not fit is a difference of shares, one in hundredths, or else of any size.
     """
     difference = difference or bool(re.search(r"^(effect|difference)\b|_minus_", name))
-    last = re.sub(r"\[[^\]]*\]", "", name).rpartition(".")[2].partition("_minus_")[0]
+    last = name if name.startswith("|") else re.sub(r"\[[^\]]*\]", "", name).rpartition(".")[2]
+    last = last.partition("_minus_")[0]
     bounds = RANGES.get(last) or next((b for words, b in KINDS if re.fullmatch(words, last)), None)
     if bounds == SHARE and percent:
         bounds = 0, 100

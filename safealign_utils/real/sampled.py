@@ -140,7 +140,7 @@ class Estimate(NamedTuple):
     n: int
 
 
-def bootstrap(values, *, seed=0, bounds=None):
+def bootstrap(values, *, seed=0, draws=10_000, bounds=None):
     """The mean of values [n], one a prompt, with its 95 % interval (`intervals.over_prompts`): an `Estimate`.
 
     `bounds` as there; without them values that are all 0, or all 1, are hits, and so a share. One prompt with any
@@ -151,7 +151,7 @@ def bootstrap(values, *, seed=0, bounds=None):
         raise ValueError("values: none of them; give at least one finite number")
     if bounds is None and values.min() == values.max() and values[0] in intervals.SHARE:
         bounds = intervals.SHARE
-    return _estimate(values, None, bounds, seed)
+    return _estimate(values, None, bounds, seed, draws)
 
 
 def estimates(found, prompts, *, seed=0):
@@ -165,8 +165,8 @@ def estimates(found, prompts, *, seed=0):
     return out
 
 
-def _estimate(values, prompts, bounds, seed):
-    value, low, high, n = intervals.over_prompts(values, prompts, bounds=bounds, seed=seed)
+def _estimate(values, prompts, bounds, seed, draws=10_000):
+    value, low, high, n = intervals.over_prompts(values, prompts, bounds=bounds, seed=seed, draws=draws)
     return Estimate(value, *(float("nan") if end is None else end for end in (low, high)), n)
 
 
