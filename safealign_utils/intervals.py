@@ -147,7 +147,7 @@ def from_half_width(mean, half, bounds):
     if min(up, down) <= 0:  # at the range's end, or past it by rounding
         return mean, mean
     if end is None:
-        return start + up * np.exp(-half / up), start + up * np.exp(half / up)
+        return tuple(float(start + up * np.exp(sign * half / up)) for sign in (-1, 1))
     width = end - start
     middle, wide = np.log(up / down), half * width / (up * down)
     return tuple(float(start + width * special.expit(middle + sign * wide)) for sign in (-1, 1))
