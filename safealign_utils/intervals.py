@@ -1,7 +1,7 @@
 """Intervals: the one place where they are made, and none leaves the range that its quantity can have.
 
     over_seeds     one value a seed       Student's t, on the scale of the range
-    over_prompts   rows grouped by prompt the same t for up to FEW prompts, else a bootstrap that draws whole prompts
+    over_prompts   rows of prompts        the same t for up to FEW prompts, else a bootstrap that draws whole prompts
     of_share       independent trials     Wilson; Clopper-Pearson where all or none succeed
 
 *The scale of the range.* The mean is the arithmetic one. Its standard error s / sqrt(n) is carried to log(m) for a
@@ -10,10 +10,10 @@ its ends are brought back. So mean, standard deviation and n are all that is nee
 where the range is far away the interval is the plain one. The t-interval of each value's log or logit was measured
 too: it is centred on the geometric mean, and holds the arithmetic one ever more rarely the more seeds there are.
 
-*Few prompts.* A percentile bootstrap of n groups is too narrow by about sqrt((n - 1) / n) and the normal's quantile in
-place of Student's; BCa does not help. Of up to FEW groups the t-interval on the linearised mean is taken, beyond them
-percentiles at a level that makes up for both (T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015).
-`tests/benchmarks/intervals.py` measures how often each holds the truth.
+*Few prompts.* A bootstrap of n groups is too narrow by about sqrt((n - 1) / n) and the normal's quantile in place of
+Student's. Of up to FEW groups the t-interval of the mean, linearised, is taken; beyond them BCa (scipy) at a level that
+makes up for both (T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015). Percentiles alone held a share
+of .98 in clustered pairs to 88 % (60 prompts), BCa to 97 %; `tests/benchmarks/intervals.py` measures all of this.
 
 Values that are all equal have no variation: both ends are the value. Only a share where every row is 0, or every row 1,
 has Clopper-Pearson's ends instead, each prompt counted once.
@@ -38,7 +38,8 @@ RANGES = {
 }  # fmt: skip
 KINDS = (  # of names that are made up of parts
     (r"\|.*\||.*_error|kl_\w+", POSITIVE),
-    (r"tv_\w+|from_\w+|win_rate_\w+|accuracy_\w+|pair_accuracy|harmless_\w+|(signed|absolute|advantage|makes)_(all|branching)", SHARE),
+    (r"tv_\w+|from_\w+|win_rate_\w+|accuracy_\w+|pair_accuracy|harmless_\w+", SHARE),
+    (r"(signed|absolute|advantage|makes)_(all|branching)", SHARE),  # areas under the ROC curve
 )
 
 
@@ -110,10 +111,11 @@ def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000,
     off = (total - mean * rows) / rows.mean()  # what each prompt adds to the mean's error
     if np.abs(off).max() <= 1e-12 * max(1.0, abs(mean)):
         return mean, mean, mean, len(values)
-    if n <= FEW:
-        ends = _student(mean, off.std(ddof=1) / np.sqrt(n), n, bounds, level)
-    else:
+    ends = (np.nan, np.nan)
+    if n > FEW:
         ends = _bootstrap(total, rows, level=level, draws=draws, seed=seed)
+    if not np.isfinite(ends).all():  # few, or too little varies for BCa
+        ends = _student(mean, off.std(ddof=1) / np.sqrt(n), n, bounds, level)
     return mean, *ends, len(values)
 
 
@@ -159,13 +161,13 @@ def _bootstrap(total, rows, *, level, draws, seed):
     level = 1 - 2 * special.ndtr(-t * np.sqrt(n / (n - 1)))
     found = stats.bootstrap(
         (total, rows), _ratio, paired=True, vectorized=True, n_resamples=draws, batch=max(1, 1_000_000 // n),
-        confidence_level=level, method="percentile", rng=np.random.Generator(np.random.PCG64([seed, STREAM])),
+        confidence_level=level, method="BCa", rng=np.random.Generator(np.random.PCG64([seed, STREAM])),
     )  # fmt: skip
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _ratio(total, rows, axis):
-    return total.sum(axis=axis) / rows.sum(axis=axis)
+    return np.round(total.sum(axis=axis) / rows.sum(axis=axis), 12)  # equal means are equal on every processor
 
 
 def _codes(prompts, n):

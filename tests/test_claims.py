@@ -160,6 +160,14 @@ def test_statistical_claims_are_judged_by_a_t_interval():
     assert far["value"] < 0.005 < far["high"] and far["verdict"] == "undecided", "the mean alone decides nothing"
 
 
+def test_words_of_what_was_judged():
+    words = lambda id, values: claims.found(claims.judge(id, values), LEDGER[id].scope)
+    assert words("safedpo.helpful", [1.0, 2.0, 3.0]) == "2.0000, -0.4841 to 4.4841, n = 3"
+    assert words("safedpo.helpful", [-0.0]) == "0.0000, n = 1"
+    assert words("safedpo.refusal", [0.01] * 3) == "0.0100, no variation, n = 3"
+    assert words("delta.same_optimum", [0.0, 0.0]) == "0.0000, 0.0000 to 0.0000, n = 2", "a range of exact values"
+
+
 def test_no_interval_leaves_the_range_of_its_claim():
     """Values that a plain t-interval would take below 0, above 1 or beyond -100."""
     share = claims.judge("safedpo.refusal", [0.0, 0.001, 0.05])

@@ -87,12 +87,17 @@ def test_what_range_a_name_has():
 
 def test_summaries_stay_in_range():
     """Leak and harmless as tables had them: -26 to 82 %, and 93.7 to 103.6 %."""
-    rows = [{"m": "a", "leak": v, "harmless": h, "reward": r} for v, h, r in ((0.03, 99.9, -3), (0.1, 96, 1), (0.7, 99.9, 2))]
+    rows = [
+        {"m": "a", "leak": v, "harmless": h, "reward": r}
+        for v, h, r in ((0.03, 99.9, -3), (0.1, 96, 1), (0.7, 99.9, 2))
+    ]
     table = summarise(rows, ["m"], ["leak", "harmless", "reward"]).iloc[0]
     assert 0 < table.leak_low < table.leak < table.leak_high < 1 and table.harmless_high < 100
     assert table.reward_low < -3, "a reward may have any size"
     falls = summarise([{"m": "a", "unsafe": v} for v in (0.9, 0.99, 0.999)], ["m"], ["unsafe"], difference=True).iloc[0]
-    assert (falls.unsafe, falls.unsafe_low, falls.unsafe_high) == pytest.approx(over_seeds([0.9, 0.99, 0.999], DIFFERENCE))
+    assert (falls.unsafe, falls.unsafe_low, falls.unsafe_high) == pytest.approx(
+        over_seeds([0.9, 0.99, 0.999], DIFFERENCE)
+    )
     small = summarise([{"m": "a", "unsafe": v} for v in (0.1, 0.2, 0.9)], ["m"], ["unsafe"], percent=True).iloc[0]
     assert small.unsafe_high > 1, "0.4 % may be 2 %"
     one = summarise([{"m": "a", "leak": 0.2}], ["m"], ["leak"]).iloc[0]
@@ -134,7 +139,7 @@ def test_few_prompts_by_hand():
 
 
 def test_many_prompts_are_drawn_whole():
-    """Against a bootstrap written out: whole prompts, percentiles at the level that makes up for n - 1."""
+    """Against percentiles of a bootstrap written out, at the level that makes up for n - 1: BCa moves them little."""
     g = np.random.default_rng(0)
     group = np.repeat(np.arange(40), g.integers(1, 5, 40))
     values = (g.random(len(group)) < 0.3 + 0.5 * (group % 2)) * 1.0
@@ -143,7 +148,7 @@ def test_many_prompts_are_drawn_whole():
     drawn = g.integers(40, size=(40_000, 40))
     shares = sums[drawn].sum(axis=1) / rows[drawn].sum(axis=1)
     tail = 0.0203  # of the normal, beyond sqrt(40 / 39) t
-    assert (low, high) == pytest.approx(tuple(np.quantile(shares, [tail, 1 - tail])), abs=0.01)
+    assert (low, high) == pytest.approx(tuple(np.quantile(shares, [tail, 1 - tail])), abs=0.015)
     assert (mean, n) == (pytest.approx(values.mean()), len(values))
     again = over_prompts(values, [f"prompt {i}" for i in group], bounds=SHARE)
     assert again == (mean, low, high, n), "names of prompts do not matter, and the stream is fixed"
@@ -161,7 +166,11 @@ def test_pairs_that_share_prompts_are_fewer_answers():
     seeds = [one, -one]
     both = evaluate.accuracy(seeds, prompts=[list(range(60))] * 2)
     assert both[0] == 0.5 and width(both) == 0, "each prompt once right and once wrong"
-    assert evaluate.accuracy(seeds, prompts=range(60)) == both == evaluate.accuracy(seeds, prompts=range(60), same_pairs=True)[:3] + (120,)
+    assert (
+        evaluate.accuracy(seeds, prompts=range(60))
+        == both
+        == evaluate.accuracy(seeds, prompts=range(60), same_pairs=True)[:3] + (120,)
+    )
 
 
 def test_one_prompt_none_and_missing_values():
@@ -169,7 +178,11 @@ def test_one_prompt_none_and_missing_values():
     assert over_prompts([1, 1], ["a", "a"], bounds=SHARE)[1:3] == (pytest.approx(0.025), 1)
     mean, low, high, n = over_prompts([], [], bounds=SHARE)
     assert math.isnan(mean) and (low, high, n) == (None, None, 0)
-    for values, prompts, words in (([1.0, math.nan], None, "1 of 2"), ([1.0, 2.0], None, "0 to 1"), ([1.0], ["a", "b"], "2 of them for 1")):
+    for values, prompts, words in (
+        ([1.0, math.nan], None, "1 of 2"),
+        ([1.0, 2.0], None, "0 to 1"),
+        ([1.0], ["a", "b"], "2 of them for 1"),
+    ):
         with pytest.raises(ValueError, match=words):
             over_prompts(values, prompts, bounds=SHARE)
 

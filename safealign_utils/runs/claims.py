@@ -160,6 +160,16 @@ def judge(id, values=None, *, measured=None, **setting):
     return {"id": name, "verdict": _verdict(claim.rule, low, high), "value": value, "low": low, "high": high, "n": n}
 
 
+def found(judged, scope):
+    """What was judged, in words: "0.0017, 0.0012 to 0.0025, n = 3"."""
+    parts = (judged[k] for k in ("value", "low", "high"))
+    value, low, high = (None if v is None else f"{round(v, 4) + 0.0:.4f}" for v in parts)  # never -0.0
+    between = "" if low is None else f", {low} to {high}"
+    if scope == "statistical" and low is not None and judged["low"] == judged["high"]:
+        between = ", no variation"
+    return f"{value}{between}, n = {judged['n']}"
+
+
 def _verdict(rule, low, high):
     ((side, limit),) = rule.items()
     if low is None:

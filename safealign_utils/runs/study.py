@@ -211,12 +211,7 @@ class Study:
         """Judge a claim of the ledger on one value a seed (or a `measured` interval); print and record it."""
         judged, claim = claims.judge(id, values, measured=measured, **setting), claims.ledger()[id]
         self.claims.append(judged)
-        parts = (judged[k] for k in ("value", "low", "high"))
-        value, low, high = (None if v is None else f"{round(v, 4) + 0.0:.4f}" for v in parts)  # never -0.0
-        between = "" if low is None else f", {low} to {high}"
-        if claim.scope == "statistical" and low is not None and judged["low"] == judged["high"]:
-            between = ", no variation"
-        found = f"{value}{between}, n = {judged['n']}; the rule: {claim.bar}"
+        found = f"{claims.found(judged, claim.scope)}; the rule: {claim.bar}"
         print(f"[{judged['verdict'].replace('_', ' ')}] {judged['id']}: {found}")
         print(f"    {claim.source} {claim.says}")
 
@@ -293,10 +288,7 @@ def summarise(rows, by, quantities, *, difference=False, percent=False):
         row = dict(zip(by, key))
         for q in quantities:
             mean, low, high = intervals.over_seeds(group[q], ranges[q])
-            row |= {
-                q: mean,
-                f"{q}_low": mean if low is None else low,
-                f"{q}_high": mean if high is None else high,
-            }
+            ends = (mean if end is None else end for end in (low, high))
+            row |= dict(zip((q, f"{q}_low", f"{q}_high"), (mean, *ends)))
         out.append(row)
     return pd.DataFrame(out)

@@ -19,7 +19,7 @@ from safealign_utils import intervals
 SEEDS, PROMPTS = (3, 5, 20, 125), (3, 5, 20, 125)
 DRAWS = 1000
 TOO_FEW = {  # why an interval holds the truth in less than 93 of 100
-    "share .002, wide": "sd 1.4 times the mean, long tail: most draws of a few seeds do not show it",
+    "share .002, wide": "sd twice the mean, long tail: most draws of a few seeds do not show it",
     "KL": "lognormal: most draws of a few seeds do not show its long tail",
     "long tail": "exponential: most draws of a few prompts do not show its long tail",
     "independent": "whole numbers of hits: few shares are possible, and the nearest ones decide",
@@ -34,7 +34,8 @@ TOO_MANY = {  # and why in more than 97
 def populations(g, runs, n):
     """(name, bounds, mean, values [runs, n]) over seeds."""
     for mean, strength in ((0.002, 2000), (0.02, 200), (0.5, 20), (0.98, 200)):
-        yield f"share {mean:g}".replace("0.", "."), intervals.SHARE, mean, g.beta(strength * mean, strength * (1 - mean), (runs, n))
+        values = g.beta(strength * mean, strength * (1 - mean), (runs, n))
+        yield f"share {mean:g}".replace("0.", "."), intervals.SHARE, mean, values
     yield "share .002, wide", intervals.SHARE, 0.002, g.beta(0.25, 0.25 * 499, (runs, n))
     for name, sigma in (("KL", 0.47), ("KL, long tail", 1.0)):
         yield name, intervals.POSITIVE, float(np.exp(sigma**2 / 2)), g.lognormal(0, sigma, (runs, n))

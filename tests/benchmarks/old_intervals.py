@@ -63,7 +63,7 @@ def convert(name):
     for q in [c for c in table if {f"{c}_low", f"{c}_high"} <= set(table)]:
         means = pd.to_numeric(table[q])
         bounds = intervals.range_of(q, means.dropna(), percent=name in PERCENT, difference=name in DIFFERENCES)
-        for i, row in enumerate(rows):
+        for row in rows:
             if row[q] == "" or row[f"{q}_low"] == "":
                 continue
             mean, low, high = (float(row[c]) for c in (q, f"{q}_low", f"{q}_high"))
