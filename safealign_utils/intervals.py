@@ -116,7 +116,7 @@ def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000,
         ends = _bootstrap(total, rows, level=level, draws=draws, seed=seed)
     if not np.isfinite(ends).all():  # few, or too little varies for BCa
         ends = _student(mean, off.std(ddof=1) / np.sqrt(n), n, bounds, level)
-    return mean, *ends, len(values)
+    return mean, *_around(mean, *ends), len(values)
 
 
 def of_share(right, n, level=0.95):
@@ -149,10 +149,15 @@ def from_half_width(mean, half, bounds):
     if min(up, down) <= 0:  # at the range's end, or past it by rounding
         return mean, mean
     if end is None:
-        return tuple(float(start + up * np.exp(sign * half / up)) for sign in (-1, 1))
+        return _around(mean, *(start + up * np.exp(sign * half / up) for sign in (-1, 1)))
     width = end - start
     middle, wide = np.log(up / down), half * width / (up * down)
-    return tuple(float(start + width * special.expit(middle + sign * wide)) for sign in (-1, 1))
+    return _around(mean, *(start + width * special.expit(middle + sign * wide) for sign in (-1, 1)))
+
+
+def _around(mean, low, high):
+    """The ends, which rounding may put on the wrong side of the mean: an error bar has no negative length."""
+    return float(min(low, mean)), float(max(high, mean))
 
 
 def _bootstrap(total, rows, *, level, draws, seed):

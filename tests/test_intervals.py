@@ -49,6 +49,9 @@ def test_nothing_leaves_the_range(bounds, n):
         assert bounds[0] <= first <= mean <= last < math.inf and (bounds[1] is None or last <= bounds[1])
         assert mean == pytest.approx(np.mean(values))
     if bounds[1] is not None:
+        for spread in (1e-17, 1e-16, 1e-15):
+            mean, first, last = over_seeds([0.3, 0.3 + spread] * n, bounds)
+            assert first <= mean <= last, "rounding makes no error bar negative"
         near = [high] * (n - 1) + [high - 1e-17 * (high - low)]
         assert over_seeds(near, bounds) == (high, high, high)
 
