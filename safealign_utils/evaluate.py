@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from . import cache, optimum
+from . import cache, intervals, optimum
 from .logprobs import LogProbs, Packed, reference_logprobs
 
 GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
@@ -129,20 +129,28 @@ def pair_margins(policy, reference, tokens):
     return np.where(np.abs(margins) <= noise, 0.0, margins)
 
 
-def accuracy(margins, *, against=None, same_pairs=False, level=0.95, draws=2000):
+def accuracy(margins, *, prompts=None, against=None, same_pairs=False):
     """(share of pairs ordered rightly, low, high, n): `margins` is one array a seed; a tie counts half.
 
-    The interval is a bootstrap over n pairs: those of all seeds together, or, where every seed has the
-    `same_pairs`, the hits averaged over seeds. With `against` (margins of another method) it is the
+    The 95 % interval is over prompts (`intervals.over_prompts`), n counts pairs: those of all seeds together, or, where
+    every seed has the `same_pairs`, the hits averaged over seeds. `prompts` names the prompt of every pair, one list a
+    seed, or one list for all; without it each pair is its own. With `against` (margins of another method) it is the
     difference of the two shares, paired.
     """
-    join = (lambda hits: np.mean(hits, axis=0)) if same_pairs else np.concatenate
-    hits = lambda tables: join([np.where(m == 0, 0.5, np.asarray(m) > 0) for m in tables])
-    hit = hits(margins) - (0.0 if against is None else hits(against))
-    g = np.random.Generator(np.random.PCG64([0, 3]))
-    means = hit[g.integers(len(hit), size=(draws, len(hit)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(hit.mean()), float(low), float(high), len(hit)
+    hit, bounds = _hits(margins, same_pairs), intervals.SHARE
+    if against is not None:
+        hit, bounds = hit - _hits(against, same_pairs), intervals.DIFFERENCE
+    if prompts is not None:
+        prompts = list(prompts)
+        one_list = len(prompts) == 0 or isinstance(prompts[0], str) or np.ndim(prompts[0]) == 0
+        seeds = [prompts] * len(margins) if one_list else prompts
+        prompts = list(seeds[0]) if same_pairs else [x for of_seed in seeds for x in of_seed]
+    return intervals.over_prompts(hit, prompts, bounds=bounds)
+
+
+def _hits(margins, same_pairs):
+    hits = [np.where(np.asarray(m) == 0, 0.5, np.asarray(m) > 0) for m in margins]
+    return np.mean(hits, axis=0) if same_pairs else np.concatenate(hits)
 
 
 def bag_of_words(train, test):

@@ -159,14 +159,7 @@ def distance(table, *, x, xlabel, n):
     for method, rows in table.groupby("method", sort=False):
         ax.plot(rows[x], rows.kl_opt, "o-", ms=4, color=COLOURS[method], label=f"{NAMES[method]} (n = {n})")
         if n > 1:
-            ax.fill_between(
-                rows[x],
-                rows.kl_opt_low.clip(lower=1e-4),
-                rows.kl_opt_high,
-                color=COLOURS[method],
-                alpha=0.18,
-                lw=0,
-            )
+            ax.fill_between(rows[x], rows.kl_opt_low, rows.kl_opt_high, color=COLOURS[method], alpha=0.18, lw=0)
     ax.set(xlabel=xlabel, ylabel="KL(θ‖π*) (nats)", xscale="log", yscale="log", title="Distance to the exact optimum")
     ax.set_xticks(sorted(set(table[x])), labels=[f"{v:,}" for v in sorted(set(table[x]))])
     ax.minorticks_off()

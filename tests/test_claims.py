@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import ROOT
 
-from safealign_utils import evaluate, optimum, pairs, policy, train
+from safealign_utils import evaluate, intervals, optimum, pairs, policy, train
 from safealign_utils.methods import cdpo, safedpo, selective, tabular
 from safealign_utils.runs import claims
 
@@ -104,6 +104,9 @@ def test_what_is_open_only_at_scale_says_what_would_test_it():
         ({"rule": {"above": "big"}}, "'big' is no finite number"),
         ({"rule": {"above": float("nan")}}, "no finite number"),
         ({"rule": 1.0}, "write one of"),
+        ({"range": [0.5, 1]}, "range: [0.5, 1]; write [low, high] with the rule's 0 inside"),
+        ({"range": [0]}, "range: [0]; write [low, high]"),
+        ({"range": "share"}, "range: 'share'; write [low, high]"),
         ({"notebook": "09_none"}, "notebook: '09_none' is not in notebooks/"),
         ({"scope": "only at scale"}, "profile: say what would test it"),
         ({"profile": "x.yaml"}, "and nowhere else"),
@@ -132,10 +135,12 @@ def test_an_id_twice_and_no_list_are_refused():
 def test_every_rule_can_go_every_way(id):
     ((side, limit),) = HERE[id].rule.items()
     sign = 1 if side == "above" else -1
-    values = lambda direction: [limit + direction * sign * v for v in (1.0, 1.1, 0.9)]
+    rooms = [abs(limit - end) for end in HERE[id].range if end is not None]
+    step = min([1.0, *(room / 2 for room in rooms if room)])  # values that the claim's range allows
+    values = lambda direction: [limit + direction * sign * step * v for v in (1.0, 1.1, 0.9)]
     word = lambda v: claims.judge(id, v)["verdict"]
     assert (word(values(1)), word(values(-1))) == ("holds", "does_not_hold")
-    assert word([limit - 1.0, limit + 1.1, limit + 0.1]) == "undecided"
+    assert word([limit - step, limit + 1.1 * step, limit + 0.1 * step]) == "undecided"
     assert word(values(1)[:1]) == ("holds" if HERE[id].scope == "exact" else "undecided")
 
 
@@ -148,11 +153,45 @@ def test_exact_claims_are_judged_by_their_range():
 
 
 def test_statistical_claims_are_judged_by_a_t_interval():
-    mean, low, high = claims.interval([1.0, 2.0, 3.0])
-    assert mean == 2.0 and high - mean == pytest.approx(4.303 * 1 / 3**0.5, abs=1e-3) and low < mean
-    assert claims.interval([1.0]) == (1.0, None, None)
+    judged = claims.judge("safedpo.helpful", [1.0, 2.0, 3.0])
+    assert judged["value"] == 2.0 and judged["high"] - 2 == 2 - judged["low"] == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
+    assert claims.judge("safedpo.helpful", [1.0])["low"] is None
     far = claims.judge("safedpo.unsafe", [0.001, 0.001, 0.012])
     assert far["value"] < 0.005 < far["high"] and far["verdict"] == "undecided", "the mean alone decides nothing"
+
+
+def test_words_of_what_was_judged():
+    words = lambda id, values: claims.found(claims.judge(id, values), LEDGER[id].scope)
+    assert words("safedpo.helpful", [1.0, 2.0, 3.0]) == "2.0000, -0.4841 to 4.4841, n = 3"
+    assert words("safedpo.helpful", [-0.0]) == "0.0000, n = 1"
+    assert words("safedpo.refusal", [0.01] * 3) == "0.0100, no variation, n = 3"
+    assert words("delta.same_optimum", [0.0, 0.0]) == "0.0000, 0.0000 to 0.0000, n = 2", "a range of exact values"
+
+
+def test_no_interval_leaves_the_range_of_its_claim():
+    """Values that a plain t-interval would take below 0, above 1 or beyond -100."""
+    share = claims.judge("safedpo.refusal", [0.0, 0.001, 0.05])
+    assert 0 < share["low"] < share["value"] < share["high"] < 1
+    found = claims.judge("dog_d.finds_rare", [0.9, 0.99, 1.0])
+    assert found["value"] < found["high"] < 1
+    assert claims.judge("cdpo.lambda", [0.001, 0.002, 0.027])["low"] > 0
+    assert claims.judge("dog_d.safer_than_random", [-99.0, -60.0, -99.9])["low"] > -100
+    with pytest.raises(ValueError, match=r"claim safedpo.unsafe: values: \[0.1, 2.0\] do not all lie in 0 to 1"):
+        claims.judge("safedpo.unsafe", [0.1, 2.0])
+
+
+def test_every_share_distance_and_divergence_has_its_range():
+    """What a metric's words say of its range, and the ledger states, agree."""
+    for c in (c for c in HERE.values() if c.scope == "statistical" and "bootstrap" not in c.metric):
+        words = re.sub(r"\[[^\]]*\]", "", c.metric)
+        name = words.split(" ")[0].removesuffix(",")
+        if words.startswith("|"):
+            assert c.range[:1] == (0,), c.id
+        elif " - " in words and (known := intervals.range_of(name, difference=True)):
+            scale = 100 if "points" in words else 1
+            assert c.range == tuple(scale * v for v in known) or c.id == "dog_d.halves_worst", c.id
+        elif " - " not in words and " / " not in words and (known := intervals.range_of(name)):
+            assert c.range == known, c.id
 
 
 def test_an_interval_found_elsewhere_is_taken_as_it_is():

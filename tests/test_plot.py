@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safealign_utils import figures
-from safealign_utils.runs import claims, cli
+from safealign_utils import figures, intervals
+from safealign_utils.runs import cli
 from safealign_utils.runs.parameters import Refusal
 from safealign_utils.runs.plot import draw, read, summarise
 
@@ -43,12 +43,13 @@ def test_the_values_drawn_are_the_values_computed():
     ]
     for line, band, method in zip(ax.lines, ax.collections, ("safedpo", "dpo", "ref"), strict=True):
         values = [TABLE[(TABLE.method == method) & (TABLE.delta == d)].unsafe for d in DELTAS]
-        mean, low, high = np.array([claims.interval(v) for v in values]).T
+        mean, low, high = np.array([intervals.over_seeds(v, intervals.SHARE) for v in values]).T
         assert np.array_equal(line.get_xdata(), DELTAS) and np.allclose(line.get_ydata(), mean, rtol=0, atol=1e-15)
         assert line.get_color() == figures.COLOURS[method]
         corners = band.get_paths()[0].vertices
         assert all(np.isclose(corners[:, 1], end).any() for end in (*low, *high))
     assert ax.get_xscale() == ax.get_yscale() == "linear"
+    assert points.low.min() >= 0 and points.high.max() <= 1, "a share stays a share"
 
 
 def test_points_of_a_sweep_and_methods_without_a_number_are_left_out_unless_named():

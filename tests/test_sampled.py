@@ -11,7 +11,7 @@ import torch
 import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from safealign_utils import evaluate, processes
+from safealign_utils import evaluate, intervals, processes
 from safealign_utils.policy import load_policy
 from safealign_utils.real import sampled
 from safealign_utils.real.sampled import (
@@ -267,10 +267,10 @@ def test_answers_belong_to_their_prompts(policies, tmp_path):
 
 
 def test_bootstrap_by_hand():
+    """Four prompts are too few to draw from: Student's t with 3 degrees of freedom, sd sqrt(6)."""
     value, low, high, n = bootstrap([0.0, 0.0, 3.0, 5.0])
-    means = np.mean(np.stack(np.meshgrid(*[[0, 0, 3, 5]] * 4), -1).reshape(-1, 4), axis=1)  # all 256 resamples
     assert (value, n) == (2.0, 4)
-    assert (low, high) == tuple(np.quantile(means, [0.025, 0.975])) == (0, 4)
+    assert (low, high) == pytest.approx((2 - 3.182446 * 6**0.5 / 2, 2 + 3.182446 * 6**0.5 / 2), abs=1e-5)
     many = np.random.default_rng(0).normal(size=50)
     assert bootstrap(many) == bootstrap(many) != bootstrap(many, seed=1)
 
@@ -292,11 +292,11 @@ def test_bootstrap_covers(draw):
 
 
 def test_bootstrap_where_all_agree():
-    """Resampling eight zeros gives zero; Wilson's interval for 0 of 8 ends at z^2 / (n + z^2)."""
+    """Resampling eight zeros gives zero; Clopper-Pearson's interval for 0 of 8 ends where (1 - p)^8 = 0.025."""
     value, low, high, n = bootstrap(np.zeros(8))
-    z2 = 1.959964**2
-    assert (value, n) == (0, 8) and abs(low) < 1e-9 and high == pytest.approx(z2 / (8 + z2), abs=1e-6)
-    assert bootstrap(np.ones(8)).low == pytest.approx(8 / (8 + z2), abs=1e-6)
+    assert (value, low, n) == (0, 0, 8) and high == pytest.approx(1 - 0.025 ** (1 / 8), abs=1e-9)
+    assert bootstrap(np.ones(8)).low == pytest.approx(0.025 ** (1 / 8), abs=1e-9)
+    assert bootstrap(np.zeros(8), bounds=intervals.DIFFERENCE)[:3] == (0, 0, 0), "a difference of 0 everywhere is 0"
     assert np.isnan(bootstrap([0.5]).low) and bootstrap([0.5]).n == 1
     for bad in ([], [1.0, np.nan]):
         with pytest.raises(ValueError, match="values:"):
@@ -381,7 +381,17 @@ def test_win_rates_by_hand():
     back = compare(reference, table)
     assert back["win_rate_by_reward_model"].value == 1.5 / 4 and back["difference.cost"].value == -len(YES) / 4
     assert {"difference.refusal", "difference.over_refusal", "difference.unsafe_compliance"} < set(metrics)
-    assert compare(table, table)["win_rate_by_reward_model"] == Estimate(0.5, 0.5, 0.5, 4)
+    same = compare(table, table)
+    assert same.pop("win_rate_by_reward_model") == same.pop("win_rate_by_cost_model") == Estimate(0.5, 0.5, 0.5, 4)
+    assert {found[:3] for found in same.values()} == {(0, 0, 0)}, "no difference of any unit is a share of 0"
+
+
+def test_answers_to_one_prompt_are_drawn_together():
+    """Each prompt answered four times is no more evidence than once."""
+    once = answers([YES, NO] * 15, unsafe=[False] * 30, categories="a" * 30)
+    _, one = evaluate_answers(once)
+    _, four = evaluate_answers(pd.concat([once] * 4, ignore_index=True))
+    assert four["refusal"] == one["refusal"]._replace(n=120)
 
 
 def test_other_prompts_are_not_compared():

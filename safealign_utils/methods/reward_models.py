@@ -20,10 +20,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 from torch.nn.functional import logsigmoid
 
-from .. import adapters
+from .. import adapters, intervals
 from ..logprobs import hidden_states, pack
 from ..loss import ordered
 from ..pairs import SAFE, label, tokenize
@@ -188,23 +187,13 @@ def _scorer(kind, trained, max_length, seed):
 # ---------------------------------------------------------------- how good they are
 
 
-def share(hits, prompts, *, level=0.95, draws=2000):
-    """(share, low, high, n) of hits [n] in [0, 1]; the interval is a bootstrap over prompts.
+def share(hits, prompts):
+    """(share, low, high, n) of hits [n] in [0, 1], a 95 % interval over prompts: see `intervals.over_prompts`.
 
-    Responses to one prompt are not independent, so prompts are drawn with all their rows. Where all rows agree a
-    bootstrap is blind: the interval is then the exact binomial one (scipy), each prompt counted once. Nothing is
-    known of no rows: then all three are NaN.
+    Nothing is known of no rows: then all three are NaN. One prompt has no interval, unless all its hits agree.
     """
-    group, _ = pd.factorize(pd.Series(list(prompts)))
-    if len(group) == 0:
-        return float("nan"), float("nan"), float("nan"), 0
-    if min(hits) == max(hits) and hits[0] in (0, 1):
-        exact = binomtest(int(hits[0]) * (group.max() + 1), group.max() + 1).proportion_ci(level)
-        return float(hits[0]), float(exact.low), float(exact.high), len(group)
-    right, rows = np.bincount(group, np.asarray(hits, dtype=float)), np.bincount(group)
-    drawn = np.random.Generator(np.random.PCG64([0, 5])).integers(len(rows), size=(draws, len(rows)))
-    low, high = np.quantile(right[drawn].sum(axis=1) / rows[drawn].sum(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(right.sum() / rows.sum()), float(low), float(high), len(group)
+    value, low, high, n = intervals.over_prompts(hits, prompts, bounds=intervals.SHARE)
+    return value, *(float("nan") if end is None else end for end in (low, high)), n
 
 
 def pair_accuracy(scorers, table):

@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from .. import cache
+from .. import cache, intervals
 
 WINDOW = 200  # characters
 RULES = {
@@ -87,12 +87,10 @@ def count_errors(labels):
 
 
 def error_table(counts=MEASURED["held_out"]):
-    """Rows group, wrong, n, share, low, high: shares with Wilson's 95 % interval, which takes the responses as
-    independent although each prompt has about four of them."""
-    from scipy.stats import binomtest
-
+    """Rows group, wrong, n, share, low, high: shares with 95 % intervals (`intervals.of_share`), which take the
+    responses as independent although each prompt has about four of them."""
     rows = []
     for group, (wrong, n) in zip(GROUPS, counts):
-        low, high = binomtest(wrong, n).proportion_ci(method="wilson") if n else (float("nan"),) * 2
+        low, high = intervals.of_share(wrong, n)
         rows.append({"group": group, "wrong": wrong, "n": n, "share": wrong / max(n, 1), "low": low, "high": high})
     return pd.DataFrame(rows)

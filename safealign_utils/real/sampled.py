@@ -14,13 +14,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .. import cache, processes, tokens
+from .. import cache, intervals, processes, tokens
 from ..sampling import decode, encode, sample, uniforms
 from .answers import jsonl
 from .refusals import is_refusal
 
 STREAM = 2**30 + 13  # of random numbers: apart from those of training and of C-DPO's episodes
-BOOTSTRAP = 2**30 + 14
 
 
 # ---------------------------------------------------------------- drawing
@@ -133,7 +132,7 @@ def write_answers(folder, answers, *, name="answers"):
 
 
 class Estimate(NamedTuple):
-    """A mean over n prompts with its 95 % interval."""
+    """A mean over n answers with its 95 % interval over prompts."""
 
     value: float
     low: float
@@ -141,29 +140,34 @@ class Estimate(NamedTuple):
     n: int
 
 
-def bootstrap(values, *, seed=0, draws=10_000, level=0.95):
-    """The mean of values [n] with a percentile interval from resampled prompts: an `Estimate`.
+def bootstrap(values, *, seed=0, draws=10_000, bounds=None):
+    """The mean of values [n], one a prompt, with its 95 % interval (`intervals.over_prompts`): an `Estimate`.
 
-    Where all are 0, or all 1, resampling sees no spread, and Wilson's interval stands in. One prompt with any other
-    value has no interval (NaN).
+    `bounds` as there; without them values that are all 0, or all 1, are hits, and so a share. One prompt with any
+    other value has no interval (NaN). Raises ValueError for no values, or missing ones.
     """
     values = np.asarray(values, dtype=float)
-    n = len(values)
-    if n == 0 or not np.isfinite(values).all():
-        raise ValueError(f"values: {n} of them, {int(np.isnan(values).sum())} missing; give at least one finite number")
-    if np.isin(values, (0, 1)).all() and values.min() == values.max():
-        from scipy.stats import binomtest
+    if len(values) == 0:
+        raise ValueError("values: none of them; give at least one finite number")
+    if bounds is None and values.min() == values.max() and values[0] in intervals.SHARE:
+        bounds = intervals.SHARE
+    return _estimate(values, None, bounds, seed, draws)
 
-        low, high = binomtest(int(values.sum()), n).proportion_ci(level, method="wilson")
-        return Estimate(float(values.mean()), float(low), float(high), n)
-    if n == 1:
-        return Estimate(float(values[0]), float("nan"), float("nan"), 1)
-    g, block, means = np.random.Generator(np.random.PCG64([seed, BOOTSTRAP])), max(1, 1_000_000 // n), []
-    for start in range(0, draws, block):
-        rows = g.integers(n, size=(min(block, draws - start), n), dtype=np.int32)
-        means.append(values[rows].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(values.mean()), float(low), float(high), n)
+
+def estimates(found, prompts, *, seed=0):
+    """{name: Estimate} of `quantities`; the name says what range one has (`intervals.range_of`).
+
+    `prompts` is a Series that names the prompt of every row: answers to one prompt are drawn together.
+    """
+    out = {}
+    for name, values in found.items():
+        out[name] = _estimate(values, prompts[values.index], intervals.range_of(name, values), seed)
+    return out
+
+
+def _estimate(values, prompts, bounds, seed, draws=10_000):
+    value, low, high, n = intervals.over_prompts(values, prompts, bounds=bounds, seed=seed, draws=draws)
+    return Estimate(value, *(float("nan") if end is None else end for end in (low, high)), n)
 
 
 def evaluate_answers(answers, *, reward=None, cost=None, against=None, seed=0):
@@ -190,7 +194,7 @@ def evaluate_answers(answers, *, reward=None, cost=None, against=None, seed=0):
             table[name] = _scores(name, scorer, prompts, responses)
     if cost is not None:
         table["harmless"] = (table.cost <= 0).astype(float)
-    metrics = {name: bootstrap(values, seed=seed) for name, values in quantities(table).items()}
+    metrics = estimates(quantities(table), table.prompt_hash, seed=seed)
     if against is not None:
         metrics |= compare(table, against, seed=seed)
     return table, metrics
@@ -206,20 +210,20 @@ def compare(table, reference, *, seed=0):
     if len(table) != len(reference) or any(table[c].tolist() != reference[c].tolist() for c in same):
         raise ValueError("against: its rows are of other prompts, or in another order; answer the same table twice")
     mine, other = quantities(table), quantities(reference)
-    out = {f"difference.{name}": bootstrap(mine[name] - other[name], seed=seed) for name in mine if name in other}
+    out = {f"difference.{name}": mine[name] - other[name] for name in mine if name in other}
     for name, sign in (("reward", 1), ("cost", -1)):
         if name in mine and name in other:
             gap = sign * (mine[name] - other[name])
-            out[f"win_rate_by_{name}_model"] = bootstrap((gap > 0) + 0.5 * (gap == 0), seed=seed)
-    return out
+            out[f"win_rate_by_{name}_model"] = (gap > 0) + 0.5 * (gap == 0)
+    return estimates(out, table.prompt_hash, seed=seed)
 
 
 def by_category(table, *, seed=0):
     """The metrics of `evaluate_answers` for every category: rows category, metric, value, low, high, n."""
     out = []
     for category, rows in table.groupby("category", sort=True):
-        for name, values in quantities(rows).items():
-            out.append({"category": category, "metric": name, **bootstrap(values, seed=seed)._asdict()})
+        for name, found in estimates(quantities(rows), rows.prompt_hash, seed=seed).items():
+            out.append({"category": category, "metric": name, **found._asdict()})
     return pd.DataFrame(out, columns=["category", "metric", *Estimate._fields])
 
 

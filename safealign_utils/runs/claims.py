@@ -10,8 +10,8 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache as once
 
 import numpy as np
-from scipy import special
 
+from .. import intervals
 from ..cache import PACKAGE
 from . import strict_yaml
 
@@ -30,7 +30,9 @@ class Claim:
     to mean. `evidence` is one of EVIDENCE: the papers' own text (P), somebody else's quotation (S), derived and
     checked numerically (D), from memory (M), a bar of the kit from before its runs (bar) or after them (later).
     `rule` is {"above": x} or {"below": x}: what every value (scope exact), or the whole 95 % interval of the mean
-    over seeds (statistical), has to be. `profile` names what would test a claim that is open only at scale.
+    over seeds (statistical), has to be. `range` is what the value can be at all, [low, high], high null where nothing
+    bounds it: the interval stays inside; () where it may have any size. `profile` names what would test a claim that
+    is open only at scale.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Claim:
     metric: str
     rule: dict
     scope: str
+    range: tuple = ()
     profile: str = ""
 
     @property
@@ -69,7 +72,7 @@ def read(text):
         wrong = "in the ledger twice; give it an id of its own" if name in out else _wrong(entry)
         if wrong:
             raise ValueError(f"{LEDGER.name}: {name}: {wrong}")
-        out[name] = Claim(**entry)
+        out[name] = Claim(**entry | {"range": tuple(entry.get("range", ()))})
     return out
 
 
@@ -82,7 +85,7 @@ def _wrong(entry):
     if missing := [k for k, needed in FIELDS.items() if needed and k not in entry]:
         return f"{missing[0]} is missing; every claim has {', '.join(k for k, needed in FIELDS.items() if needed)}"
     for k in FIELDS:
-        if k != "rule" and k in entry and not (isinstance(entry[k], str) and entry[k].strip()):
+        if k not in ("rule", "range") and k in entry and not (isinstance(entry[k], str) and entry[k].strip()):
             return f"{k}: {entry[k]!r} is no text; write some"
     if not re.fullmatch(r"[a-z0-9_.]+", entry["id"]):
         return "id: small letters, digits, _ and . only; a setting is given where the claim is judged"
@@ -95,6 +98,8 @@ def _wrong(entry):
     limit = next(iter(rule.values()))
     if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not np.isfinite(limit):
         return f"rule: {limit!r} is no finite number"
+    if "range" in entry and not _is_range(entry["range"], limit):
+        return f"range: {entry['range']!r}; write [low, high] with the rule's {limit:g} inside, high null for no end"
     if NOTEBOOKS.is_dir() and not (NOTEBOOKS / f"{entry['notebook']}.ipynb").is_file():
         return f"notebook: {entry['notebook']!r} is not in {NOTEBOOKS.name}/; name one without its ending"
     if (entry["scope"] == "only at scale") != ("profile" in entry):
@@ -102,21 +107,20 @@ def _wrong(entry):
     return ""
 
 
+def _is_range(given, limit):
+    if not isinstance(given, (list, tuple)) or len(given) != 2:
+        return False
+    low, high = given
+    numbers = [low] if high is None else [low, high]
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not np.isfinite(v) for v in numbers):
+        return False
+    return low <= limit and (high is None or low < high and limit <= high)
+
+
 @once
 def ledger():
     """{id: Claim}, in the order of the file. Raises ValueError on an entry that cannot be judged."""
     return read(LEDGER.read_text(encoding="utf-8"))
-
-
-def interval(values, level=0.95):
-    """(mean, low, high) of one value per seed: a t-interval; low and high are None for a single seed."""
-    values = np.asarray(values, dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, None, None
-    t = special.stdtrit(len(values) - 1, (1 + level) / 2)
-    half = float(t * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
 
 
 def judge(id, values=None, *, measured=None, **setting):
@@ -143,7 +147,10 @@ def judge(id, values=None, *, measured=None, **setting):
         values = np.asarray(values, dtype=float)
         if len(values) == 0 or not np.isfinite(values).all():
             raise ValueError(f"claim {id}: judged on {values.tolist()}; one finite value a seed is needed")
-        mean, low, high = interval(values)
+        try:
+            mean, low, high = intervals.over_seeds(values, tuple(claim.range) or None)
+        except ValueError as error:
+            raise ValueError(f"claim {id}: {error}") from None
         if claim.scope == "exact":
             low, high = float(values.min()), float(values.max())
         measured = mean, low, high, len(values)
@@ -151,6 +158,16 @@ def judge(id, values=None, *, measured=None, **setting):
     if not np.isfinite([v for v in (value, low, high) if v is not None]).all():
         raise ValueError(f"claim {id}: measured as {measured}; finite numbers are needed")
     return {"id": name, "verdict": _verdict(claim.rule, low, high), "value": value, "low": low, "high": high, "n": n}
+
+
+def found(judged, scope):
+    """What was judged, in words: "0.0017, 0.0012 to 0.0025, n = 3"."""
+    parts = (judged[k] for k in ("value", "low", "high"))
+    value, low, high = (None if v is None else f"{round(v, 4) + 0.0:.4f}" for v in parts)  # never -0.0
+    between = "" if low is None else f", {low} to {high}"
+    if scope == "statistical" and low is not None and judged["low"] == judged["high"]:
+        between = ", no variation"
+    return f"{value}{between}, n = {judged['n']}"
 
 
 def _verdict(rule, low, high):

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 
-from .. import figures
-from .claims import interval
+from .. import figures, intervals
 from .parameters import RULES, Refusal
 from .reference import MANIFEST
 
@@ -84,10 +83,12 @@ def summarise(table, *, x, y, hue="method", only="", where=()):
     if not seeds and not {f"{y}_low", f"{y}_high"} <= set(table):
         raise Refusal(f"--y {y}: the table has neither a column 'seed' nor {y}_low and {y}_high; give a sweep's table")
     _one_row_a_point(table, [hue, x, "seed"] if seeds else [hue, x], y)
-    rows = []
+    rows, ranges = [], {}
+    for line, part in table.groupby(hue, sort=False):
+        ranges[line] = intervals.range_of(y, part[y], difference=str(line).startswith("effect["))
     for (line, at), part in table.groupby([hue, x], sort=False):
         if seeds:
-            mean, low, high = interval(part[y])
+            mean, low, high = intervals.over_seeds(part[y], ranges[line])
             rows.append((str(line), at, mean, low, high, len(part)))
         else:
             one = part.iloc[0]

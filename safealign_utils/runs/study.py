@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from .. import cache, evaluate, figures, optimum, pairs, policy, pools, train
+from .. import cache, evaluate, figures, intervals, optimum, pairs, policy, pools, train
 from ..real.sampled import write_answers
 from ..tokens import check_template, format_prompt
 from ..world import World
@@ -211,9 +211,7 @@ class Study:
         """Judge a claim of the ledger on one value a seed (or a `measured` interval); print and record it."""
         judged, claim = claims.judge(id, values, measured=measured, **setting), claims.ledger()[id]
         self.claims.append(judged)
-        parts = (judged[k] for k in ("value", "low", "high"))
-        value, low, high = (None if v is None else f"{round(v, 4) + 0.0:.4f}" for v in parts)  # never -0.0
-        found = f"{value}{'' if low is None else f', {low} to {high}'}, n = {judged['n']}; the rule: {claim.bar}"
+        found = f"{claims.found(judged, claim.scope)}; the rule: {claim.bar}"
         print(f"[{judged['verdict'].replace('_', ' ')}] {judged['id']}: {found}")
         print(f"    {claim.source} {claim.says}")
 
@@ -277,20 +275,20 @@ def committed(name):
     return pd.read_csv(COMMITTED / name)
 
 
-def summarise(rows, by, quantities):
+def summarise(rows, by, quantities, *, difference=False, percent=False):
     """Mean and 95 % t-interval over seeds: a table of the `by` columns, then q, q_low, q_high for each quantity.
 
-    `rows` is a list of dicts, one per seed and setting. With one seed both ends equal the mean.
+    `rows` is a list of dicts, one per seed and setting. With one seed both ends equal the mean. The intervals stay in
+    the range that `intervals.range_of` knows a quantity by its name to have; say so where the rows hold a
+    `difference` of it, or shares in `percent`.
     """
-    out = []
-    for key, group in pd.DataFrame(rows).groupby(by, sort=False):
+    rows, out = pd.DataFrame(rows), []
+    ranges = {q: intervals.range_of(q, rows[q], difference=difference, percent=percent) for q in quantities}
+    for key, group in rows.groupby(by, sort=False):
         row = dict(zip(by, key))
         for q in quantities:
-            mean, low, high = claims.interval(group[q])
-            row |= {
-                q: mean,
-                f"{q}_low": mean if low is None else low,
-                f"{q}_high": mean if high is None else high,
-            }
+            mean, low, high = intervals.over_seeds(group[q], ranges[q])
+            ends = (mean if end is None else end for end in (low, high))
+            row |= dict(zip((q, f"{q}_low", f"{q}_high"), (mean, *ends)))
         out.append(row)
     return pd.DataFrame(out)

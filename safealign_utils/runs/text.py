@@ -122,7 +122,7 @@ def _prompts(study, setup):
 
 
 def _estimates(rows):
-    return {name: sampled.bootstrap(values) for name, values in sampled.quantities(rows).items()}
+    return sampled.estimates(sampled.quantities(rows), rows.prompt_hash)
 
 
 def _over_seeds(rows):

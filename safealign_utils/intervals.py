@@ -1,0 +1,198 @@
+"""Intervals: the one place where they are made, and none leaves the range that its quantity can have.
+
+    over_seeds     one value a seed       Student's t, on the scale of the range
+    over_prompts   rows of prompts        the same t for up to FEW prompts, else a bootstrap that draws whole prompts
+    of_share       independent trials     Wilson; Clopper-Pearson where all or none succeed
+
+*The scale of the range.* The mean is the arithmetic one. Its standard error s / sqrt(n) is carried to log(m) for a
+quantity that cannot be negative, and to logit(m) for a share (the delta method), the t-interval is taken there, and
+its ends are brought back. So mean, standard deviation and n are all that is needed, a value of 0 does no harm, and
+where the range is far away the interval is the plain one. The t-interval of each value's log or logit was measured
+too: it is centred on the geometric mean, and holds the arithmetic one ever more rarely the more seeds there are.
+
+*Few prompts.* A bootstrap of n groups is too narrow by about sqrt((n - 1) / n) and the normal's quantile in place of
+Student's. Of up to FEW groups the t-interval of the mean, linearised, is taken; beyond them BCa (scipy) at a level that
+makes up for both (T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015). Percentiles alone held a share
+of .98 in clustered pairs to 88 % (60 prompts), BCa to 97 %; `tests/benchmarks/intervals.py` measures all of this.
+
+Values that are all equal have no variation: both ends are the value. Only a share where every row is 0, or every row 1,
+has Clopper-Pearson's ends instead, each prompt counted once.
+"""
+
+import re
+
+import numpy as np
+from scipy import special, stats
+
+FEW = 20  # prompts: up to so many the bootstrap is too narrow
+STREAM = 2**30 + 14  # of the resampled prompts
+SLACK = 1e-4  # of a range's width: what rounding in float32 may put a value outside it
+SHARE, DIFFERENCE, POSITIVE = (0, 1), (-1, 1), (0, None)
+
+RANGES = {
+    "unsafe": SHARE, "unsafe_if_decoded": SHARE, "worst": SHARE, "leak": SHARE, "benign_refusal": SHARE,
+    "harmless": (0, 100), "accuracy": SHARE, "own_found": SHARE, "mixed": SHARE, "precision": SHARE,
+    "recall": SHARE, "chosen_falls": SHARE, "refusal": SHARE, "over_refusal": SHARE,
+    "unsafe_compliance": SHARE, "harmless_ratio": SHARE, "frontier_gap": POSITIVE, "lambda": POSITIVE,
+    "lam": POSITIVE, "reward": None, "cost": None, "train_cost": None, "recovered": None,
+}  # fmt: skip
+KINDS = (  # of names that are made up of parts
+    (r"\|.*\||.*_error|kl_\w+", POSITIVE),
+    (r"tv_\w+|from_\w+|win_rate_\w+|accuracy_\w+|pair_accuracy|harmless_\w+", SHARE),
+    (r"(signed|absolute|advantage|makes)_(all|branching)", SHARE),  # areas under the ROC curve
+)
+
+
+def range_of(name, values=(), *, difference=False, percent=False):
+    """(low, high) that a quantity can have, or None: by its name, as tables and records write it.
+
+    `name`: "unsafe", "dpo[beta=1].unsafe", "unsafe[steps=200]"; "effect[...].unsafe", "difference.refusal" and
+    "unsafe_minus_random" are differences, as all are with `difference`. With `percent` shares are in hundredths. A
+    column whose `values` do not fit is a difference of shares, one in hundredths, or else of any size.
+    """
+    difference = difference or bool(re.search(r"^(effect|difference)\b|_minus_", name))
+    last = name if name.startswith("|") else re.sub(r"\[[^\]]*\]", "", name).rpartition(".")[2]
+    last = last.partition("_minus_")[0]
+    bounds = RANGES.get(last) or next((b for words, b in KINDS if re.fullmatch(words, last)), None)
+    if bounds == SHARE and percent:
+        bounds = 0, 100
+    if difference and bounds is not None:
+        bounds = None if bounds[1] is None else (-bounds[1], bounds[1])
+    if bounds is None or _inside(values, bounds):
+        return bounds
+    wider = () if bounds[1] is None else (DIFFERENCE, (0, 100), (-100, 100))
+    return next((b for b in wider if b[0] <= bounds[0] and b[1] >= bounds[1] and _inside(values, b)), None)
+
+
+def over_seeds(values, bounds=None, level=0.95):
+    """(mean, low, high) of one value a seed [n]: Student's t on the scale of `bounds`; one seed has no ends (None).
+
+    `bounds` is None for a quantity of any size, (a, None) where it cannot be below a, (a, b) where it lies between:
+    see `range_of`. Raises ValueError for no value, and for values outside the bounds.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) == 0:
+        raise ValueError("values: none; an interval needs at least one")
+    if not _inside(values, bounds):
+        raise ValueError(f"values: {values.tolist()} do not all lie in {_words(bounds)}; give the bounds they have")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, None, None
+    if not np.isfinite(mean):
+        return mean, float("nan"), float("nan")
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0]), float(values[0])
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return mean, *_student(mean, error, len(values), bounds, level)
+
+
+def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000, seed=0):
+    """(mean, low, high, n) over rows [n], where rows of one prompt belong together.
+
+    `values` are hits (bounds SHARE), scores, or differences of two methods row by row (bounds DIFFERENCE for shares).
+    `prompts` [n] names the group of each row; without it every row is one. Prompts are drawn with all their rows. One
+    prompt has no ends (None), unless it is a share of 0 or 1; no rows have no mean either (NaN). Raises ValueError for
+    values that are missing or outside the bounds.
+    """
+    values = np.asarray(values, dtype=float)
+    group = np.arange(len(values)) if prompts is None else _codes(prompts, len(values))
+    if len(values) == 0:
+        return float("nan"), None, None, 0
+    if not np.isfinite(values).all():
+        raise ValueError(f"values: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite; leave them out")
+    if not _inside(values, bounds):
+        raise ValueError(f"values: {values.min():g} to {values.max():g} is not in {_words(bounds)}")
+    total, rows = np.bincount(group, values), np.bincount(group).astype(float)
+    mean, n = float(total.sum() / rows.sum()), len(rows)
+    if bounds == SHARE and np.ptp(values) == 0 and values[0] in SHARE:
+        return mean, *_exact(int(values[0]) * n, n, level), len(values)
+    if n == 1:
+        return mean, None, None, len(values)
+    off = (total - mean * rows) / rows.mean()  # what each prompt adds to the mean's error
+    if np.abs(off).max() <= 1e-12 * max(1.0, abs(mean)):
+        return mean, mean, mean, len(values)
+    ends = (np.nan, np.nan)
+    if n > FEW:
+        ends = _bootstrap(total, rows, level=level, draws=draws, seed=seed)
+    if not np.isfinite(ends).all():  # few, or too little varies for BCa
+        ends = _student(mean, off.std(ddof=1) / np.sqrt(n), n, bounds, level)
+    return mean, *_around(mean, *ends), len(values)
+
+
+def of_share(right, n, level=0.95):
+    """(low, high) for `right` successes in n independent trials: Wilson's, Clopper-Pearson's where all or none
+    succeeded, NaN for no trial."""
+    if n == 0:
+        return float("nan"), float("nan")
+    if right in (0, n):
+        return _exact(right, n, level)
+    ends = stats.binomtest(right, n).proportion_ci(level, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
+def _exact(right, n, level):
+    ends = stats.binomtest(right, n).proportion_ci(level, method="exact")
+    return float(ends.low), float(ends.high)
+
+
+def _student(mean, error, n, bounds, level):
+    return from_half_width(mean, float(special.stdtrit(n - 1, (1 + level) / 2) * error), bounds)
+
+
+def from_half_width(mean, half, bounds):
+    """(low, high) on the scale of `bounds`, from a mean and the half width of its plain interval."""
+    if bounds is None or half == 0:
+        return mean - half, mean + half
+    start, end = bounds
+    up = mean - start
+    down = np.inf if end is None else end - mean
+    if min(up, down) <= 0:  # at the range's end, or past it by rounding
+        return mean, mean
+    if end is None:
+        return _around(mean, *(start + up * np.exp(sign * half / up) for sign in (-1, 1)))
+    width = end - start
+    middle, wide = np.log(up / down), half * width / (up * down)
+    return _around(mean, *(start + width * special.expit(middle + sign * wide) for sign in (-1, 1)))
+
+
+def _around(mean, low, high):
+    """The ends, which rounding may put on the wrong side of the mean: an error bar has no negative length."""
+    return float(min(low, mean)), float(max(high, mean))
+
+
+def _bootstrap(total, rows, *, level, draws, seed):
+    n = len(rows)
+    t = special.stdtrit(n - 1, (1 + level) / 2)
+    level = 1 - 2 * special.ndtr(-t * np.sqrt(n / (n - 1)))
+    found = stats.bootstrap(
+        (total, rows), _ratio, paired=True, vectorized=True, n_resamples=draws, batch=max(1, 1_000_000 // n),
+        confidence_level=level, method="BCa", rng=np.random.Generator(np.random.PCG64([seed, STREAM])),
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _ratio(total, rows, axis):
+    return np.round(total.sum(axis=axis) / rows.sum(axis=axis), 12)  # equal means are equal on every processor
+
+
+def _codes(prompts, n):
+    """Whole numbers that name the groups, whatever the prompts are written as."""
+    known, prompts = {}, list(prompts)
+    if len(prompts) != n:
+        raise ValueError(f"prompts: {len(prompts)} of them for {n} values; name the prompt of every row")
+    return np.array([known.setdefault(x, len(known)) for x in prompts], dtype=int)
+
+
+def _inside(values, bounds):
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if bounds is None or len(values) == 0:
+        return True
+    low, high = bounds
+    slack = SLACK * (1 if high is None else high - low)
+    return bool(values.min() >= low - slack and (high is None or values.max() <= high + slack))
+
+
+def _words(bounds):
+    low, high = bounds
+    return f"{low:g} and above" if high is None else f"{low:g} to {high:g}"

@@ -1,0 +1,250 @@
+"""Intervals: by hand, inside the range, clustered by prompt, and how often they hold the truth."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from safealign_utils import evaluate
+from safealign_utils.intervals import DIFFERENCE, FEW, POSITIVE, SHARE, of_share, over_prompts, over_seeds, range_of
+from safealign_utils.methods import reward_models
+from safealign_utils.real.sampled import bootstrap
+from safealign_utils.runs.study import summarise
+
+T2 = 4.302652729911275  # Student's t, 2 degrees of freedom, 97.5 %
+
+
+# ---------------------------------------------------------------- over seeds
+
+
+def test_t_by_hand_on_three_scales():
+    """0.1, 0.2, 0.3: mean 0.2, sd 0.1; the half width is carried to log(m) and logit(m)."""
+    values, half = [0.1, 0.2, 0.3], T2 * 0.1 / math.sqrt(3)
+    assert over_seeds(values) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+    ratio = math.exp(half / 0.2)
+    assert over_seeds(values, POSITIVE) == pytest.approx((0.2, 0.2 / ratio, 0.2 * ratio))
+    odds = 0.25 * math.exp(-half / 0.16), 0.25 * math.exp(half / 0.16)
+    assert over_seeds(values, SHARE) == pytest.approx((0.2, *(o / (1 + o) for o in odds)))
+    percent = over_seeds([10, 20, 30], (0, 100))
+    assert percent == pytest.approx(tuple(100 * v for v in over_seeds(values, SHARE)))
+    as_share = over_seeds([(v + 1) / 2 for v in values], SHARE)
+    assert over_seeds(values, DIFFERENCE) == pytest.approx(tuple(2 * v - 1 for v in as_share))
+    assert over_seeds([12, 13, 14], (10, None))[1] > 10
+
+
+def test_far_from_its_ends_a_scale_changes_nothing():
+    values = [0.50, 0.501, 0.499]
+    assert over_seeds(values, SHARE) == pytest.approx(over_seeds(values), abs=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [SHARE, DIFFERENCE, POSITIVE, (0, 100), (-100, 100)])
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_nothing_leaves_the_range(bounds, n):
+    """Also with one extreme seed, at the ends, and where the ends saturate."""
+    low, high = bounds[0], 50 if bounds[1] is None else bounds[1]
+    for values in ([low] * (n - 1) + [high], [high] * (n - 1) + [low], np.linspace(low, high, n)):
+        mean, first, last = over_seeds(values, bounds)
+        assert bounds[0] <= first <= mean <= last < math.inf and (bounds[1] is None or last <= bounds[1])
+        assert mean == pytest.approx(np.mean(values))
+    if bounds[1] is not None:
+        for spread in (1e-17, 1e-16, 1e-15):
+            mean, first, last = over_seeds([0.3, 0.3 + spread] * n, bounds)
+            assert first <= mean <= last, "rounding makes no error bar negative"
+        near = [high] * (n - 1) + [high - 1e-17 * (high - low)]
+        assert over_seeds(near, bounds) == (high, high, high)
+
+
+def test_one_seed_equal_seeds_and_missing_ones():
+    assert over_seeds([0.3], SHARE) == (0.3, None, None)
+    assert over_seeds([0.1] * 3, SHARE) == (0.1, 0.1, 0.1), "no variation, and none by rounding"
+    assert over_seeds([0.0, 0.0], SHARE) == (0, 0, 0)
+    assert np.isnan(over_seeds([0.1, math.nan], SHARE)).all()
+    assert over_seeds([-2e-9, 1e-9], POSITIVE)[0] == pytest.approx(-5e-10), "rounding is no reason to refuse"
+    with pytest.raises(ValueError, match=r"values: \[0.1, 1.2\] do not all lie in 0 to 1"):
+        over_seeds([0.1, 1.2], SHARE)
+    with pytest.raises(ValueError, match="0 and above"):
+        over_seeds([0.1, -1.2], POSITIVE)
+    with pytest.raises(ValueError, match="at least one"):
+        over_seeds([])
+
+
+def test_what_range_a_name_has():
+    for name, bounds in {
+        "unsafe": SHARE, "safedpo[delta=0.5].unsafe": SHARE, "unsafe[steps=200]": SHARE, "dpo.accuracy_safer": SHARE,
+        "tv_safe": SHARE, "from_set_a": SHARE, "makes_branching": SHARE, "harmless": (0, 100), "kl_opt": POSITIVE,
+        "dpo[beta=1].frontier_gap": POSITIVE, "train_cost_error": POSITIVE, "|cdpo.reward - its own|": POSITIVE,
+        "effect[pairs x winner].unsafe": DIFFERENCE, "difference.refusal": DIFFERENCE, "difference.reward": None,
+        "unsafe_minus_random": DIFFERENCE, "effect[pairs].kl_opt": None, "reward": None, "cost": None,
+        "recovered": None, "something_else": None, "win_rate_by_cost_model": SHARE,
+    }.items():  # fmt: skip
+        assert range_of(name) == bounds, name
+    assert range_of("unsafe", percent=True) == (0, 100)
+    assert range_of("unsafe", percent=True, difference=True) == (-100, 100)
+    assert range_of("harmless", difference=True) == (-100, 100)
+    for values, bounds in (([0.1, -0.2], DIFFERENCE), ([0.1, 7], (0, 100)), ([-3, 7], (-100, 100)), ([300], None)):
+        assert range_of("unsafe", values) == bounds
+    assert range_of("kl_opt", [-0.3]) is None and range_of("kl_opt", [-1e-9, math.nan]) == POSITIVE
+
+
+def test_summaries_stay_in_range():
+    """Leak and harmless as tables had them: -26 to 82 %, and 93.7 to 103.6 %."""
+    rows = [
+        {"m": "a", "leak": v, "harmless": h, "reward": r}
+        for v, h, r in ((0.03, 99.9, -3), (0.1, 96, 1), (0.7, 99.9, 2))
+    ]
+    table = summarise(rows, ["m"], ["leak", "harmless", "reward"]).iloc[0]
+    assert 0 < table.leak_low < table.leak < table.leak_high < 1 and table.harmless_high < 100
+    assert table.reward_low < -3, "a reward may have any size"
+    falls = summarise([{"m": "a", "unsafe": v} for v in (0.9, 0.99, 0.999)], ["m"], ["unsafe"], difference=True).iloc[0]
+    assert (falls.unsafe, falls.unsafe_low, falls.unsafe_high) == pytest.approx(
+        over_seeds([0.9, 0.99, 0.999], DIFFERENCE)
+    )
+    small = summarise([{"m": "a", "unsafe": v} for v in (0.1, 0.2, 0.9)], ["m"], ["unsafe"], percent=True).iloc[0]
+    assert small.unsafe_high > 1, "0.4 % may be 2 %"
+    one = summarise([{"m": "a", "leak": 0.2}], ["m"], ["leak"]).iloc[0]
+    assert one.leak_low == one.leak == one.leak_high
+
+
+# ---------------------------------------------------------------- over prompts
+
+
+def test_all_right_is_one_answer_everywhere():
+    """20 of 20: Clopper-Pearson's 0.025^(1/20) = 0.8316 from every engine."""
+    low = 0.025 ** (1 / 20)
+    hits, prompts = np.ones(20), [f"p{i}" for i in range(20)]
+    assert evaluate.accuracy([hits], prompts=prompts)[:3] == pytest.approx((1, low, 1))
+    assert evaluate.accuracy([hits])[:3] == reward_models.share(hits, prompts)[:3] == bootstrap(hits)[:3]
+    assert (1, *of_share(20, 20)) == pytest.approx((1, low, 1))
+    assert of_share(0, 20) == pytest.approx((0, 1 - low))
+    assert over_prompts(np.ones(20), ["a", "b"] * 10, bounds=SHARE)[1] == pytest.approx(0.025**0.5), "two prompts"
+
+
+def test_no_difference_is_no_share():
+    assert over_prompts(np.zeros(30), bounds=DIFFERENCE) == (0, 0, 0, 30)
+    assert over_prompts(np.ones(30), bounds=DIFFERENCE) == (1, 1, 1, 30)
+    assert over_prompts(np.full(30, 1e-12)) == (1e-12, 1e-12, 1e-12, 30)
+    assert over_prompts(np.full(9, 0.1)) == pytest.approx((0.1, 0.1, 0.1, 9), abs=1e-15)
+    ties = [np.zeros(30)]
+    assert evaluate.accuracy(ties) == (0.5, 0.5, 0.5, 30)
+    assert evaluate.accuracy(ties, against=ties) == (0, 0, 0, 30)
+
+
+def test_few_prompts_by_hand():
+    """Three prompts with 1, 2 and 3 rows: the mean 3/6, and what each adds to its error: 0.25, 0.5, -0.75 (mean rows 2)."""
+    values, prompts = [1, 1, 1, 0, 1, 0], ["a", "b", "b", "c", "c", "c"]
+    mean, low, high, n = over_prompts(values, prompts, bounds=SHARE)
+    off = np.array([1 - 4 / 6, 2 - 8 / 6, 1 - 12 / 6]) / 2
+    half = T2 * math.sqrt((off**2).sum() / 2) / math.sqrt(3)
+    odds = 2 * math.exp(-half / (2 / 9)), 2 * math.exp(half / (2 / 9))
+    assert (mean, n) == (pytest.approx(4 / 6), 6) and (low, high) == pytest.approx(tuple(o / (1 + o) for o in odds))
+
+
+def test_many_prompts_are_drawn_whole():
+    """Against percentiles of a bootstrap written out, at the level that makes up for n - 1: BCa moves them little."""
+    g = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), g.integers(1, 5, 40))
+    values = (g.random(len(group)) < 0.3 + 0.5 * (group % 2)) * 1.0
+    mean, low, high, n = over_prompts(values, group, bounds=SHARE)
+    sums, rows = np.bincount(group, values), np.bincount(group)
+    drawn = g.integers(40, size=(40_000, 40))
+    shares = sums[drawn].sum(axis=1) / rows[drawn].sum(axis=1)
+    tail = 0.0203  # of the normal, beyond sqrt(40 / 39) t
+    assert (low, high) == pytest.approx(tuple(np.quantile(shares, [tail, 1 - tail])), abs=0.015)
+    assert (mean, n) == (pytest.approx(values.mean()), len(values))
+    again = over_prompts(values, [f"prompt {i}" for i in group], bounds=SHARE)
+    assert again == (mean, low, high, n), "names of prompts do not matter, and the stream is fixed"
+    assert over_prompts(values, group, bounds=SHARE, seed=1) != again
+
+
+def test_pairs_that_share_prompts_are_fewer_answers():
+    g = np.random.default_rng(0)
+    one = g.normal(0.5, 1, 60)
+    width = lambda found: found[2] - found[1]
+    alone = evaluate.accuracy([one], prompts=range(60))
+    three = evaluate.accuracy([np.repeat(one, 3)], prompts=np.repeat(np.arange(60), 3))
+    assert three[:3] == pytest.approx(alone[:3]) and three[3] == 180
+    assert width(evaluate.accuracy([np.repeat(one, 3)])) < 0.7 * width(alone)
+    seeds = [one, -one]
+    both = evaluate.accuracy(seeds, prompts=[list(range(60))] * 2)
+    assert both[0] == 0.5 and width(both) == 0, "each prompt once right and once wrong"
+    assert (
+        evaluate.accuracy(seeds, prompts=range(60))
+        == both
+        == evaluate.accuracy(seeds, prompts=range(60), same_pairs=True)[:3] + (120,)
+    )
+
+
+def test_one_prompt_none_and_missing_values():
+    assert over_prompts([0.2, 0.4], ["a", "a"]) == (pytest.approx(0.3), None, None, 2)
+    assert over_prompts([1, 1], ["a", "a"], bounds=SHARE)[1:3] == (pytest.approx(0.025), 1)
+    mean, low, high, n = over_prompts([], [], bounds=SHARE)
+    assert math.isnan(mean) and (low, high, n) == (None, None, 0)
+    for values, prompts, words in (
+        ([1.0, math.nan], None, "1 of 2"),
+        ([1.0, 2.0], None, "0 to 1"),
+        ([1.0], ["a", "b"], "2 of them for 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            over_prompts(values, prompts, bounds=SHARE)
+
+
+def test_wilson_in_the_middle():
+    """10 of 202, by the formula."""
+    p, n, z = 10 / 202, 202, 1.959963985
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    assert of_share(10, 202) == pytest.approx(((middle - half) / scale, (middle + half) / scale))
+    assert np.isnan(of_share(0, 0)).all()
+
+
+# ---------------------------------------------------------------- how often they hold the truth
+
+
+def covered(draw, interval, truth, runs=800):
+    g = np.random.default_rng(0)
+    found = [interval(draw(g)) for _ in range(runs)]
+    return np.mean([low <= truth <= high for _, low, high, *_ in found])
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+@pytest.mark.parametrize("mean", [0.02, 0.5, 0.98])
+def test_shares_over_seeds_cover(n, mean):
+    share = covered(lambda g: g.beta(100 * mean, 100 * (1 - mean), n), lambda v: over_seeds(v, SHARE), mean)
+    assert 0.93 <= share <= 0.97
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_divergences_over_seeds_cover(n):
+    """Lognormal, sd half the mean, as KLs of seeds are."""
+    share = covered(lambda g: g.lognormal(0, 0.47, n), lambda v: over_seeds(v, POSITIVE), math.exp(0.47**2 / 2))
+    assert 0.925 <= share <= 0.97
+
+
+@pytest.mark.parametrize("n", [5, 20, 40])
+def test_clustered_pairs_cover(n):
+    """Six pairs a prompt whose outcomes correlate by 0.4; taken as independent they would be held to 75 %."""
+
+    def draw(g):
+        share = g.beta(0.6 * 1.5, 0.4 * 1.5, n)
+        return (g.random((n, 6)) < share[:, None]).ravel() * 1.0
+
+    group = np.repeat(np.arange(n), 6)
+    of_prompts = lambda v: over_prompts(v, group, bounds=SHARE, draws=500)
+    assert 0.925 <= covered(draw, of_prompts, 0.6) <= 0.985
+    if n > FEW:
+        assert covered(draw, lambda v: over_prompts(v, bounds=SHARE, draws=500), 0.6) < 0.85
+
+
+def test_no_committed_interval_is_impossible():
+    """Every table of means in the project, by the names of its columns; those of the pools are in per cent."""
+    tables = sorted((ROOT / "tests" / "benchmarks" / "results").glob("*.csv"))
+    for path in tables:
+        table = pd.read_csv(path)
+        for q in [c for c in table if {f"{c}_low", f"{c}_high"} <= set(table)]:
+            bounds = range_of(q, table[q].dropna())
+            ends = table[[f"{q}_low", f"{q}_high"]].stack()
+            if bounds is not None and len(ends):
+                assert ends.min() >= bounds[0] - 1e-9, f"{path.name}: {q}"
+                assert bounds[1] is None or ends.max() <= bounds[1] + 1e-9, f"{path.name}: {q}"
