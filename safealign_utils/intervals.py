@@ -12,8 +12,8 @@ too: it is centred on the geometric mean, and holds the arithmetic one ever more
 
 *Few prompts.* A bootstrap of n groups is too narrow by about sqrt((n - 1) / n) and the normal's quantile in place of
 Student's. Of up to FEW groups the t-interval of the mean, linearised, is taken; beyond them BCa (scipy) at a level that
-makes up for both (T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015). Percentiles alone held a share
-of .98 in clustered pairs to 88 % (60 prompts), BCa to 97 %; `tests/benchmarks/intervals.py` measures all of this.
+makes up for both (T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015). Percentiles alone fall short
+near a range's end (a share of .98, clustered, 125 prompts: 89 in 100, BCa 92); see `tests/benchmarks/intervals.py`.
 
 Values that are all equal have no variation: both ends are the value. Only a share where every row is 0, or every row 1,
 has Clopper-Pearson's ends instead, each prompt counted once.

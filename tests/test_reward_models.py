@@ -262,7 +262,7 @@ def test_data_without_labels_is_refused(reference, world):
 def test_shares_and_their_intervals():
     hits, prompts = [1, 0, 1, 1, 0, 1], ["a", "a", "b", "c", "c", "c"]
     value, low, high, n = R.share(hits, prompts)
-    assert value == pytest.approx(4 / 6) and n == 6 and 0.33 <= low < value < high <= 1
+    assert value == pytest.approx(4 / 6) and n == 6 and 0.2 < low < 0.33 < value < high < 1, "three prompts are few"
     g = np.random.default_rng(0)
     alone = (g.random(200) < 0.7).astype(float)
     one_each, width = R.share(alone, range(200)), lambda x: x[2] - x[1]
