@@ -65,11 +65,6 @@ class TokenPairs:
         states = [np.concatenate(part) for part in (self.states_w, self.states_l) if part is not None]
         return [*joined, states, self.p, self.margin]
 
-    @property
-    def hash(self):
-        """Hash of the token ids of prompts and responses."""
-        return cache.digest(self.prompts, self.chosen, self.rejected)
-
     def batch(self, rows, policy, *, padding="right"):
         """The pairs of `rows` as one `logprobs.Packed`: prompt, chosen, rejected in a row each."""
         take = lambda things: [things[i] for i in rows]
