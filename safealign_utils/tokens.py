@@ -19,7 +19,6 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from . import cache
 from .logprobs import pack
 
 TEMPLATES = ("auto", "dialogue", "safe_rlhf", "chat", "plain")
