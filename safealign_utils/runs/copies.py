@@ -8,6 +8,7 @@ file and so also where that copy is too old to know of it; nothing of the packag
 import ast
 import importlib.util
 import os
+import platform
 from importlib import metadata
 
 PACKAGE = "safealign_utils"
@@ -20,12 +21,14 @@ FIX = (
 def found(libraries):
     """(folder of the package that this process imports, "" for none; {library: version}), asked in the kernel."""
     spec = importlib.util.find_spec(PACKAGE)
-    versions = {}
+    versions = {"python": platform.python_version()}
     for name in libraries:
+        if name == "python":
+            continue
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = "none"
+            versions[name] = "not installed"
     return os.path.dirname(os.path.abspath(spec.origin)) if spec and spec.origin else "", versions
 
 
