@@ -7,15 +7,11 @@ the leak stands beside them, because renormalising hides it.
 
 import contextlib
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-import torch
 
-from . import cache, intervals, optimum
-from .logprobs import LogProbs, Packed, reference_logprobs
-
-GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
+from . import intervals, optimum
+from .logprobs import reference_logprobs, trie_logprobs
 
 
 @dataclass(frozen=True)
@@ -27,51 +23,13 @@ class Exact:
     prompts: np.ndarray
 
 
-@lru_cache(maxsize=4)
-def _forest(grammar, group):
-    return grammar.forest(group)
-
-
-def token_logps(policy, prompt_id, *, group=GROUP):
-    """Log-prob of every node of the response trie of one prompt, float64 [M], read as one packed trie."""
-    grammar, forest = policy.grammar, _forest(policy.grammar, group)
-    prompt = np.array(policy.tokenizer(grammar.world.prompts[prompt_id].text)["input_ids"])
-    (G, T), n, c = forest.node.shape, len(prompt), grammar.category[prompt_id]
-    ids = np.concatenate([np.tile(prompt, (G, 1)), grammar.tokens[c, forest.node]], axis=1)
-    positions = np.concatenate([np.tile(np.arange(n), (G, 1)), n + forest.depth], axis=1)
-    mask = np.zeros((G, n + T, n + T), dtype=bool)
-    mask[:, :n, :n] = np.tril(np.ones((n, n), dtype=bool))
-    mask[:, n:, :n] = True
-    mask[:, n:, n:] = forest.ancestors
-    allowed = (
-        torch.from_numpy(grammar.allowed[grammar.states(c, grammar.parent[forest.target])])
-        if policy.constrained
-        else None
-    )
-    source = forest.row * (n + T) + np.where(forest.place < 0, n - 1, n + forest.place)
-    ids, positions, mask, source, target = map(
-        torch.from_numpy, (ids, positions, mask, source, grammar.tokens[c, forest.target])
-    )
-    batch = Packed(ids, positions, mask[:, None], source, target, allowed)
-    with torch.no_grad():
-        logp, _ = LogProbs(policy).eval()(batch.to(policy.device))
-    out = np.empty(len(grammar.parent))
-    out[forest.target] = logp.double().cpu().numpy()
-    return out
-
-
 def exact(policy, prompts):
     """Enumerate a policy's responses to the given prompt ids: an `Exact`."""
     if policy.grammar is None:
         raise ValueError("model: exact evaluation needs the world's grammar; on real text use pair_margins")
     paths, prompts = policy.grammar.paths, np.asarray(prompts)
-    key = cache.key("exact", policy=policy, prompts=prompts)
-    stored = cache.load("exact", key)
-    if stored:
-        raw = stored[0]["logp"]
-    else:
-        raw = np.array([np.where(paths >= 0, token_logps(policy, x)[paths], 0.0).sum(axis=1) for x in prompts])
-        cache.store("exact", key, {"logp": raw})
+    nodes = trie_logprobs(policy, prompts)
+    raw = np.array([np.where(paths >= 0, nodes[x][paths], 0.0).sum(axis=1) for x in prompts.tolist()])
     mass = np.exp(raw).sum(axis=1)
     return Exact(optimum.normalise(raw), 1.0 - mass, prompts)
 

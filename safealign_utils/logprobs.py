@@ -8,12 +8,14 @@ the end-of-sequence token included; the prompt's last token predicts the first.
 
 import hashlib
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from . import cache, processes
 
+GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
 STORED = 2048  # responses of real text in one entry: what was computed before a run was killed is there after
 
 
@@ -179,6 +181,61 @@ def log_ratios(module, tokens, rows, policy, reference):
     return w - ref_w, l - ref_l, log_allowed
 
 
+# ---------------------------------------------------------------- all responses of the world, as a trie
+
+
+@lru_cache(maxsize=4)
+def _forest(grammar, group):
+    return grammar.forest(group)
+
+
+def token_logps(policy, prompt_id, *, group=GROUP):
+    """Log-prob of every node of the response trie of one prompt, float64 [M], read as one packed trie."""
+    grammar, forest = policy.grammar, _forest(policy.grammar, group)
+    prompt = np.array(policy.tokenizer(grammar.world.prompts[prompt_id].text)["input_ids"])
+    (G, T), n, c = forest.node.shape, len(prompt), grammar.category[prompt_id]
+    ids = np.concatenate([np.tile(prompt, (G, 1)), grammar.tokens[c, forest.node]], axis=1)
+    positions = np.concatenate([np.tile(np.arange(n), (G, 1)), n + forest.depth], axis=1)
+    mask = np.zeros((G, n + T, n + T), dtype=bool)
+    mask[:, :n, :n] = np.tril(np.ones((n, n), dtype=bool))
+    mask[:, n:, :n] = True
+    mask[:, n:, n:] = forest.ancestors
+    allowed = (
+        torch.from_numpy(grammar.allowed[grammar.states(c, grammar.parent[forest.target])])
+        if policy.constrained
+        else None
+    )
+    source = forest.row * (n + T) + np.where(forest.place < 0, n - 1, n + forest.place)
+    ids, positions, mask, source, target = map(
+        torch.from_numpy, (ids, positions, mask, source, grammar.tokens[c, forest.target])
+    )
+    batch = Packed(ids, positions, mask[:, None], source, target, allowed)
+    with torch.no_grad():
+        logp, _ = LogProbs(policy).eval()(batch.to(policy.device))
+    out = np.empty(len(grammar.parent))
+    out[forest.target] = logp.double().cpu().numpy()
+    return out
+
+
+def trie_logprobs(policy, prompts):
+    """{prompt id: log-prob of every node of its response trie, float64 [M]} of a policy of the world.
+
+    Each prompt is read by itself and kept on disk, so that a number never depends on what else was asked. Several
+    processes share the work.
+    """
+    prompts = sorted(set(np.asarray(prompts).tolist()))
+    kind = f"trie/{processes.agree(cache.key('trie', policy=policy))}"
+    stored = {x: cache.load(kind, str(x)) for x in prompts}
+    nodes = {x: found[0]["logp"] for x, found in stored.items() if found is not None}
+    missing = processes.same([x for x in prompts if x not in nodes])
+    mine = {x: token_logps(policy, x) for x in missing[processes.rank() :: processes.count()]}
+    for x, logp in mine.items():
+        cache.store(kind, str(x), {"logp": logp})
+    for share in processes.gather(mine):
+        nodes |= share
+    return nodes
+
+
 # ---------------------------------------------------------------- log pi_ref, by response
 
 
@@ -186,21 +243,22 @@ def reference_logprobs(policy, tokens, *, batch_size=0):
     """The `ReferenceTable` of tokenised pairs (`pairs.TokenPairs`) under a frozen policy.
 
     A log-prob belongs to a response and its prompt, not to who is called chosen: each is computed once and kept on
-    disk by (prompt, response), so that other labels, or some of the pairs, find everything. Below float32 a number
-    depends on what else is in its batch by up to 0.4 nats: there only the very same pairs find it again.
-    `batch_size` 0 is 64 responses in the world and 16 on real text, whose vocabularies are large. Several processes
-    share the work.
+    disk by (prompt, response), so that other labels, or some of the pairs, find everything. In the world they are read
+    from the trie of all responses. On real text what was asked before can change a number by rounding; below float32
+    by up to 0.4 nats, so there only the very same pairs find it again. `batch_size` counts responses, 0 is 16. Several
+    processes share the work.
     """
+    if tokens.states_w is not None:
+        return _from_tries(policy, tokens)
     every = Responses(tokens)
     inputs = dict(policy=policy) if reads_alike(policy) else dict(policy=policy, responses=every.names)
     kind = f"reference/{processes.agree(cache.key('reference', **inputs))}"
     known = _known(kind)
     wanted = set(every.names) - set(known)
     missing = every.missing(processes.same(sorted(wanted)))
-    batch_size = batch_size or (64 if policy.grammar else 16)
-    for part in _parts(missing, len(missing) if policy.grammar else STORED):
+    for part in _parts(missing, STORED):
         names = [every.names[i] for i in part]
-        found = _compute(policy, every, part, batch_size)
+        found = _compute(policy, every, part, batch_size or 16)
         known |= zip(names, found)
         if processes.rank() == 0:
             lengths = np.array([len(values) for values in found])
@@ -208,6 +266,21 @@ def reference_logprobs(policy, tokens, *, batch_size=0):
             arrays = {"names": written, "lengths": lengths, "logp": np.concatenate(found)}
             cache.store(kind, cache.digest(*names), arrays)
     return ReferenceTable(*every.in_pairs(known))
+
+
+def _from_tries(policy, tokens):
+    """The `ReferenceTable` of pairs of the world."""
+    grammar = policy.grammar
+    texts = [prompt.text for prompt in grammar.world.prompts]
+    ids = {np.array(row).tobytes(): x for x, row in enumerate(policy.tokenizer(texts)["input_ids"])}
+    prompts = [ids[np.asarray(row).tobytes()] for row in tokens.prompts]
+    nodes = trie_logprobs(policy, prompts)
+
+    def values(responses):
+        paths = [grammar.paths[grammar.number(x, y)] for x, y in zip(prompts, responses)]
+        return [nodes[x][path[path >= 0]] for x, path in zip(prompts, paths)]
+
+    return ReferenceTable(values(tokens.chosen), values(tokens.rejected))
 
 
 def reads_alike(policy):
@@ -223,16 +296,14 @@ class Responses:
         self.names = [self._name(*self.parts(i)) for i in range(2 * len(tokens))]
 
     def parts(self, number):
-        """(prompt, response, grammar states or None) of a response."""
+        """(prompt, response) of a number."""
         row, rejected = divmod(number, 2)
-        t = self.tokens
-        responses, states = (t.rejected, t.states_l) if rejected else (t.chosen, t.states_w)
-        return t.prompts[row], responses[row], None if states is None else states[row]
+        return self.tokens.prompts[row], (self.tokens.rejected if rejected else self.tokens.chosen)[row]
 
     @staticmethod
-    def _name(prompt, response, states):
+    def _name(prompt, response):
         h = hashlib.blake2b(digest_size=16)
-        for ids in (prompt, response, () if states is None else states):
+        for ids in (prompt, response):
             h.update(len(ids).to_bytes(8, "little"))
             h.update(np.asarray(ids, dtype=np.int64).tobytes())
         return h.digest()
@@ -244,7 +315,7 @@ class Responses:
             first.setdefault(name, number)
         groups = {}
         for number in sorted(first[name] for name in names):
-            prompt, response, _ = self.parts(number)
+            prompt, response = self.parts(number)
             groups.setdefault((len(prompt), prompt.tobytes()), []).append((len(response), number))
         return [number for _, group in sorted(groups.items()) for _, number in sorted(group)]
 
@@ -295,14 +366,9 @@ def _compute(policy, every, numbers, batch_size):
 
 def _read(module, policy, every, batch):
     """(number, log-probs) of the responses of some rows, lists of one or two numbers."""
-    width = len(batch[0])
     prompts = [every.parts(row[0])[0] for row in batch]
-    columns = [[every.parts(row[j]) for row in batch] for j in range(width)]
-    responses = [[response for _, response, _ in column] for column in columns]
-    allowed = None
-    if every.tokens.states_w is not None:
-        allowed = [[policy.grammar.allowed[states] for _, _, states in column] for column in columns]
-    packed = pack(prompts, responses, pad_id=policy.pad_id, allowed=allowed)
+    responses = [[every.parts(row[j])[1] for row in batch] for j in range(len(batch[0]))]
+    packed = pack(prompts, responses, pad_id=policy.pad_id)
     logp, _ = module(packed.to(policy.device))
     numbers = [number for row in batch for number in row]
     lengths = [len(every.parts(number)[1]) for number in numbers]

@@ -210,9 +210,9 @@ def test_grammar_softmax_needs_the_grammar(reference):
 def test_reference_cache_is_keyed_by_content(tokens, reference, fresh_cache):
     reference_logprobs(reference, tokens)
     reference_logprobs(reference, tokens)
-    assert len(list(fresh_cache.glob("reference/*"))) == 1
+    assert len(list(fresh_cache.glob("trie/*"))) == 1
     reference_logprobs(reference.to("float32"), tokens)
-    assert len(list(fresh_cache.glob("reference/*"))) == 2
+    assert len(list(fresh_cache.glob("trie/*"))) == 2
 
 
 def test_soft_labels():

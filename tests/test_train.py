@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from safealign_utils import cache, evaluate, optimum, train
+from safealign_utils import cache, evaluate, logprobs, optimum, train
 from safealign_utils.logprobs import LogProbs
 from safealign_utils.policy import SFT, reference_policy, train_reference
 
@@ -193,7 +193,7 @@ def test_batches_are_fixed_by_the_seed():
 
 def test_packed_trie_equals_row_by_row(reference, world):
     x, grammar = int(world.select("heldout")[4]), reference.grammar
-    packed = evaluate.token_logps(reference, x)
+    packed = logprobs.token_logps(reference, x)
     prompt = reference.tokenizer(world.prompts[x].text)["input_ids"]
     for y in np.random.default_rng(0).choice(604, 12, replace=False):
         reply, _ = grammar.response(x, y)
@@ -202,7 +202,7 @@ def test_packed_trie_equals_row_by_row(reference, world):
         plain = logits.log_softmax(-1)[range(len(reply)), reply].numpy()
         assert np.abs(packed[grammar.paths[y, : len(reply)]] - plain).max() < 1e-6
     for group in (7, 604):
-        assert np.abs(evaluate.token_logps(reference, x, group=group) - packed).max() < 1e-6
+        assert np.abs(logprobs.token_logps(reference, x, group=group) - packed).max() < 1e-6
 
 
 def test_leak_is_the_mass_outside(reference, world):

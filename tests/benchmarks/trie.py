@@ -8,7 +8,7 @@ import time
 import numpy as np
 import torch
 
-from safealign_utils import evaluate
+from safealign_utils import logprobs
 from safealign_utils.logprobs import LogProbs, pack
 from safealign_utils.policy import reference_policy
 from safealign_utils.world import World
@@ -37,7 +37,7 @@ def main():
     base = seconds(by_row)
     print(f"one row a response, 64 a batch: {base:.4f} s")
     for group in (16, 32, 64, 128, 604):
-        t = seconds(lambda g=group: evaluate.token_logps(policy, 0, group=g))
+        t = seconds(lambda g=group: logprobs.token_logps(policy, 0, group=g))
         print(f"packed trie, {group:>3} responses a row: {t:.4f} s, {base / t:.1f}x")
 
 
