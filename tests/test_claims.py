@@ -1,5 +1,6 @@
 """The claims ledger: what it holds, how it judges, and that verdicts turn when a method is broken on purpose."""
 
+import copy
 import ast
 import json
 import re
@@ -122,7 +123,7 @@ def test_bad_entries_are_refused_by_name(change, words):
 def test_an_id_twice_and_no_list_are_refused():
     assert list(claims.read(yaml.safe_dump([WHOLE]))) == [WHOLE["id"]]
     with pytest.raises(ValueError, match=f"{WHOLE['id']}: in the ledger twice"):
-        claims.read(yaml.safe_dump([WHOLE, dict(WHOLE, rule=dict(WHOLE["rule"]))]))
+        claims.read(yaml.safe_dump([WHOLE, copy.deepcopy(WHOLE)]))
     for text, words in (("a: 1", "a list of claims"), ("- x", "entry 1: write it as fields"), ("- says: x", "entry 1: id is missing")):
         with pytest.raises(ValueError, match=words):
             claims.read(text)
