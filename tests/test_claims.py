@@ -1,7 +1,7 @@
 """The claims ledger: what it holds, how it judges, and that verdicts turn when a method is broken on purpose."""
 
-import copy
 import ast
+import copy
 import json
 import re
 from dataclasses import dataclass, replace
