@@ -70,7 +70,9 @@ def main(kills, runs, pause, seed, folder):
         while parent.poll() is None:
             patient = rng.random() < 0.5  # until something new has been finished
             moment, before = time.monotonic() + rng.uniform(0.05, 3.0), len(list(place.glob("[!.]*")))
-            while parent.poll() is None and (time.monotonic() < moment or (patient and len(list(place.glob("[!.]*"))) == before)):
+            while parent.poll() is None and (
+                time.monotonic() < moment or (patient and len(list(place.glob("[!.]*"))) == before)
+            ):
                 time.sleep(0.1)
                 with contextlib.suppress(psutil.NoSuchProcess):
                     note()
@@ -102,7 +104,9 @@ def main(kills, runs, pause, seed, folder):
     assert not left, f"processes left: {left}"
     hidden = [p.name for p in place.glob(".*")]
     assert len(seen) == runs and not hidden, (len(seen), hidden)
-    print(f"{sum(counts.values())} kills ({counts}), {starts} starts: {len(seen)} runs of {runs}, all whole, nothing else")
+    print(
+        f"{sum(counts.values())} kills ({counts}), {starts} starts: {len(seen)} runs of {runs}, all whole, nothing else"
+    )
 
 
 if __name__ == "__main__":

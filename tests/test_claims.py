@@ -124,7 +124,11 @@ def test_an_id_twice_and_no_list_are_refused():
     assert list(claims.read(yaml.safe_dump([WHOLE]))) == [WHOLE["id"]]
     with pytest.raises(ValueError, match=f"{WHOLE['id']}: in the ledger twice"):
         claims.read(yaml.safe_dump([WHOLE, copy.deepcopy(WHOLE)]))
-    for text, words in (("a: 1", "a list of claims"), ("- x", "entry 1: write it as fields"), ("- says: x", "entry 1: id is missing")):
+    for text, words in (
+        ("a: 1", "a list of claims"),
+        ("- x", "entry 1: write it as fields"),
+        ("- says: x", "entry 1: id is missing"),
+    ):
         with pytest.raises(ValueError, match=words):
             claims.read(text)
 
@@ -147,7 +151,9 @@ def test_every_rule_can_go_every_way(id):
 
 def test_exact_claims_are_judged_by_their_range():
     id = "delta.same_optimum"  # below 0.001
-    assert claims.judge(id, [0.0, 0.0009]) | {"low": 0.0, "high": 0.0009, "verdict": "holds"} == claims.judge(id, [0.0, 0.0009])
+    assert claims.judge(id, [0.0, 0.0009]) | {"low": 0.0, "high": 0.0009, "verdict": "holds"} == claims.judge(
+        id, [0.0, 0.0009]
+    )
     assert claims.judge(id, [0.0, 0.0, 0.0, 0.002])["verdict"] == "undecided", "one value on the other side"
     assert claims.judge(id, [0.002])["verdict"] == "does_not_hold"
     assert claims.judge(id, [0.001])["verdict"] == "undecided", "on the bar is not below it"
@@ -155,7 +161,9 @@ def test_exact_claims_are_judged_by_their_range():
 
 def test_statistical_claims_are_judged_by_a_t_interval():
     judged = claims.judge("safedpo.helpful", [1.0, 2.0, 3.0])
-    assert judged["value"] == 2.0 and judged["high"] - 2 == 2 - judged["low"] == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
+    assert judged["value"] == 2.0 and judged["high"] - 2 == 2 - judged["low"] == pytest.approx(
+        4.3027 / 3**0.5, abs=1e-4
+    )
     assert claims.judge("safedpo.helpful", [1.0])["low"] is None
     far = claims.judge("safedpo.unsafe", [0.001, 0.001, 0.012])
     assert far["value"] < 0.005 < far["high"] and far["verdict"] == "undecided", "the mean alone decides nothing"
@@ -210,7 +218,9 @@ def test_settings_become_part_of_the_id():
     judged = claims.judge("cdpo.lambda", [0.01], cost_limit=0.0)
     assert judged["id"] == "cdpo.lambda[cost_limit=0]"
     assert claims.judge("delta.safer", [0.1], steps=200)["id"] == "delta.safer[steps=200]"
-    assert claims.judge("cdpo.lambda", [0.01], cost_limit=-0.4, by="soft")["id"] == "cdpo.lambda[cost_limit=-0.4,by=soft]"
+    assert (
+        claims.judge("cdpo.lambda", [0.01], cost_limit=-0.4, by="soft")["id"] == "cdpo.lambda[cost_limit=-0.4,by=soft]"
+    )
 
 
 def test_what_cannot_be_judged_is_refused():
@@ -325,7 +335,8 @@ def test_tied_scores_that_keep_the_first_tokens(bench):
     setting = dict(beta=BETA, steps=1, batch_size=16, learning_rate=3e-3, seed=0, use_cache=False)
     levers = (None, selective.TopTokens(0.4), FirstTokens(0.4))
     plain, *others = (
-        list(train.align(bench.reference[0], tokens, token_lever=lever, **setting).policy.model.parameters()) for lever in levers
+        list(train.align(bench.reference[0], tokens, token_lever=lever, **setting).policy.model.parameters())
+        for lever in levers
     )
     apart = [[max((x - y).abs().max().item() for x, y in zip(plain, other))] for other in others]
     assert verdicts("selective.first_step_is_dpo", *apart) == ("holds", "does_not_hold")

@@ -30,7 +30,9 @@ def test_every_command_is_listed(capsys):
     assert all(f"    {command}" in shown for command in COMMANDS) and "register-python-argcomplete safealign" in shown
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["sweep"], ["sweep", "g.yaml", "--workers", "0"], ["run", "x", "-p", "beta"]])
+@pytest.mark.parametrize(
+    "words", [[], ["fly"], ["sweep"], ["sweep", "g.yaml", "--workers", "0"], ["run", "x", "-p", "beta"]]
+)
 def test_what_cannot_be_parsed_is_status_2(words, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(words)
@@ -48,7 +50,13 @@ def test_what_cannot_be_parsed_is_status_2(words, capsys):
 )
 def test_completion(line, wanted, tmp_path):
     """What the shell asks: the line so far in COMP_LINE, the answers on file descriptor 8."""
-    asked = {**os.environ, "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    asked = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_IFS": "\n",
+    }
     asked |= {"_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answers")}
     subprocess.run([sys.executable, "-m", "safealign_utils.runs.cli"], env=asked, check=True, timeout=60)
     answers = {a.strip().replace("\\", "") for a in (tmp_path / "answers").read_text().split("\n") if a.strip()}

@@ -40,14 +40,27 @@ def test_a_grid_is_a_list_of_runs(tmp_path):
     grid = sweep.read(file)
     runs = sweep.runs(grid)
     assert len(sweep.settings(grid)) == 4 and len(runs) == 8 and runs == sweep.runs(sweep.read(file))
-    assert runs[0].given == {"steps": 3, "pairs": 10, "batch_size": 2, "beta": 0.5, "dtype": "float32", "seed": 3, "seeds": 1}
+    assert runs[0].given == {
+        "steps": 3,
+        "pairs": 10,
+        "batch_size": 2,
+        "beta": 0.5,
+        "dtype": "float32",
+        "seed": 3,
+        "seeds": 1,
+    }
     assert [(r.given["pairs"], r.given["beta"], r.given["seed"]) for r in runs] == [
         (10, 0.5, 3), (10, 0.5, 5), (10, 1, 3), (10, 1, 5), (20, 0.5, 3), (20, 0.5, 5), (20, 1, 3), (20, 1, 5)]  # fmt: skip
-    assert "steps" not in runs[0].varied and str(runs[0]) == "01_dpo_basics pairs=10 batch_size=2 beta=0.5 dtype=float32 seed=3"
+    assert (
+        "steps" not in runs[0].varied
+        and str(runs[0]) == "01_dpo_basics pairs=10 batch_size=2 beta=0.5 dtype=float32 seed=3"
+    )
     assert runs[0].command("out") == (
         "safealign run 01_dpo_basics -p steps=3 -p pairs=10 -p batch_size=2 -p beta=0.5 -p dtype=float32 -p seed=3 -p seeds=1 --out out"
     )
-    both = sweep.read(grid_file(tmp_path / "b.yaml", notebook=["01_dpo_basics", "02_safedpo"], cross={"betas": [[0.5], [1.0, 2.0]]}))
+    both = sweep.read(
+        grid_file(tmp_path / "b.yaml", notebook=["01_dpo_basics", "02_safedpo"], cross={"betas": [[0.5], [1.0, 2.0]]})
+    )
     assert [r.notebook for r in sweep.runs(both)] == ["01_dpo_basics"] * 2 + ["02_safedpo"] * 2
     assert "-p 'betas=[1.0, 2.0]'" in sweep.runs(both)[1].command("out")
     assert len(sweep.runs(sweep.read(grid_file(tmp_path / "s.yaml", notebook="01_dpo_basics", seeds=3)))) == 3
@@ -109,11 +122,18 @@ def test_the_committed_grids_are_sound(capsys):
 
 def test_a_failure_in_the_middle(tmp_path, capfd):
     """The rest finishes, it is listed with cell, error and command, and --retry repeats only that one."""
-    stop = "import os\nif seed == 1 and os.path.exists(STOP):\n    raise ValueError('no luck')".replace("STOP", repr(str(tmp_path / "stop")))
+    stop = "import os\nif seed == 1 and os.path.exists(STOP):\n    raise ValueError('no luck')".replace(
+        "STOP", repr(str(tmp_path / "stop"))
+    )
     (tmp_path / "stop").touch()
-    file = grid_file(tmp_path / "g.yaml", notebook=str(book(tmp_path / "toy.ipynb", stop)), cross={"beta": [0.5]}, seeds=3)
+    file = grid_file(
+        tmp_path / "g.yaml", notebook=str(book(tmp_path / "toy.ipynb", stop)), cross={"beta": [0.5]}, seeds=3
+    )
     out = tmp_path / "out"
-    again = lambda *words: (cli.main(["sweep", str(file), "--out", str(out), "--workers", "1", *words]), capfd.readouterr())
+    again = lambda *words: (
+        cli.main(["sweep", str(file), "--out", str(out), "--workers", "1", *words]),
+        capfd.readouterr(),
+    )
     status, (shown, err) = again()
     assert status == 1 and "3/3 runs, 1 failed" in shown and "Dask's dashboard: http://127.0.0.1:" in shown
     assert re.search(r"cell 3, ValueError: no luck", err) and "--retry repeats them" in err
@@ -121,11 +141,18 @@ def test_a_failure_in_the_middle(tmp_path, capfd):
     finished = {p.name: p.stat().st_mtime_ns for p in (out / "g").iterdir() if p.is_dir()}
     assert len(finished) == 2 and len(list((out / "g").glob("*.failed.ipynb"))) == 1
     status, (shown, err) = again()
-    assert status == 1 and "2 done, 1 failed, 0 to do" in shown and "dashboard" not in shown and "ValueError: no luck" in err
+    assert (
+        status == 1
+        and "2 done, 1 failed, 0 to do" in shown
+        and "dashboard" not in shown
+        and "ValueError: no luck" in err
+    )
     (tmp_path / "stop").unlink()
     status, (shown, err) = again("--retry")
     assert status == 0 and "1/1 runs, 0 failed" in shown and not err
-    assert finished.items() <= {p.name: p.stat().st_mtime_ns for p in (out / "g").iterdir()}.items(), "the others stay as they were"
+    assert finished.items() <= {p.name: p.stat().st_mtime_ns for p in (out / "g").iterdir()}.items(), (
+        "the others stay as they were"
+    )
     assert not list((out / "g").glob("*.failed.ipynb")) and not list((out / "g").glob(".*"))
     table = pd.read_csv(out / "g" / "table.csv")
     assert list(table.columns) == ["run_id", "notebook", "beta", "seed", "method", "measured_seed"] and len(table) == 3
@@ -198,7 +225,11 @@ def test_a_scheduler_started_by_hand(tmp_path):
     started = [subprocess.Popen([dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0",
                                  "--scheduler-file", str(address)], **quiet)]  # fmt: skip
     try:
-        started.append(subprocess.Popen([dask, "worker", "--scheduler-file", str(address), "--nthreads", "1", "--no-dashboard"], **quiet))
+        started.append(
+            subprocess.Popen(
+                [dask, "worker", "--scheduler-file", str(address), "--nthreads", "1", "--no-dashboard"], **quiet
+            )
+        )
         for _ in range(300):
             if address.is_file() and address.read_text().strip():
                 break
@@ -227,9 +258,15 @@ def test_kills(tmp_path, capsys):
 def test_two_grids_of_one_name(tmp_path, capfd):
     """Another file of the same name is refused, both named; the same file edited or moved goes on."""
     toy = str(book(tmp_path / "toy.ipynb"))
-    files = [grid_file((tmp_path / d).mkdir() or tmp_path / d / "grid.yaml", notebook=toy, seeds=seeds) for d, seeds in (("a", [0]), ("b", [1]))]
+    files = [
+        grid_file((tmp_path / d).mkdir() or tmp_path / d / "grid.yaml", notebook=toy, seeds=seeds)
+        for d, seeds in (("a", [0]), ("b", [1]))
+    ]
     out = tmp_path / "out"
-    again = lambda file, *words: (cli.main(["sweep", str(file), "--out", str(out), "--workers", "1", *words]), capfd.readouterr())
+    again = lambda file, *words: (
+        cli.main(["sweep", str(file), "--out", str(out), "--workers", "1", *words]),
+        capfd.readouterr(),
+    )
     seeds = lambda: sorted(pd.read_csv(out / "grid" / "table.csv").seed)
     assert again(files[0])[0] == 0 and seeds() == [0]
     for words in ((), ("--dry-run",)):
@@ -281,6 +318,12 @@ def test_the_slurm_recipe():
     exec(recipe.split("cluster.scale")[0], names)
     script = names["cluster"].job_script()
     names["cluster"].close()
-    for line in ("#SBATCH -p cpu", "#SBATCH -n 1", "#SBATCH --cpus-per-task=1", "#SBATCH --mem=4G", "#SBATCH -t 04:00:00"):
+    for line in (
+        "#SBATCH -p cpu",
+        "#SBATCH -n 1",
+        "#SBATCH --cpus-per-task=1",
+        "#SBATCH --mem=4G",
+        "#SBATCH -t 04:00:00",
+    ):
         assert line in script, script
     assert "distributed.cli.dask_worker" in script and "--nthreads 1" in script and sys.executable in script

@@ -57,6 +57,18 @@ def _one_thread():
             del os.environ[name]
 
 
+def is_found(path):
+    """Whether an interpreter with this search path imports this very package, installed or not."""
+    before = sys.path[:]
+    sys.path[:] = path
+    try:
+        specs = [finder.find_spec(HERE.partition(".")[0], None) for finder in sys.meta_path]
+    finally:
+        sys.path[:] = before
+    first = next((spec.origin for spec in specs if spec is not None), None)
+    return first is not None and Path(first).parents[1] == HOME
+
+
 @contextlib.contextmanager
 def _at_home():
     """What is started here imports this package: a new interpreter looks first where it starts."""

@@ -119,13 +119,8 @@ def collect(cell, given, files=()):
         for name, value in loaded.items():
             if name not in others:
                 values[name] = _typed(name, value, _known(name, cell), f" in {file}")
-    texts = {}
-    for name, text in given:
-        kind = _known(name, cell)
-        if name in texts:
-            raise Refusal(f"{name}={text!r}: -p gives it twice, first as {texts[name]!r}; keep one")
-        texts[name] = text
-        values[name] = _parse(name, text, kind)
+    for name, text in given:  # the last one wins, as on every command line
+        values[name] = _parse(name, text, _known(name, cell))
     return {name: _at_home(value) if name in PATHS else value for name, value in values.items()}
 
 

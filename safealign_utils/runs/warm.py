@@ -23,11 +23,11 @@ from jupyter_core.utils import run_sync
 from papermill.engines import NBClientEngine, papermill_engines
 
 from .engines import KERNEL, CheckedClient
-from .forking import HOME, fork_server
+from .forking import HOME, fork_server, is_found
 
 NAME = "warm"
 PATH = [folder for folder in sys.path if folder]  # of the fork server, which is a plain interpreter
-if str(HOME) not in PATH:  # the package was found where the server started
+if not is_found(PATH):  # the package is not installed: it was found where the server started
     PATH.insert(0, str(HOME))
 _kernels = {}  # one for each thread that runs notebooks
 

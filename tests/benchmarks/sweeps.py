@@ -58,7 +58,9 @@ def main():
             sweep = [*kit, "sweep", "grid.yaml", "--workers", str(workers), "--out", f"out{workers}"]
             walls[workers], cpu = measured(sweep, folder)
             over = cpu - RUNS * WORK
-            print(f"sweep, {workers} worker{'s' * (workers > 1)}: {walls[workers]:.1f} s, overhead {over:.1f} CPU s in all, {over / RUNS:.2f} a run")
+            print(
+                f"sweep, {workers} worker{'s' * (workers > 1)}: {walls[workers]:.1f} s, overhead {over:.1f} CPU s in all, {over / RUNS:.2f} a run"
+            )
         print(f"speed-up of 2 workers over 1: {walls[1] / walls[2]:.2f}")
         alone = [measured([*kit, "run", "busy.ipynb", "-p", f"seed={s}", "--out", "alone"], folder) for s in range(3)]
         each = sum(cpu for _, cpu in alone) / len(alone) - WORK
