@@ -27,8 +27,6 @@ from .forking import HOME, fork_server, is_found
 
 NAME = "warm"
 PATH = [folder for folder in sys.path if folder]  # of the fork server, which is a plain interpreter
-if not is_found(PATH):  # the package is not installed: it was found where the server started
-    PATH.insert(0, str(HOME))
 _kernels = {}  # one for each thread that runs notebooks
 
 
@@ -154,6 +152,8 @@ def _serve(arguments, environment, folder):
     os.setsid()  # a Ctrl-C is for the parent
     os.environ.clear(), os.environ.update(environment), os.chdir(folder)
     sys.path[:] = PATH
+    if not is_found(["", *PATH]):  # a new kernel here would find another copy, or none
+        sys.path.insert(0, str(HOME))
 
     def end_with_parent():
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
