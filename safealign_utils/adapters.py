@@ -103,8 +103,8 @@ def trained_state(module):
 
 @torch.no_grad()
 def put_trained(module, arrays):
-    """Copy stored weights (names to arrays or tensors) into what training changes of a module; False, and nothing is
-    changed, unless names and shapes are exactly those of `trained_state`."""
+    """Copy stored weights (names to arrays or tensors) into what training changes of a module;
+    False, and nothing is changed, unless names and shapes are exactly those of `trained_state`."""
     state = trained_state(module)
     arrays = {name: torch.as_tensor(value) for name, value in arrays.items()}
     if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in arrays.items()}:

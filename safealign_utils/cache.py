@@ -1,8 +1,9 @@
 """One cache on disk, keyed by content: the same question is never computed twice, nor half stored.
 
-Root: the environment variable SAFEALIGN_CACHE, else ~/.cache/safealign. Every entry is one safetensors file, written
-beside its place and renamed, so that it is there in full or not at all. `key` makes every key: an entry is found again
-only where all that decides it is the same, down to the source of the package and a constant changed at run time.
+Root: the environment variable SAFEALIGN_CACHE, else ~/.cache/safealign. Every entry is one
+safetensors file, written beside its place and renamed, so that it is there in full or not at all.
+`key` makes every key: an entry is found again only where all that decides it is the same, down to
+the source of the package and a constant changed at run time.
 """
 
 import ast
@@ -82,9 +83,10 @@ def _feed(h, part):
 def key(kind, /, **inputs):
     """The key of an entry of a kind: everything that decides what is in it.
 
-    `inputs` are all that the computation is given, of any type, known by their content. Every key knows besides the
-    source of the package, its constants as they are now, the versions of Python and of the libraries, and torch's
-    settings. Raises content.Unknown, a ValueError, for an input that has no content to go by.
+    `inputs` are all that the computation is given, of any type, known by their content. Every key
+    knows besides the source of the package, its constants as they are now, the versions of Python
+    and of the libraries, and torch's settings. Raises content.Unknown, a ValueError, for an input
+    that has no content to go by.
     """
     parts = [[name, content(value, name)] for name, value in sorted(inputs.items())]
     return digest(kind, science(), changed_constants(), library_versions(), _settings_of_torch(), parts)
@@ -97,10 +99,11 @@ def code_hash():
 
 
 def science():
-    """Hash of all source files that can decide a number: the package without what runs notebooks and draws.
+    """Hash of all source files that can decide a number: the package without what runs notebooks
+    and draws.
 
-    Where a file was edited after this process began, what is loaded may be the old or the new: such keys are of no
-    other process.
+    Where a file was edited after this process began, what is loaded may be the old or the new: such
+    keys are of no other process.
     """
     now = _hash_of_files(_stats())
     return now if now == FIRST else digest(FIRST, now, os.getpid())
@@ -122,7 +125,8 @@ def _hash_of_files(stats):
 
 
 def changed_constants():
-    """{module.NAME: content} of the constants of loaded modules that are no longer what their source says."""
+    """{module.NAME: content} of the constants of loaded modules that are no longer what their
+    source says."""
     out = {}
     for name, module in sorted(sys.modules.items()):
         if module is None or not source_is_in_key(name):
@@ -139,7 +143,8 @@ def changed_constants():
 
 @functools.cache
 def _constants(name):
-    """[(NAME, function of the module that gives the value which the source says)] of a module's capital names."""
+    """[(NAME, function of the module that gives the value which the source says)] of a module's
+    capital names."""
     file = getattr(sys.modules[name], "__file__", None)
     out = []
     for node in ast.parse(Path(file).read_bytes()).body if file else ():
@@ -155,7 +160,8 @@ def _constants(name):
 
 
 def _assigned(target, code):
-    """[(NAME, function of the module that gives its value)] of one target: `A = ...`, or `A, B = ...`."""
+    """[(NAME, function of the module that gives its value)] of one target: `A = ...`, or `A, B =
+    ...`."""
     if isinstance(target, ast.Tuple):
         names = [(getattr(part, "id", ""), n) for n, part in enumerate(target.elts)]
     else:
@@ -176,7 +182,8 @@ def _evaluated(code, place, module):
 
 @functools.cache
 def library_versions():
-    """Versions of Python and of the libraries that decide a digit: part of every key and of every run id."""
+    """Versions of Python and of the libraries that decide a digit: part of every key and of every
+    run id."""
     out = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -212,7 +219,8 @@ def path(kind, key):
 
 
 def load(kind, key):
-    """The stored arrays and their metadata, or None; a file that is damaged or cannot be read counts as absent."""
+    """The stored arrays and their metadata, or None; a file that is damaged or cannot be read
+    counts as absent."""
     file = path(kind, key)
     try:
         if not file.is_file():
@@ -228,8 +236,8 @@ def load(kind, key):
 def store(kind, key, arrays, **info):
     """Store named arrays, whole or not at all. The first writer of a key wins; both wrote the same.
 
-    A full or unwritable disk costs the entry and nothing else: what was computed is in the caller's hands. Then
-    returns None and says so.
+    A full or unwritable disk costs the entry and nothing else: what was computed is in the caller's
+    hands. Then returns None and says so.
     """
     file = path(kind, key)
     beside = file.with_name(live.hidden(file.name, "partial"))
@@ -251,7 +259,8 @@ def store(kind, key, arrays, **info):
 
 @functools.cache
 def _tidy(folder):
-    """Once in a process: remove what processes that are no more have left half written in a folder."""
+    """Once in a process: remove what processes that are no more have left half written in a
+    folder."""
     live.remove_leftovers(folder)
 
 

@@ -1,9 +1,10 @@
 """What a value is made of, for cache keys: its content, never its address and never how it prints.
 
-Numbers, texts, arrays, tensors and tables count by their bytes, containers by what they hold, objects by their class
-and fields, functions by their compiled body with defaults, closure and the globals that they read. What libraries and
-this package define counts by name: their versions and the package's source are part of every key (`cache.key`).
-What cannot be known this way is refused: an entry of the cache under a guessed name would answer another question.
+Numbers, texts, arrays, tensors and tables count by their bytes, containers by what they hold,
+objects by their class and fields, functions by their compiled body with defaults, closure and the
+globals that they read. What libraries and this package define counts by name: their versions and
+the package's source are part of every key (`cache.key`). What cannot be known this way is refused:
+an entry of the cache under a guessed name would answer another question.
 
 A class that knows itself best has a method `cache_content()` that returns plain values.
 """
@@ -47,7 +48,9 @@ DESCRIPTORS = (
     types.GetSetDescriptorType,
     types.MemberDescriptorType,
 )
-LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+LIBRARIES = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
 PACKAGE = __name__.partition(".")[0]
 NOT_SETTINGS = ("training", "gradient_checkpointing")
 
@@ -57,22 +60,26 @@ class Unknown(ValueError):
 
 
 def content(value, name="value"):
-    """The hash (bytes) of what a value is made of. Raises Unknown, which calls it `name`, where nobody can know."""
+    """The hash (bytes) of what a value is made of. Raises Unknown, which calls it `name`, where
+    nobody can know."""
     return _Reader().read(value, name)
 
 
 def source_is_in_key(module):
-    """Whether a module's source is part of every key: the package's own, but what runs notebooks and draws."""
+    """Whether a module's source is part of every key: the package's own, but what runs notebooks
+    and draws."""
     return module.partition(".")[0] == PACKAGE and not is_not_science(module.split(".")[1:])
 
 
 def is_not_science(parts):
-    """Whether a module of the package (its path below it, in parts) decides no number that is cached."""
+    """Whether a module of the package (its path below it, in parts) decides no number that is
+    cached."""
     return bool(parts) and (parts[0] == "runs" or parts[-1].endswith("figures"))
 
 
 class _Reader:
-    """Reads one value. `open` holds what is being read, so that a cycle ends; `done` what has been."""
+    """Reads one value. `open` holds what is being read, so that a cycle ends; `done` what has
+    been."""
 
     def __init__(self):
         self.open = {}
@@ -100,7 +107,8 @@ class _Reader:
         return self.an_object(value, name)
 
     def readers(self):
-        """(classes, reader) in the order in which they are tried. What is not imported has no instances."""
+        """(classes, reader) in the order in which they are tried. What is not imported has no
+        instances."""
         torch = sys.modules.get("torch")
         pandas = sys.modules.get("pandas")
         tokenizers = sys.modules.get("tokenizers")
@@ -136,10 +144,14 @@ class _Reader:
 
     def an_array(self, value, name):
         if isinstance(value, np.ma.MaskedArray):
-            return _hash("masked", self.read(value.data, name), self.read(np.ma.getmaskarray(value), name))
+            return _hash(
+                "masked", self.read(value.data, name), self.read(np.ma.getmaskarray(value), name)
+            )
         if value.dtype.hasobject:
             return _hash("objects", repr(value.shape), self.a_list(value.ravel().tolist(), name))
-        return _hash("array", str(value.dtype), repr(value.shape), np.ascontiguousarray(value).tobytes())
+        return _hash(
+            "array", str(value.dtype), repr(value.shape), np.ascontiguousarray(value).tobytes()
+        )
 
     def a_tensor(self, value, name):
         if value.is_quantized or value.is_sparse:
@@ -206,14 +218,18 @@ class _Reader:
         return _hash("object", self.read(kind, name), *parts)
 
     def a_class(self, kind, name):
-        """By name where it is the package's or a library's; else its bases and all that stands in its body."""
+        """By name where it is the package's or a library's; else its bases and all that stands in
+        its body."""
         if _is_known(kind.__module__):
             return _hash("class", _full_name(kind))
         parts = [self.read(base, name) for base in kind.__bases__]
         made = dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")
         for field in vars(kind).get("__dataclass_fields__", {}).values():
             rest = [field.default, field.default_factory]
-            known = [b"" if x is dataclasses.MISSING else self.read(x, f"{name}.{field.name}") for x in rest]
+            known = [
+                b"" if x is dataclasses.MISSING else self.read(x, f"{name}.{field.name}")
+                for x in rest
+            ]
             parts += [field.name.encode(), *known]
         for member, value in vars(kind).items():
             code = getattr(inspect.unwrap(value) if callable(value) else value, "__code__", None)
@@ -230,13 +246,18 @@ class _Reader:
 
     def a_built_in(self, function, name):
         owner = function.__self__
-        mine = b"" if owner is None or isinstance(owner, types.ModuleType) else self.read(owner, name)
+        mine = (
+            b"" if owner is None or isinstance(owner, types.ModuleType) else self.read(owner, name)
+        )
         return _hash("built in", str(function.__module__), function.__qualname__, mine)
 
     def a_function(self, function, name):
-        """Its compiled body, defaults and closure; of a user's own also the globals that it reads."""
+        """Its compiled body, defaults and closure; of a user's own also the globals that it
+        reads."""
         cells = [_inside(cell) for cell in function.__closure__ or ()]
-        around = [self.read(x, name) for x in (function.__defaults__, function.__kwdefaults__, cells)]
+        around = [
+            self.read(x, name) for x in (function.__defaults__, function.__kwdefaults__, cells)
+        ]
         where = function.__globals__.get("__name__")
         if _is_known(where):
             return _hash("function", str(where), self.a_body(function.__code__), *around)
@@ -254,8 +275,13 @@ class _Reader:
 
     def a_body(self, code):
         """A compiled body: its steps, names and constants, those of inner functions included."""
-        constants = [self.a_body(c) if isinstance(c, types.CodeType) else self.read(c, "") for c in code.co_consts]
-        names = repr((code.co_names, code.co_varnames, code.co_freevars, code.co_argcount, code.co_flags))
+        constants = [
+            self.a_body(c) if isinstance(c, types.CodeType) else self.read(c, "")
+            for c in code.co_consts
+        ]
+        names = repr(
+            (code.co_names, code.co_varnames, code.co_freevars, code.co_argcount, code.co_flags)
+        )
         return _hash("body", code.co_code, names, *constants)
 
     def a_wrapper(self, value, name):
@@ -268,18 +294,23 @@ class _Reader:
         return _hash(type(value).__name__, *[self.read(part, name) for part in parts])
 
     def a_module(self, module, name):
-        """A library or a module of the package by its name, a user's own by its source and what it imports."""
+        """A library or a module of the package by its name, a user's own by its source and what it
+        imports."""
         if _is_known(module.__name__):
             return _hash("module", module.__name__)
         file = getattr(module, "__file__", None)
         if file is None and not any(_is_from(module, value) for value in vars(module).values()):
             return _hash("module", module.__name__)  # compiled: an inner part of a library
         if file is None:
-            raise Unknown(f"{name}: the module {module.__name__!r} has no file; import what is used, not the module")
+            raise Unknown(
+                f"{name}: the module {module.__name__!r} has no file; import what is used, not the module"
+            )
         parts = [Path(file).read_bytes()]
         for used, value in vars(module).items():
             theirs = getattr(value, "__module__", None) if callable(value) else None
-            if isinstance(value, types.ModuleType) or (isinstance(theirs, str) and theirs != module.__name__):
+            if isinstance(value, types.ModuleType) or (
+                isinstance(theirs, str) and theirs != module.__name__
+            ):
                 parts += [used.encode(), self.read(value, f"{name}.{used}")]
         return _hash("module", module.__name__, *parts)
 
@@ -289,8 +320,16 @@ class _Reader:
         """A network: of each part its class, fields and hooks; all weights and buffers."""
         parts = []
         for place, part in net.named_modules():
-            own = {k: v for k, v in vars(part).items() if not k.startswith("_") and k not in NOT_SETTINGS}
-            parts += [place.encode(), self.read(type(part), name), self.read(own, f"{name}.{place}")]
+            own = {
+                k: v
+                for k, v in vars(part).items()
+                if not k.startswith("_") and k not in NOT_SETTINGS
+            }
+            parts += [
+                place.encode(),
+                self.read(type(part), name),
+                self.read(own, f"{name}.{place}"),
+            ]
             for hooks in (part._forward_hooks, part._forward_pre_hooks):
                 parts += [self.read(hook, f"{name}.{place}: a hook") for hook in hooks.values()]
         for place, tensor in net.state_dict().items():
@@ -299,7 +338,8 @@ class _Reader:
 
 
 def settings_of(part):
-    """The plain settings of one part of a network (`scaling`, `p`): what a forward may read beside the weights."""
+    """The plain settings of one part of a network (`scaling`, `p`): what a forward may read beside
+    the weights."""
     return {
         key: value
         for key, value in sorted(vars(part).items())
@@ -334,7 +374,8 @@ def _globals_of(code):
 
 @functools.cache
 def _is_known(module):
-    """Whether a module's code is part of every key by itself: a library's (its version), or this package's science."""
+    """Whether a module's code is part of every key by itself: a library's (its version), or this
+    package's science."""
     if module is None or module in ("builtins", "__builtin__"):
         return True
     if module.partition(".")[0] == PACKAGE:
@@ -355,7 +396,8 @@ def _is_compiled(kind):
 
 
 def _is_from(module, value):
-    """Whether a value is a function, or a class with methods, that a module's own Python code made."""
+    """Whether a value is a function, or a class with methods, that a module's own Python code
+    made."""
     if isinstance(value, type) and value.__module__ == module.__name__:
         return any(hasattr(member, "__globals__") for member in vars(value).values())
     return getattr(value, "__globals__", {}).get("__name__") == module.__name__

@@ -75,9 +75,11 @@ def at_work(policy, device):
 
 
 def pair_margins(policy, reference, tokens):
-    """Implicit reward margins over beta: full log-ratio of chosen minus rejected (nats), float64 [N].
+    """Implicit reward margins over beta: full log-ratio of chosen minus rejected (nats), float64
+    [N].
 
-    A margin within rounding (1e-9 in float64, 1e-5 below) is 0, so that it counts as the tie that it is.
+    A margin within rounding (1e-9 in float64, 1e-5 below) is 0, so that it counts as the tie that
+    it is.
     """
     with at_work(policy, reference.device):
         theta, ref = (reference_logprobs(p, tokens) for p in (policy, reference))
@@ -90,10 +92,11 @@ def pair_margins(policy, reference, tokens):
 def accuracy(margins, *, prompts=None, against=None, same_pairs=False):
     """(share of pairs ordered rightly, low, high, n): `margins` is one array a seed; a tie counts half.
 
-    The 95 % interval is over prompts (`intervals.over_prompts`), n counts pairs: those of all seeds together, or, where
-    every seed has the `same_pairs`, the hits averaged over seeds. `prompts` names the prompt of every pair, one list a
-    seed, or one list for all; without it each pair is its own. With `against` (margins of another method) it is the
-    difference of the two shares, paired.
+    The 95 % interval is over prompts (`intervals.over_prompts`), n counts pairs: those of all seeds
+    together, or, where every seed has the `same_pairs`, the hits averaged over seeds. `prompts`
+    names the prompt of every pair, one list a seed, or one list for all; without it each pair is
+    its own. With `against` (margins of another method) it is the difference of the two shares,
+    paired.
     """
     hit, bounds = _hits(margins, same_pairs), intervals.SHARE
     if against is not None:

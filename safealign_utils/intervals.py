@@ -1,22 +1,26 @@
-"""Intervals: the one place where they are made, and none leaves the range that its quantity can have.
+"""Intervals: the one place where they are made, and none leaves the range that its quantity can
+have.
 
     over_seeds     one value a seed       Student's t, on the scale of the range
-    over_prompts   rows of prompts        the same t for up to FEW prompts, else a bootstrap that draws whole prompts
-    of_share       independent trials     Wilson; Clopper-Pearson where all or none succeed
+    over_prompts   rows of prompts        the same t for up to FEW prompts, else a bootstrap that
+    draws whole prompts of_share       independent trials     Wilson; Clopper-Pearson where all or
+    none succeed
 
-*The scale of the range.* The mean is the arithmetic one. Its standard error s / sqrt(n) is carried to log(m) for a
-quantity that cannot be negative, and to logit(m) for a share (the delta method), the t-interval is taken there, and
-its ends are brought back. So mean, standard deviation and n are all that is needed, a value of 0 does no harm, and
-where the range is far away the interval is the plain one. The t-interval of each value's log or logit was measured
-too: it is centred on the geometric mean, and holds the arithmetic one ever more rarely the more seeds there are.
+*The scale of the range.* The mean is the arithmetic one. Its standard error s / sqrt(n) is carried
+to log(m) for a quantity that cannot be negative, and to logit(m) for a share (the delta method),
+the t-interval is taken there, and its ends are brought back. So mean, standard deviation and n are
+all that is needed, a value of 0 does no harm, and where the range is far away the interval is the
+plain one. The t-interval of each value's log or logit was measured too: it is centred on the
+geometric mean, and holds the arithmetic one ever more rarely the more seeds there are.
 
-*Few prompts.* A bootstrap of n groups is too narrow by about sqrt((n - 1) / n) and the normal's quantile in place of
-Student's. Of up to FEW groups the t-interval of the mean, linearised, is taken; beyond them BCa (scipy) at a level that
-makes up for both (T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015). Percentiles alone fall short
-near a range's end (a share of .98, clustered, 125 prompts: 89 in 100, BCa 92); see `tests/benchmarks/intervals.py`.
+*Few prompts.* A bootstrap of n groups is too narrow by about sqrt((n - 1) / n) and the normal's
+quantile in place of Student's. Of up to FEW groups the t-interval of the mean, linearised, is
+taken; beyond them BCa (scipy) at a level that makes up for both (T. Hesterberg, What Teachers
+Should Know about the Bootstrap, 2015). Percentiles alone fall short near a range's end (a share of
+.98, clustered, 125 prompts: 89 in 100, BCa 92); see `tests/benchmarks/intervals.py`.
 
-Values that are all equal have no variation: both ends are the value. Only a share where every row is 0, or every row 1,
-has Clopper-Pearson's ends instead, each prompt counted once.
+Values that are all equal have no variation: both ends are the value. Only a share where every row
+is 0, or every row 1, has Clopper-Pearson's ends instead, each prompt counted once.
 """
 
 import re
@@ -46,9 +50,10 @@ KINDS = (  # of names that are made up of parts
 def range_of(name, values=(), *, difference=False, percent=False):
     """(low, high) that a quantity can have, or None: by its name, as tables and records write it.
 
-    `name`: "unsafe", "dpo[beta=1].unsafe", "unsafe[steps=200]"; "effect[...].unsafe", "difference.refusal" and
-    "unsafe_minus_random" are differences, as all are with `difference`. With `percent` shares are in hundredths. A
-    column whose `values` do not fit is a difference of shares, one in hundredths, or else of any size.
+    `name`: "unsafe", "dpo[beta=1].unsafe", "unsafe[steps=200]"; "effect[...].unsafe",
+    "difference.refusal" and "unsafe_minus_random" are differences, as all are with `difference`.
+    With `percent` shares are in hundredths. A column whose `values` do not fit is a difference of
+    shares, one in hundredths, or else of any size.
     """
     difference = difference or bool(re.search(r"^(effect|difference)\b|_minus_", name))
     last = name if name.startswith("|") else re.sub(r"\[[^\]]*\]", "", name).rpartition(".")[2]
@@ -61,20 +66,26 @@ def range_of(name, values=(), *, difference=False, percent=False):
     if bounds is None or _inside(values, bounds):
         return bounds
     wider = () if bounds[1] is None else (DIFFERENCE, (0, 100), (-100, 100))
-    return next((b for b in wider if b[0] <= bounds[0] and b[1] >= bounds[1] and _inside(values, b)), None)
+    return next(
+        (b for b in wider if b[0] <= bounds[0] and b[1] >= bounds[1] and _inside(values, b)), None
+    )
 
 
 def over_seeds(values, bounds=None, level=0.95):
-    """(mean, low, high) of one value a seed [n]: Student's t on the scale of `bounds`; one seed has no ends (None).
+    """(mean, low, high) of one value a seed [n]: Student's t on the scale of `bounds`; one seed has
+    no ends (None).
 
-    `bounds` is None for a quantity of any size, (a, None) where it cannot be below a, (a, b) where it lies between:
-    see `range_of`. Raises ValueError for no value, and for values outside the bounds.
+    `bounds` is None for a quantity of any size, (a, None) where it cannot be below a, (a, b) where
+    it lies between: see `range_of`. Raises ValueError for no value, and for values outside the
+    bounds.
     """
     values = np.asarray(values, dtype=float)
     if len(values) == 0:
         raise ValueError("values: none; an interval needs at least one")
     if not _inside(values, bounds):
-        raise ValueError(f"values: {values.tolist()} do not all lie in {_words(bounds)}; give the bounds they have")
+        raise ValueError(
+            f"values: {values.tolist()} do not all lie in {_words(bounds)}; give the bounds they have"
+        )
     mean = float(values.mean())
     if len(values) == 1:
         return mean, None, None
@@ -89,17 +100,20 @@ def over_seeds(values, bounds=None, level=0.95):
 def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000, seed=0):
     """(mean, low, high, n) over rows [n], where rows of one prompt belong together.
 
-    `values` are hits (bounds SHARE), scores, or differences of two methods row by row (bounds DIFFERENCE for shares).
-    `prompts` [n] names the group of each row; without it every row is one. Prompts are drawn with all their rows. One
-    prompt has no ends (None), unless it is a share of 0 or 1; no rows have no mean either (NaN). Raises ValueError for
-    values that are missing or outside the bounds.
+    `values` are hits (bounds SHARE), scores, or differences of two methods row by row (bounds
+    DIFFERENCE for shares). `prompts` [n] names the group of each row; without it every row is one.
+    Prompts are drawn with all their rows. One prompt has no ends (None), unless it is a share of 0
+    or 1; no rows have no mean either (NaN). Raises ValueError for values that are missing or
+    outside the bounds.
     """
     values = np.asarray(values, dtype=float)
     group = np.arange(len(values)) if prompts is None else _codes(prompts, len(values))
     if len(values) == 0:
         return float("nan"), None, None, 0
     if not np.isfinite(values).all():
-        raise ValueError(f"values: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite; leave them out")
+        raise ValueError(
+            f"values: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite; leave them out"
+        )
     if not _inside(values, bounds):
         raise ValueError(f"values: {values.min():g} to {values.max():g} is not in {_words(bounds)}")
     total, rows = np.bincount(group, values), np.bincount(group).astype(float)
@@ -120,8 +134,8 @@ def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000,
 
 
 def of_share(right, n, level=0.95):
-    """(low, high) for `right` successes in n independent trials: Wilson's, Clopper-Pearson's where all or none
-    succeeded, NaN for no trial."""
+    """(low, high) for `right` successes in n independent trials: Wilson's, Clopper-Pearson's where
+    all or none succeeded, NaN for no trial."""
     if n == 0:
         return float("nan"), float("nan")
     if right in (0, n):
@@ -140,7 +154,8 @@ def _student(mean, error, n, bounds, level):
 
 
 def from_half_width(mean, half, bounds):
-    """(low, high) on the scale of `bounds`, from a mean and the half width of its plain interval."""
+    """(low, high) on the scale of `bounds`, from a mean and the half width of its plain
+    interval."""
     if bounds is None or half == 0:
         return mean - half, mean + half
     start, end = bounds
@@ -156,7 +171,8 @@ def from_half_width(mean, half, bounds):
 
 
 def _around(mean, low, high):
-    """The ends, which rounding may put on the wrong side of the mean: an error bar has no negative length."""
+    """The ends, which rounding may put on the wrong side of the mean: an error bar has no negative
+    length."""
     return float(min(low, mean)), float(max(high, mean))
 
 
@@ -172,14 +188,18 @@ def _bootstrap(total, rows, *, level, draws, seed):
 
 
 def _ratio(total, rows, axis):
-    return np.round(total.sum(axis=axis) / rows.sum(axis=axis), 12)  # equal means are equal on every processor
+    return np.round(
+        total.sum(axis=axis) / rows.sum(axis=axis), 12
+    )  # equal means are equal on every processor
 
 
 def _codes(prompts, n):
     """Whole numbers that name the groups, whatever the prompts are written as."""
     known, prompts = {}, list(prompts)
     if len(prompts) != n:
-        raise ValueError(f"prompts: {len(prompts)} of them for {n} values; name the prompt of every row")
+        raise ValueError(
+            f"prompts: {len(prompts)} of them for {n} values; name the prompt of every row"
+        )
     return np.array([known.setdefault(x, len(known)) for x in prompts], dtype=int)
 
 

@@ -27,10 +27,12 @@ class Damaged(RuntimeError):
 
 
 def accelerator_for(policy):
-    """An accelerate.Accelerator for a policy's device and precision, whatever the environment says of these.
+    """An accelerate.Accelerator for a policy's device and precision, whatever the environment says
+    of these.
 
     Under FSDP the weights are gathered in their own type and the module's own autocast computes: the losses are those
-    of one process. Raises ValueError for the first version of FSDP, and for what `processes.check_environment` refuses.
+    of one process. Raises ValueError for the first version of FSDP, and for what
+    `processes.check_environment` refuses.
     """
     processes.check_environment()
     processes.join()
@@ -106,7 +108,8 @@ class Kept(_Progress):
         return int(time.monotonic() - self.written > max(WAIT, self.took / SHARE))
 
     def write(self):
-        """Write the state beside its place, rename it, drop older ones. Another run may do the same. Returns where.
+        """Write the state beside its place, rename it, drop older ones. Another run may do the
+        same. Returns where.
 
         On a disk that is full or cannot be written the run goes on, and an older state stays.
         """
@@ -133,7 +136,8 @@ class Kept(_Progress):
         return f"nowhere ({failed})" if failed else final
 
     def _save(self, folder):
-        """Write the state of all processes into a new folder: "", or what went wrong with one of them."""
+        """Write the state of all processes into a new folder: "", or what went wrong with one of
+        them."""
         failed = ""
         if processes.rank() == 0:
             try:

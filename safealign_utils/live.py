@@ -1,9 +1,11 @@
-"""Half-made files and folders: names that say who makes them, and which of them nobody makes any more.
+"""Half-made files and folders: names that say who makes them, and which of them nobody makes any
+more.
 
-A process is known by its machine, the machine's start, the PID namespace and its number: containers may share a host
-name and each have a process 1, and numbers come again after a restart. What was left in this very space of processes
-is judged by the process's number. What comes from elsewhere (another container, another host, before a restart) counts
-as left only when nobody holds its lock and nothing in it has changed for a week.
+A process is known by its machine, the machine's start, the PID namespace and its number: containers
+may share a host name and each have a process 1, and numbers come again after a restart. What was
+left in this very space of processes is judged by the process's number. What comes from elsewhere
+(another container, another host, before a restart) counts as left only when nobody holds its lock
+and nothing in it has changed for a week.
 """
 
 import contextlib
@@ -32,7 +34,9 @@ def claim(folder):
     """Hold the lock of a folder in the making as long as the block, or this process, lasts."""
     lock = Path(folder) / LOCK
     with open(lock, "w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: the name alone says whose it is
+        with contextlib.suppress(
+            OSError
+        ):  # a file system without locks: the name alone says whose it is
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             yield folder
@@ -53,7 +57,9 @@ def remove_leftovers(folder):
     for path in Path(folder).glob(".*.*.*.*.*"):
         *_, pid, kind = path.name.rsplit(".", 2)
         if kind in ("partial", "old") and pid.isdigit() and not is_live(path):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                missing_ok=True
+            )
 
 
 @once
@@ -63,7 +69,9 @@ def _space():
     try:
         start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         parts = [host, start, os.readlink("/proc/self/ns/pid")]
-    except OSError:  # elsewhere a machine is one space; a Linux that does not say gets one for each process
+    except (
+        OSError
+    ):  # elsewhere a machine is one space; a Linux that does not say gets one for each process
         parts = [host, uuid.uuid4().hex if sys.platform == "linux" else ""]
     return f"{host.replace('.', '-')}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 

@@ -190,7 +190,8 @@ def _forest(grammar, group):
 
 
 def token_logps(policy, prompt_id, *, group=GROUP):
-    """Log-prob of every node of the response trie of one prompt, float64 [M], read as one packed trie."""
+    """Log-prob of every node of the response trie of one prompt, float64 [M], read as one packed
+    trie."""
     grammar, forest = policy.grammar, _forest(policy.grammar, group)
     prompt = np.array(policy.tokenizer(grammar.world.prompts[prompt_id].text)["input_ids"])
     (G, T), n, c = forest.node.shape, len(prompt), grammar.category[prompt_id]
@@ -218,10 +219,11 @@ def token_logps(policy, prompt_id, *, group=GROUP):
 
 
 def trie_logprobs(policy, prompts):
-    """{prompt id: log-prob of every node of its response trie, float64 [M]} of a policy of the world.
+    """{prompt id: log-prob of every node of its response trie, float64 [M]} of a policy of the
+    world.
 
-    Each prompt is read by itself and kept on disk, so that a number never depends on what else was asked. Several
-    processes share the work.
+    Each prompt is read by itself and kept on disk, so that a number never depends on what else was
+    asked. Several processes share the work.
     """
     prompts = sorted(set(np.asarray(prompts).tolist()))
     kind = f"trie/{processes.agree(cache.key('trie', policy=policy))}"
@@ -242,11 +244,12 @@ def trie_logprobs(policy, prompts):
 def reference_logprobs(policy, tokens, *, batch_size=0):
     """The `ReferenceTable` of tokenised pairs (`pairs.TokenPairs`) under a frozen policy.
 
-    A log-prob belongs to a response and its prompt, not to who is called chosen: each is computed once and kept on
-    disk by (prompt, response), so that other labels, or some of the pairs, find everything. In the world they are read
-    from the trie of all responses. On real text what was asked before can change a number by rounding; below float32
-    by up to 0.4 nats, so there only the very same pairs find it again. `batch_size` counts responses, 0 is 16. Several
-    processes share the work.
+    A log-prob belongs to a response and its prompt, not to who is called chosen: each is computed
+    once and kept on disk by (prompt, response), so that other labels, or some of the pairs, find
+    everything. In the world they are read from the trie of all responses. On real text what was
+    asked before can change a number by rounding; below float32 by up to 0.4 nats, so there only the
+    very same pairs find it again. `batch_size` counts responses, 0 is 16. Several processes share
+    the work.
     """
     if tokens.states_w is not None:
         return _from_tries(policy, tokens)
@@ -284,12 +287,14 @@ def _from_tries(policy, tokens):
 
 
 def reads_alike(policy):
-    """Whether a policy gives a response the same log-probs in any batch, but for rounding: in float32 and better."""
+    """Whether a policy gives a response the same log-probs in any batch, but for rounding: in
+    float32 and better."""
     return not policy.bf16 and torch.finfo(policy.model.dtype).bits >= 32
 
 
 class Responses:
-    """The 2 N responses of N tokenised pairs, chosen and rejected in turn, each with a name made of its content."""
+    """The 2 N responses of N tokenised pairs, chosen and rejected in turn, each with a name made of
+    its content."""
 
     def __init__(self, tokens):
         self.tokens = tokens
@@ -309,7 +314,8 @@ class Responses:
         return h.digest()
 
     def missing(self, names):
-        """Numbers of the first responses of these names, those of one prompt side by side, like lengths together."""
+        """Numbers of the first responses of these names, those of one prompt side by side, like
+        lengths together."""
         first = {}
         for number, name in enumerate(self.names):
             first.setdefault(name, number)
@@ -320,7 +326,8 @@ class Responses:
         return [number for _, group in sorted(groups.items()) for _, number in sorted(group)]
 
     def in_pairs(self, known):
-        """Known values, spread over the pairs: two lists [N], of the chosen and of the rejected responses."""
+        """Known values, spread over the pairs: two lists [N], of the chosen and of the rejected
+        responses."""
         values = [known[name] for name in self.names]
         return values[0::2], values[1::2]
 
@@ -343,7 +350,8 @@ def _parts(items, size):
 
 @torch.no_grad()
 def _compute(policy, every, numbers, batch_size):
-    """Log-probs of some responses, an array each, in their order. Two responses of one prompt share a row."""
+    """Log-probs of some responses, an array each, in their order. Two responses of one prompt share
+    a row."""
     rows = []
     for number in numbers:
         alone = bool(rows) and len(rows[-1]) == 1

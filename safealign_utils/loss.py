@@ -43,8 +43,8 @@ def preference_loss(logratio_w, logratio_l, *, beta, p=1.0, margin=0.0, tokens_w
 def ordered(gap):
     """1 where a gap is above 0, 1/2 where it is 0, else 0, in float64: what an accuracy counts.
 
-    A gap (a tensor, nats) within rounding is 0: 1e-9 in float64, 1e-5 below. Else an untrained policy, whose gaps are
-    all 0, would be right on as many pairs as rounding noise likes.
+    A gap (a tensor, nats) within rounding is 0: 1e-9 in float64, 1e-5 below. Else an untrained
+    policy, whose gaps are all 0, would be right on as many pairs as rounding noise likes.
     """
     noise = 1e-9 if gap.dtype == torch.float64 else 1e-5
     return torch.where(gap.abs() <= noise, 0.5, (gap > 0).double())

@@ -1,10 +1,10 @@
 """What is known exactly: optimal policies, the dual, frontiers and token advantages.
 
 A policy is an array `logp` [P, R]: the log-probability (nats) of each of the R responses to each of P
-prompts, normalised over R; -inf is a response that never occurs. `reward` and `cost` have the same shape;
-cost > 0 is unsafe. Expectations and divergences are means over prompts. Everything here is numpy in float64
-and knows no network. ValueError is raised for tables that do not fit one another, NaN, infinite rewards and costs,
-and policies that are not normalised.
+prompts, normalised over R; -inf is a response that never occurs. `reward` and `cost` have the same
+shape; cost > 0 is unsafe. Expectations and divergences are means over prompts. Everything here is
+numpy in float64 and knows no network. ValueError is raised for tables that do not fit one another,
+NaN, infinite rewards and costs, and policies that are not normalised.
 """
 
 import numpy as np
@@ -16,7 +16,8 @@ FLATTEST, STEEPEST = 1e6, 1e-15  # beta over the spread of the rewards: the refe
 
 
 def normalise(logp):
-    """Renormalise log-weights [P, R] over the responses of each prompt. Raises ValueError where nothing has weight."""
+    """Renormalise log-weights [P, R] over the responses of each prompt. Raises ValueError where
+    nothing has weight."""
     total = logsumexp(logp, axis=1, keepdims=True)
     for x, _ in np.argwhere(~np.isfinite(total))[:1]:
         raise ValueError(f"logp: the log-weights of prompt {x} sum to {total[x, 0]}; leave the prompt out")
@@ -41,7 +42,8 @@ def _policy(logp, name="logp"):
 
 
 def _values(values, shape, name, *, finite=True):
-    """Numbers of each response as float64 [P, R], or ValueError; those of all prompts may be given as [R]."""
+    """Numbers of each response as float64 [P, R], or ValueError; those of all prompts may be given
+    as [R]."""
     values = np.asarray(values, dtype=float)
     if values.shape not in (shape, shape[1:]):
         raise ValueError(f"{name}: shape {values.shape}; the policy has {shape[0]} prompts and {shape[1]} responses")
@@ -71,7 +73,8 @@ def _check_beta(beta):
 
 
 def _tilted(logp_ref, score, beta):
-    """pi_ref exp(score / beta) / Z of checked tables, and beta log Z [P]; a score of -inf removes a response."""
+    """pi_ref exp(score / beta) / Z of checked tables, and beta log Z [P]; a score of -inf removes a
+    response."""
     score = np.where(np.isneginf(logp_ref), -np.inf, score)
     top = score.max(axis=1, keepdims=True)
     with np.errstate(over="ignore"):  # a small beta ends at the best responses
@@ -88,7 +91,8 @@ def optimal(logp_ref, reward, *, beta):
 
 
 def safe_optimal(logp_ref, reward, cost, *, beta):
-    """pi*_c: pi* with every unsafe response removed (arXiv 2505.20065, Eq. 8-9). Unsafe mass is exactly 0.
+    """pi*_c: pi* with every unsafe response removed (arXiv 2505.20065, Eq. 8-9). Unsafe mass is
+    exactly 0.
 
     Raises ValueError where the reference gives no safe response of a prompt any probability.
     """
@@ -119,7 +123,8 @@ def _problem(logp_ref, reward, cost):
 
 
 def expect(logp, values):
-    """E[values] under the policy, mean over prompts. Values [P, R] or [R]; those that never occur count nothing."""
+    """E[values] under the policy, mean over prompts. Values [P, R] or [R]; those that never occur
+    count nothing."""
     logp = _policy(logp)
     return _mean(logp, _values(values, logp.shape, "values", finite=False))
 
@@ -168,7 +173,8 @@ def dual_gradient(lam, logp_ref, reward, cost, *, beta, cost_limit=0.0):
 
 
 def lowest_cost(cost, logp_ref=None):
-    """The lowest attainable E[c]: the mean over prompts of the cheapest response (that `logp_ref` ever gives)."""
+    """The lowest attainable E[c]: the mean over prompts of the cheapest response (that `logp_ref`
+    ever gives)."""
     cost = np.asarray(cost, dtype=float)
     if cost.ndim != 2:
         raise ValueError(f"cost: shape {cost.shape}; give numbers [prompts, responses]")
@@ -178,9 +184,11 @@ def lowest_cost(cost, logp_ref=None):
 
 
 def check_limit(cost_limit, lowest, scale=1.0):
-    """Refuse a limit that no policy of full support can meet; `lowest` None: not known. Raises ValueError.
+    """Refuse a limit that no policy of full support can meet; `lowest` None: not known. Raises
+    ValueError.
 
-    A limit within 1e-6 of the lowest cost, in units of `scale`, is refused too: its multiplier has no digits.
+    A limit within 1e-6 of the lowest cost, in units of `scale`, is refused too: its multiplier has
+    no digits.
     """
     if not np.isfinite(cost_limit):
         raise ValueError(f"cost_limit={cost_limit}: the limit on E[c] is a finite number")
@@ -193,8 +201,8 @@ def check_limit(cost_limit, lowest, scale=1.0):
 def lambda_star(logp_ref, reward, cost, *, beta, cost_limit=0.0):
     """The multiplier lambda* >= 0 at which E[c] meets the limit; 0 where the limit is slack.
 
-    The root of the dual's slope, to 1e-14 of its size. Raises ValueError where no policy of full support can meet the
-    limit.
+    The root of the dual's slope, to 1e-14 of its size. Raises ValueError where no policy of full
+    support can meet the limit.
     """
     check_limit(cost_limit, None)
     _check_beta(beta)
@@ -246,9 +254,11 @@ def cost_frontier(logp_ref, reward, cost, lams, *, beta):
 
 
 def frontier_gap(logp, logp_ref, reward):
-    """E[r] of the frontier at the policy's own KL, minus the policy's E[r]: >= 0, and 0 on the frontier.
+    """E[r] of the frontier at the policy's own KL, minus the policy's E[r]: >= 0, and 0 on the
+    frontier.
 
-    beta is looked for in units of the rewards' spread, so that rewards of any scale have the gap that they should.
+    beta is looked for in units of the rewards' spread, so that rewards of any scale have the gap
+    that they should.
     """
     logp, logp_ref = _policy(logp), _policy(logp_ref, "logp_ref")
     reward, own = _values(reward, logp.shape, "reward"), kl(logp, logp_ref)
@@ -288,7 +298,8 @@ def token_advantages(paths, logp, values):
 
     `paths` [R, T] numbers the trie's nodes along each response, -1 behind its end; `logp` and `values` [R]
     belong to one prompt. Returns [R, T], zero behind the end: along a response it sums to its value minus
-    the mean value. Where a prefix forces the next token the advantage is 0, and so it is where the policy never gets.
+    the mean value. Where a prefix forces the next token the advantage is 0, and so it is where the
+    policy never gets.
     """
     logp = _policy(np.asarray(logp)[None])[0]
     weight, values = np.exp(logp), _values(values, logp.shape, "values")
@@ -300,7 +311,8 @@ def token_advantages(paths, logp, values):
 
 
 def token_logps(paths, logp):
-    """log p(token | prefix) of every token on the trie, nats: [R, T], zero behind the end; arguments as above.
+    """log p(token | prefix) of every token on the trie, nats: [R, T], zero behind the end;
+    arguments as above.
 
     -inf for a token that the policy never takes, and 0 behind it.
     """

@@ -46,7 +46,8 @@ def load_pairs(data, *, revision="", tokenizer=None):
     A row has the PKU columns; or prompt, chosen, rejected, as texts or as lists of messages (TRL's form); or chosen
     and rejected as whole dialogues (hh-rlhf). Labels may be null or tied, other columns are ignored. `category` is
     the harm category where the data have one, else "". Texts must have their response_k_sha256 where that is given.
-    A text must hold no mark of a chat format, nor the name of a special token of `tokenizer` where one is given.
+    A text must hold no mark of a chat format, nor the name of a special token of `tokenizer` where
+    one is given.
 
     Raises ValueError naming the file, the line (or row), the column and the reason of the first bad row. Rows that
     nobody can mend are left out, told on stderr and counted in `table.attrs["left_out"]` (reason: rows): dialogues
@@ -226,10 +227,11 @@ def _in(value, allowed, words, bad, column):
 def split_pairs(table, *, heldout=0.15):
     """(train, test, report): by the column `split`, else by a hash of the prompt. No prompt is in both.
 
-    A split is held out or trained on by the word in its name (HELD_OUT, TRAINED; test_prefs is a test split), in any
-    case of letters; rows without one, beside others, are trained on. Raises ValueError for any other name.
-    The report counts rows with two equal responses and held-out rows whose prompt is also trained on, both left
-    out; and rows that repeat a pair of the same split, in either order, which stay.
+    A split is held out or trained on by the word in its name (HELD_OUT, TRAINED; test_prefs is a
+    test split), in any case of letters; rows without one, beside others, are trained on. Raises
+    ValueError for any other name. The report counts rows with two equal responses and held-out rows
+    whose prompt is also trained on, both left out; and rows that repeat a pair of the same split,
+    in either order, which stay.
     """
     same = table.response_0 == table.response_1
     table = table[~same]
@@ -305,10 +307,12 @@ def with_safety(table):
 
 
 def soft_label(table, score_0, score_1):
-    """Soft labels from known scores: p = sigma(score gap), chosen = the higher score. Scores [N], in nats.
+    """Soft labels from known scores: p = sigma(score gap), chosen = the higher score. Scores [N],
+    in nats.
 
-    Scores within 1e-9 are equal: response 0 is then called chosen. p is not rounded: it may fall below 1/2 by less
-    than 1e-9 there, so that the loss, which knows p and 1 - p, does not jump whoever is called chosen.
+    Scores within 1e-9 are equal: response 0 is then called chosen. p is not rounded: it may fall
+    below 1/2 by less than 1e-9 there, so that the loss, which knows p and 1 - p, does not jump
+    whoever is called chosen.
     """
     gap = np.asarray(score_0, dtype=float) - np.asarray(score_1, dtype=float)
     first = np.round(gap, 9) >= 0

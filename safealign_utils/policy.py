@@ -63,7 +63,8 @@ class Policy:
 
     @property
     def hash(self):
-        """Content hash of weights and adapter, dtype included, and of the configuration that says how they are used.
+        """Content hash of weights and adapter, dtype included, and of the configuration that says
+        how they are used.
 
         Asked anew each time: weights that were changed in place have another hash.
         """
@@ -118,7 +119,8 @@ class Policy:
 def weights_hash(net, *said):
     """Hash of a network's weights and buffers, and of further plain values.
 
-    A large network is not read twice: it counts as unchanged while version, place and sum of every tensor are.
+    A large network is not read twice: it counts as unchanged while version, place and sum of every
+    tensor are.
     """
     state = sorted(net.state_dict().items())
     if sum(v.numel() for _, v in state) < LARGE:
@@ -169,9 +171,11 @@ def seeded(seed):
 
 
 def load_policy(name, *, revision=""):
-    """Load a folder or, where there is none, a hub id (owner/name@revision too), in float32: safetensors only.
+    """Load a folder or, where there is none, a hub id (owner/name@revision too), in float32:
+    safetensors only.
 
-    Raises ValueError for what `check_model` refuses, and where a weight is missing, unexpected or misshapen.
+    Raises ValueError for what `check_model` refuses, and where a weight is missing, unexpected or
+    misshapen.
     """
     check_model(name, revision=revision)
     what, (id, options) = f"model={name!r}", hub.located(name, revision)
@@ -207,10 +211,11 @@ def _check_readable(name, policy):
 
 
 def check_model(name, *, revision="", template="dialogue", max_length=0, new_tokens=0):
-    """The configuration of a model. Refuses early what `load_policy` could not use; reads headers, and no weights.
+    """The configuration of a model. Refuses early what `load_policy` could not use; reads headers,
+    and no weights.
 
-    The model must have positions for rows of `max_length` tokens, prompt and response, and for a prompt and an answer
-    of `new_tokens` tokens.
+    The model must have positions for rows of `max_length` tokens, prompt and response, and for a
+    prompt and an answer of `new_tokens` tokens.
     """
     folder, what = Path(name), f"model={name!r}"
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):

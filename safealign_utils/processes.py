@@ -32,7 +32,8 @@ PATIENCE = timedelta(hours=2)  # process 0 may write large files while the other
 
 
 def count():
-    """How many processes there are. Raises ValueError for a WORLD_SIZE that is no number, or stands alone."""
+    """How many processes there are. Raises ValueError for a WORLD_SIZE that is no number, or stands
+    alone."""
     number = _number("WORLD_SIZE", 1, low=1, fix="unset it for one process")
     if number > 1 and not os.environ.get("RANK"):
         raise ValueError(f"WORLD_SIZE={number}: RANK is not set; unset WORLD_SIZE for one process, or {LAUNCH}")
@@ -40,7 +41,8 @@ def count():
 
 
 def rank():
-    """This process's number, 0 to count - 1; number 0 writes and prints. One process reads no RANK of a job array."""
+    """This process's number, 0 to count - 1; number 0 writes and prints. One process reads no RANK
+    of a job array."""
     return 0 if count() == 1 else _number("RANK", 0, below=count(), fix=LAUNCH)
 
 
@@ -66,7 +68,8 @@ def own_device(name):
 
 
 def check_environment():
-    """Refuse variables of the environment that would change a result and that the kit cannot set aside: ValueError."""
+    """Refuse variables of the environment that would change a result and that the kit cannot set
+    aside: ValueError."""
     local_rank(), rank()
     if count() > 1 and not os.environ.get("MASTER_ADDR"):
         raise ValueError(f"WORLD_SIZE={count()}: MASTER_ADDR is not set; unset WORLD_SIZE for one process, or {LAUNCH}")
@@ -89,9 +92,11 @@ def is_on(name):
 
 @contextlib.contextmanager
 def set_aside(**given):
-    """Hide from accelerate what the kit sets itself (precision, accumulation, compiling, device), for a block.
+    """Hide from accelerate what the kit sets itself (precision, accumulation, compiling, device),
+    for a block.
 
-    Of launchers' variables only torch's own are left, and those of one process are none. `given` is set in the block.
+    Of launchers' variables only torch's own are left, and those of one process are none. `given` is
+    set in the block.
     """
     before, alone = dict(os.environ), count() == 1
     sharded = not alone and is_on("ACCELERATE_USE_FSDP")
@@ -165,7 +170,8 @@ def found(look):
 
 
 def same(lacking):
-    """What is not in the cache, a sorted list, as process 0 sees it. Raises RuntimeError where another lacks more."""
+    """What is not in the cache, a sorted list, as process 0 sees it. Raises RuntimeError where
+    another lacks more."""
     first = agree(lacking)
     if set(lacking) - set(first):
         raise _not_shared()

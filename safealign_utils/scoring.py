@@ -51,8 +51,8 @@ class Scorer:
     """A reward (larger is better) or a cost (above 0 is harmful): call it with N prompts and N responses.
 
     `made_of()` gives the weights and all else that decides a score but the tokens, as they are now.
-    `encode(prompts, responses)` makes N rows, each a list of int arrays; `forward(rows)` scores some of them: tensor
-    [B]. `log` is the training log where the kit trained it.
+    `encode(prompts, responses)` makes N rows, each a list of int arrays; `forward(rows)` scores
+    some of them: tensor [B]. `log` is the training log where the kit trained it.
     """
 
     name: str
@@ -75,8 +75,9 @@ class Scorer:
     def __call__(self, prompts, responses):
         """Scores float64 [N] of plain prompt and response texts; the scorer's own template is applied.
 
-        Computed once: kept on disk by what the scorer is made of and the tokens, in blocks of 256 rows, so that a
-        scoring that was cut off goes on. Raises ValueError where the lists differ in length or a score is not finite.
+        Computed once: kept on disk by what the scorer is made of and the tokens, in blocks of 256
+        rows, so that a scoring that was cut off goes on. Raises ValueError where the lists differ
+        in length or a score is not finite.
         """
         prompts, responses = list(prompts), list(responses)
         if len(prompts) != len(responses):

@@ -209,8 +209,9 @@ def encode_prompts(prompts, policy):
 
 
 def write_prompts(prompts, tokenizer, template):
-    """The texts of prompts in a template other than auto. Raises ValueError, naming the prompt, where that cannot be:
-    a template refuses a role or further turns, or the prompt holds a special token that is not the template's own."""
+    """The texts of prompts in a template other than auto. Raises ValueError, naming the prompt,
+    where that cannot be: a template refuses a role or further turns, or the prompt holds a special
+    token that is not the template's own."""
     if template == "chat":
         return _chat(tokenizer, [turns(x) for x in prompts])
     if template != "plain":
@@ -259,7 +260,8 @@ def _special_tokens(tokenizer):
 
 
 def marker_pattern(tokenizer=None):
-    """What finds the mark of a chat format in a text: the common ones, and the names of the tokenizer's special tokens.
+    """What finds the mark of a chat format in a text: the common ones, and the names of the
+    tokenizer's special tokens.
 
     A special token that is an ordinary word, as in some small tokenizers, is no mark.
     """

@@ -88,12 +88,13 @@ def align(
     `reference` is the frozen policy, `tokens` a `pairs.TokenPairs`, `start` where the policy begins
     (default: the reference). `leak_weight` times -mean over responses of sum_t log(mass that the grammar
     allows next) is added. `token_lever(logratio_w, logratio_l, mask_w, mask_l, rows)` returns token masks;
-    `link(z, beta)` replaces the logistic loss of the logit z [B] by another (BFPO, BSO). The cache knows both by their
-    content (`content.py`): fields, source, closures; what has none is refused with a ValueError, but for
-    `use_cache=False`. `live_reference` computes the reference anew in every batch instead of reading it from the cache
-    on disk; below float32 it always is, as there a number depends on its batch. `lora` is the rank of an adapter that
-    is trained in place of the weights (0: no adapter), `lora_alpha` its alpha (0: 2 x rank); its reference is the
-    base that it stands on (`Policy.base`); a `start` that has an adapter goes on with it. `loop`: `accumulate`,
+    `link(z, beta)` replaces the logistic loss of the logit z [B] by another (BFPO, BSO). The cache
+    knows both by their content (`content.py`): fields, source, closures; what has none is refused
+    with a ValueError, but for `use_cache=False`. `live_reference` computes the reference anew in
+    every batch instead of reading it from the cache on disk; below float32 it always is, as there a
+    number depends on its batch. `lora` is the rank of an adapter that is trained in place of the
+    weights (0: no adapter), `lora_alpha` its alpha (0: 2 x rank); its reference is the base that it
+    stands on (`Policy.base`); a `start` that has an adapter goes on with it. `loop`: `accumulate`,
     `save_every`, `checkpointing` as in `_train`.
 
     Differs from the paper (arXiv 2305.18290, its authors' code): AdamW with cosine decay instead of RMSprop
@@ -139,10 +140,11 @@ def align(
 def _train(policy, loss_of, order, *, asked, name, wrap=LogProbs, **loop):
     """Train a copy of a policy, or find it in the cache: a `Trained`.
 
-    `asked` names all that decides the result but for `order` and what is trained (None: no cache); `name` is its kind.
-    `wrap(policy)` builds the module that `loss_of(module, rows)` calls: its `model` is the policy's; what else it has
-    (a head) is trained, stored and loaded with it. A parameter that its forward never uses must be frozen. `loop` goes
-    to `_run`. Several processes: all call this with the same arguments, and all get the same back.
+    `asked` names all that decides the result but for `order` and what is trained (None: no cache);
+    `name` is its kind. `wrap(policy)` builds the module that `loss_of(module, rows)` calls: its
+    `model` is the policy's; what else it has (a head) is trained, stored and loaded with it. A
+    parameter that its forward never uses must be frozen. `loop` goes to `_run`. Several processes:
+    all call this with the same arguments, and all get the same back.
     """
     start = time.perf_counter()
     with seeded(loop["seed"]):
@@ -264,8 +266,8 @@ def load_trained(key, policy):
 def _load(key, module):
     """Put the stored weights of a finished run into a module of its own: (log, info), or None.
 
-    Only what training changes is written to: frozen weights are shared with the caller's policy. An entry that holds
-    other weights than these counts as absent.
+    Only what training changes is written to: frozen weights are shared with the caller's policy. An
+    entry that holds other weights than these counts as absent.
     """
     stored = cache.load("policy", key)
     if stored is None:

@@ -57,11 +57,12 @@ def mix(helpful, safe, q):
 
 def mocan_lambda(logp_ref, reward, cost, *, beta, cost_limit=0.0):
     """MoCAN's multiplier (2405.19544), found before any training: the minimiser over lambda >= 0 of
-    f(lambda) = beta E_x log E_ref exp((r - lambda (c - cost_limit)) / beta). All [P, R]; a table of n samples per
-    prompt has `logp_ref` = -log n everywhere.
+    f(lambda) = beta E_x log E_ref exp((r - lambda (c - cost_limit)) / beta). All [P, R]; a table of
+    n samples per prompt has `logp_ref` = -log n everywhere.
 
-    f is the dual and convex: f'(lambda) = cost_limit - E[c] under pi*_lambda. So the minimiser is 0 where f'(0) >= 0,
-    else the root of f', which is found to 1e-14; a minimum itself is flat, and gives half the digits.
+    f is the dual and convex: f'(lambda) = cost_limit - E[c] under pi*_lambda. So the minimiser is 0
+    where f'(0) >= 0, else the root of f', which is found to 1e-14; a minimum itself is flat, and
+    gives half the digits.
     """
     return optimum.lambda_star(logp_ref, reward, cost, beta=beta, cost_limit=cost_limit)
 
@@ -101,18 +102,21 @@ def square(z, beta):
 
 
 def bso(table, *, margin=SBA["margin"]):
-    """BSO (2605.12339): SafeDPO's table with the margin C. Link: `sba`. Raises ValueError for a margin below 0.
+    """BSO (2605.12339): SafeDPO's table with the margin C. Link: `sba`. Raises ValueError for a
+    margin below 0.
 
-    C = 30 is quoted from a secondary source, not from the paper's own text. At the start it gives a mixed pair
-    (e^36 + e^-6) / 2, about 2e15 times the weight of a pair of equal status. After gradients are clipped nothing
-    is left of the latter, and helpfulness is never trained: what C = 30 shows is this setting, not the method.
-    At C = 5 the factor is 202, and helpfulness is trained too (notebook 02).
+    C = 30 is quoted from a secondary source, not from the paper's own text. At the start it gives a
+    mixed pair (e^36 + e^-6) / 2, about 2e15 times the weight of a pair of equal status. After
+    gradients are clipped nothing is left of the latter, and helpfulness is never trained: what C =
+    30 shows is this setting, not the method. At C = 5 the factor is 202, and helpfulness is trained
+    too (notebook 02).
     """
     return with_margin(transform(table)[0].assign(p=1.0), margin)
 
 
 def bso_weight(margin):
-    """Weight of a mixed pair over one of equal status at the start: |L'(-C)| / |L'(0)| of `sba`, margin C >= 0."""
+    """Weight of a mixed pair over one of equal status at the start: |L'(-C)| / |L'(0)| of `sba`,
+    margin C >= 0."""
     a = SBA["power"]
     return float(np.exp((1 + a) * margin) + np.exp(-a * margin)) / 2
 

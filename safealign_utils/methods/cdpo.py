@@ -112,7 +112,8 @@ class SampledCost:
 @dataclass(frozen=True)
 class Aligned:
     """What the loop ends with: the policy, its multiplier, one row a fit (round, lam, cost, dual_lr; the last one
-    is the fit at the averaged multiplier), the seconds of its trainings, and a `warning`, empty where none is due."""
+    is the fit at the averaged multiplier), the seconds of its trainings, and a `warning`, empty
+    where none is due."""
 
     policy: Policy
     lam: float
@@ -122,10 +123,11 @@ class Aligned:
 
 
 def still_rising(rows, lam, cost_limit, *, average, tolerance=0.0):
-    """What to say where each of the last `average` rounds overstepped the limit, so that lambda still rises; else "".
+    """What to say where each of the last `average` rounds overstepped the limit, so that lambda
+    still rises; else "".
 
-    `rows` are the rounds (dicts with lam and cost), `lam` is the multiplier after the last. The mean of multipliers
-    that only rise is too low.
+    `rows` are the rounds (dicts with lam and cost), `lam` is the multiplier after the last. The
+    mean of multipliers that only rise is too low.
     """
     over = np.array([row["cost"] for row in rows]) - cost_limit
     if over[-average:].min() <= max(tolerance, MET * over.max()):
@@ -150,8 +152,9 @@ def cdpo(
     dual_lr / number**decay. After `rounds` of it, or once lambda and E[c] both stand still within
     `tolerance` (or lambda at 0) for two rounds, the mean of the last `average` multipliers (0 if the last
     one is 0) gets a last fit of its own.
-    `lowest` is the lowest attainable E[c], where it is known: a limit at or below it is refused first. Where it is
-    not, and lambda still rises in the last rounds, that is printed to stderr and is the result's `warning`.
+    `lowest` is the lowest attainable E[c], where it is known: a limit at or below it is refused
+    first. Where it is not, and lambda still rises in the last rounds, that is printed to stderr and
+    is the result's `warning`.
 
     *Differs from the paper:* averaging, the stop rule and soft labels are ours; what is not stated there is
     an argument here.

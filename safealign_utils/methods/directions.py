@@ -18,7 +18,8 @@ BLOCK = 16  # batches of one entry of the cache
 
 
 def check_finite(u, rows=None, name="u"):
-    """Refuse directions (or features) u [N, D] that hold NaN or infinity; ValueError names the pairs' row numbers."""
+    """Refuse directions (or features) u [N, D] that hold NaN or infinity; ValueError names the
+    pairs' row numbers."""
     bad = torch.nonzero(~u.isfinite().all(dim=1))[:, 0].cpu().numpy()
     if len(bad):
         rows = np.sort(bad if rows is None else np.asarray(rows)[bad]).tolist()
@@ -37,7 +38,8 @@ def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True, batc
     tokens or the last of them, the end-of-sequence token left out; a response of nothing else takes the
     prompt's last place. float64 stays float64, all else gives float32. A difference within rounding is 0.
     Blocks are kept on disk, keyed by weights, tokens, batches, layer, pooling and this code.
-    Raises ValueError for a layer that the network does not have, another pooling, and states that are not finite.
+    Raises ValueError for a layer that the network does not have, another pooling, and states that
+    are not finite.
     """
     depth = policy.model.config.num_hidden_layers
     if not -depth - 1 <= layer <= depth:

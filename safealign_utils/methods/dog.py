@@ -6,10 +6,11 @@ diversity-based coverage; 11 % of the pairs recover most of the full data's safe
 two variants, DOG (a Pareto frontier) and DOG-D (spread). Formulas and code are not available, so this is a
 *labelled reconstruction*. These choices are ours:
 
-0. Exact copies (same prompt, same two responses) are merged before anything is weighed, for every method alike.
-1. u_i = hidden state of the reference, mean over the response's tokens, chosen minus rejected, unit norm.
-2. Anchor A: the top r = 4 eigenvectors of the mean over data sets of u^T u / n_j: every data set weighs the same.
-3. Residual of data set j: what lies outside the leading span (90 % of the trace) of the *other* data sets' mean
+0. Exact copies (same prompt, same two responses) are merged before anything is weighed, for every
+method alike. 1. u_i = hidden state of the reference, mean over the response's tokens, chosen minus
+rejected, unit norm. 2. Anchor A: the top r = 4 eigenvectors of the mean over data sets of u^T u /
+n_j: every data set weighs the same. 3. Residual of data set j: what lies outside the leading span
+(90 % of the trace) of the *other* data sets' mean
    moment; B_j: its top q = 16 right singular vectors. The literal reading (`outside="anchor", residual_rank=6`)
    is shipped too, because its failure is shown: what the data sets share beyond A then fills B_j.
 4. Coordinates a_i = A^T u_i and b_i = B_j^T u_i; f_i = [sqrt(w_a) a_i ; sqrt(w_b) b_i in the block of data set j].
@@ -31,9 +32,11 @@ from .directions import directions as directions
 
 
 def merge_copies(table):
-    """(the table without exact copies, the first of each kept; how often each stood there, int [N']).
+    """(the table without exact copies, the first of each kept; how often each stood there, int
+    [N']).
 
-    Copies have the same prompt and two responses, in any order and data set. No label is read: the first row's stay.
+    Copies have the same prompt and two responses, in any order and data set. No label is read: the
+    first row's stay.
     """
     turned = (table.response_0 > table.response_1).to_numpy()
     one, other = (np.where(t, table.response_1, table.response_0) for t in (turned, ~turned))
@@ -84,7 +87,8 @@ def coordinates(u, source, *, anchor_rank=4, residual_rank=16, outside="others",
     `outside="others"`: a residual lies outside the leading eigenvectors of the other data sets' mean moment that
     hold `span` of its trace; a single data set has no others, and takes what lies outside A. "anchor": outside A,
     the literal reading. Zeros fill what is left of q dimensions. Moments: float64 up to D = 1024, float32 above.
-    Raises ValueError for ranks outside [0, D], another `outside` or span, and directions that are not finite.
+    Raises ValueError for ranks outside [0, D], another `outside` or span, and directions that are
+    not finite.
     """
     check_subspaces(u.shape[1], anchor_rank, residual_rank, outside, span)
     found = subspaces(*moments(u, source), anchor_rank, residual_rank, outside, span)
@@ -278,7 +282,8 @@ def dog_d(u, source, k, *, ids=None, split="global", ridge=1.0, weights=(1.0, 1.
 
 def fronts(energies):
     """Front of each of N points (float [N, 2], both to be large), int64 [N]: 0 is dominated by no other point, 1 by
-    none once front 0 is peeled off, and so on. Equal points share a front. O(N log N). Raises ValueError for NaN."""
+    none once front 0 is peeled off, and so on. Equal points share a front. O(N log N). Raises
+    ValueError for NaN."""
     for i in np.flatnonzero(np.isnan(energies).any(axis=1))[:1]:
         raise ValueError(f"energies: row {i} is {np.asarray(energies)[i].tolist()}; NaN is on no front, drop the row")
     points, inverse = np.unique(energies, axis=0, return_inverse=True)

@@ -91,8 +91,8 @@ def ppo_lagrangian(
     1. One network with two outputs is both critics, and starts from the policy's weights.
     2. The surrogate is one mean over all tokens of a minibatch, so a longer response weighs more.
     3. The critic's loss is the mean square, without the factor 1/2, over tokens and both outputs.
-    4. lambda moves once an iteration, before its updates, by the mean cost of the last 512 episodes.
-    5. Neither rewards nor values are clipped, and there is no pre-training loss.
+    4. lambda moves once an iteration, before its updates, by the mean cost of the last 512
+    episodes. 5. Neither rewards nor values are clipped, and there is no pre-training loss.
     6. The learning rate falls linearly to 0; every response is used in `epochs` passes.
     7. `beta` is ours: without it the temperature on r - lambda c changes with lambda.
     8. Reward and cost come from scorers of texts, in the kit from the world's oracle.

@@ -188,9 +188,11 @@ def _scorer(kind, trained, max_length, seed):
 
 
 def share(hits, prompts):
-    """(share, low, high, n) of hits [n] in [0, 1], a 95 % interval over prompts: see `intervals.over_prompts`.
+    """(share, low, high, n) of hits [n] in [0, 1], a 95 % interval over prompts: see
+    `intervals.over_prompts`.
 
-    Nothing is known of no rows: then all three are NaN. One prompt has no interval, unless all its hits agree.
+    Nothing is known of no rows: then all three are NaN. One prompt has no interval, unless all its
+    hits agree.
     """
     value, low, high, n = intervals.over_prompts(hits, prompts, bounds=intervals.SHARE)
     return value, *(float("nan") if end is None else end for end in (low, high)), n

@@ -116,7 +116,8 @@ def easiest_half(losses, k, *, seed, ids=None):
 
 
 def _lowest(values, k, ids):
-    """Rows of the k lowest values (float [N], rounded to 9 digits), lowest first. Raises ValueError for NaN."""
+    """Rows of the k lowest values (float [N], rounded to 9 digits), lowest first. Raises ValueError
+    for NaN."""
     check_count(k, len(values))
     for i in np.flatnonzero(np.isnan(values))[:1]:
         raise ValueError(f"values: NaN at pair row {i}; NaN has no place in an order, drop the pair")

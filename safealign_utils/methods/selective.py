@@ -10,10 +10,10 @@ L = softplus(beta (sum over S_w of s_w + sum over S_l of s_l)).
 
 *Differs from the paper:* its quantile is rounded by interpolation and depends on the precision; here
 k = ceil(keep n) tokens are kept, scores are rounded first, and of equal scores the earlier token wins, but
-all are kept where all are equal, as at the paper's first step (policy = reference). The paper has one model,
-DPO-aligned already, as pi_score and pi_ref; here they are two arguments, and the notebooks keep the SFT model as
-pi_ref. The paper's setting is `align` against the aligned model with `TopTokens(0.4)`: run in a section of notebook
-04, where it leaves the policy where it starts.
+all are kept where all are equal, as at the paper's first step (policy = reference). The paper has
+one model, DPO-aligned already, as pi_score and pi_ref; here they are two arguments, and the
+notebooks keep the SFT model as pi_ref. The paper's setting is `align` against the aligned model
+with `TopTokens(0.4)`: run in a section of notebook 04, where it leaves the policy where it starts.
 """
 
 import math
@@ -229,7 +229,8 @@ def branching(grammar, table):
 def auc(score, positive):
     """Area under the ROC curve: P(score of a positive > score of a negative), ties count half.
 
-    Arrays [n]; scores are equal where nothing wider than 1e-9 lies between them; nan where one kind is missing.
+    Arrays [n]; scores are equal where nothing wider than 1e-9 lies between them; nan where one kind
+    is missing.
     """
     from scipy.stats import rankdata
 

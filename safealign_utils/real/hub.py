@@ -189,7 +189,8 @@ def lines(file, what):
 
 
 def json_rows(file, what):
-    """Yield (place, row) of a .jsonl file, or of a .json file: a list of objects, or an object a line.
+    """Yield (place, row) of a .jsonl file, or of a .json file: a list of objects, or an object a
+    line.
 
     Raises ValueError, calling the file `what`, naming the line and, for half an emoji, the column.
     """
@@ -246,8 +247,9 @@ def _reason(error):
 def _load(name, path, id, revision, split, config):
     """The `datasets.Dataset` of a file or of one split, or a dict of those of all splits.
 
-    What is local is read through links in a new folder, and prepared there: the library takes a path for a pattern
-    ([ ] * ?), and its own cache knows a file by its time stamp, which an older copy of the file may share.
+    What is local is read through links in a new folder, and prepared there: the library takes a
+    path for a pattern ([ ] * ?), and its own cache knows a file by its time stamp, which an older
+    copy of the file may share.
     """
     import datasets
 
@@ -282,7 +284,8 @@ def _load(name, path, id, revision, split, config):
 
 
 def _linked(path, folder):
-    """A file, or a folder with all its files, as links in another folder; the new path has no sign of a pattern."""
+    """A file, or a folder with all its files, as links in another folder; the new path has no sign
+    of a pattern."""
     if path.is_file():
         (folder / f"rows{path.suffix}").symlink_to(path.resolve())
         return folder / f"rows{path.suffix}"
@@ -295,7 +298,8 @@ def _linked(path, folder):
 
 
 def _check_texts(path, what):
-    """Refuse what the readers of `datasets` would drop or misread in silence: encodings, and half an emoji."""
+    """Refuse what the readers of `datasets` would drop or misread in silence: encodings, and half
+    an emoji."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file() and file.suffix in (".csv", ".json", ".jsonl"):
             named = f"{what}/{file.relative_to(path)}" if path.is_dir() else what
@@ -304,7 +308,8 @@ def _check_texts(path, what):
 
 
 def _check_all_read(builder, folder, what):
-    """Refuse a folder of which `datasets` would leave a file out, as its name says no split beside others that do."""
+    """Refuse a folder of which `datasets` would leave a file out, as its name says no split beside
+    others that do."""
     if (folder / "README.md").is_file() or (folder / ".huggingface.yaml").is_file():
         return  # its card may name the files
     read = {Path(file).name for files in (builder.config.data_files or {}).values() for file in files}

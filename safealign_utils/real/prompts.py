@@ -89,14 +89,14 @@ def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
 
     `name` is one of SETS, the path of a file (.txt: a prompt a line; .csv, .json, .jsonl with a column like
     `prompt`), or `set=path`; `path` gives the set's file instead of the hub, `revision` another commit of the hub
-    than the table's. A list of messages is a conversation: what the user says after the last answer in
-    it is asked, a turn a message; the rest (system, answers) stands before the first of these as a dialogue.
-    `limit` > 0 keeps at most so many, the first of every category in turn.
+    than the table's. A list of messages is a conversation: what the user says after the last answer
+    in it is asked, a turn a message; the rest (system, answers) stands before the first of these as
+    a dialogue. `limit` > 0 keeps at most so many, the first of every category in turn.
     `unsafe`: what SETS says for the whole set, else the row's `label` (safe, unsafe), else XSTest's rule that a type
     beginning with contrast_ is unsafe, else NA. Rows that come with a response (pairs) give each prompt once. A
     HarmBench context stands before its behaviour as in HarmBench's own baselines. MT-Bench has two turns, `prompt`
-    being the first. Texts hold no mark of a chat format, nor a special token of `tokenizer` where one is given.
-    Raises ValueError naming the file, the row, the column and the reason.
+    being the first. Texts hold no mark of a chat format, nor a special token of `tokenizer` where
+    one is given. Raises ValueError naming the file, the row, the column and the reason.
     """
     if not path and name not in SETS:
         if len(named := sources(name, "prompts")) > 1:
@@ -160,7 +160,8 @@ def _first(row, names):
 
 
 def _turns(row, bad):
-    """The user's turns of a row; what a conversation holds before the last answer stands in the first of them."""
+    """The user's turns of a row; what a conversation holds before the last answer stands in the
+    first of them."""
     column = next((name for name in TEXT if row.get(name) not in (None, "")), None)
     if column is None:
         raise bad(f": no text in a column called {', '.join(TEXT)}; it has {', '.join(map(str, row))}")

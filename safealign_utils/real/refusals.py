@@ -87,8 +87,8 @@ def count_errors(labels):
 
 
 def error_table(counts=MEASURED["held_out"]):
-    """Rows group, wrong, n, share, low, high: shares with 95 % intervals (`intervals.of_share`), which take the
-    responses as independent although each prompt has about four of them."""
+    """Rows group, wrong, n, share, low, high: shares with 95 % intervals (`intervals.of_share`),
+    which take the responses as independent although each prompt has about four of them."""
     rows = []
     for group, (wrong, n) in zip(GROUPS, counts):
         low, high = intervals.of_share(wrong, n)

@@ -68,9 +68,10 @@ def generate(policy, prompts, *, max_tokens, temperature=1.0, seed=0, batch_size
 def converse(policy, conversations, **options):
     """Answers to N conversations, turn by turn: a list of N tuples of texts, one a user's turn.
 
-    `conversations` are sequences of the user's turns; the first may be a dialogue (`tokens.dialogue`) with what was
-    said before. `options` are those of `generate`. Each turn sees the policy's own answers to the ones before; its
-    random numbers depend on the user's turns alone.
+    `conversations` are sequences of the user's turns; the first may be a dialogue
+    (`tokens.dialogue`) with what was said before. `options` are those of `generate`. Each turn sees
+    the policy's own answers to the ones before; its random numbers depend on the user's turns
+    alone.
     """
     said = [[] for _ in conversations]
     for k in range(max(map(len, conversations), default=0)):
@@ -141,10 +142,12 @@ class Estimate(NamedTuple):
 
 
 def bootstrap(values, *, seed=0, draws=10_000, bounds=None):
-    """The mean of values [n], one a prompt, with its 95 % interval (`intervals.over_prompts`): an `Estimate`.
+    """The mean of values [n], one a prompt, with its 95 % interval (`intervals.over_prompts`): an
+    `Estimate`.
 
-    `bounds` as there; without them values that are all 0, or all 1, are hits, and so a share. One prompt with any
-    other value has no interval (NaN). Raises ValueError for no values, or missing ones.
+    `bounds` as there; without them values that are all 0, or all 1, are hits, and so a share. One
+    prompt with any other value has no interval (NaN). Raises ValueError for no values, or missing
+    ones.
     """
     values = np.asarray(values, dtype=float)
     if len(values) == 0:
@@ -157,7 +160,8 @@ def bootstrap(values, *, seed=0, draws=10_000, bounds=None):
 def estimates(found, prompts, *, seed=0):
     """{name: Estimate} of `quantities`; the name says what range one has (`intervals.range_of`).
 
-    `prompts` is a Series that names the prompt of every row: answers to one prompt are drawn together.
+    `prompts` is a Series that names the prompt of every row: answers to one prompt are drawn
+    together.
     """
     out = {}
     for name, values in found.items():

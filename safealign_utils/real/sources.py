@@ -15,9 +15,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 def sources(value, parameter="data"):
     """[(name, path)] of what a parameter names; the name is "" where none is given.
 
-    What exists as it is written is one path, whatever signs it holds. Otherwise the value is cut at commas and equals
-    signs such that every path exists or is a hub id. Raises ValueError, naming `parameter`, where that can be done in
-    no way or in several.
+    What exists as it is written is one path, whatever signs it holds. Otherwise the value is cut at
+    commas and equals signs such that every path exists or is a hub id. Raises ValueError, naming
+    `parameter`, where that can be done in no way or in several.
     """
     value = str(value)
     named = NAMED.fullmatch(value)
@@ -27,7 +27,9 @@ def sources(value, parameter="data"):
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"{parameter}={value!r}: can be read in {len(found)} ways; give the paths in full, from '/'")
+        raise ValueError(
+            f"{parameter}={value!r}: can be read in {len(found)} ways; give the paths in full, from '/'"
+        )
     paths = [NAMED.fullmatch(part).group(2) for part in NEXT.split(value)]
     missing = next((path for path in paths if not _stands(path)), paths[0])
     raise ValueError(
@@ -37,7 +39,8 @@ def sources(value, parameter="data"):
 
 
 def absolute(value, parameter="data"):
-    """The same value with every local path written in full, for a process that stands in another folder."""
+    """The same value with every local path written in full, for a process that stands in another
+    folder."""
     full = []
     for name, path in sources(value, parameter):
         path = str(Path(path).resolve()) if Path(path).exists() else path

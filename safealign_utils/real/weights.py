@@ -1,8 +1,10 @@
-"""What a checkpoint holds, told before its weights are read: every weight that a model needs, and no other.
+"""What a checkpoint holds, told before its weights are read: every weight that a model needs, and
+no other.
 
-transformers loads what fits, draws what is missing at random and leaves out what it does not know, all without an
-error. Here the names and shapes in the headers of the files go through its own loading on the meta device, which
-holds no numbers, and whatever it would pass over is refused. Every message names the parameter, the file and the fix.
+transformers loads what fits, draws what is missing at random and leaves out what it does not know,
+all without an error. Here the names and shapes in the headers of the files go through its own
+loading on the meta device, which holds no numbers, and whatever it would pass over is refused.
+Every message names the parameter, the file and the fix.
 """
 
 import contextlib
@@ -16,22 +18,32 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from . import hub
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # transformers reads these, in this order
+WHOLE, INDEX = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+)  # transformers reads these, in this order
 FLOATS = ("F64", "F32", "F16", "BF16")
 POINTER = b"version https://git-lfs.github.com/spec"
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")  # of torch.compile, DDP and peft
-CONSTANTS = (".attn.masked_bias", ".rotary_emb.inv_freq")  # older releases of transformers kept these
+CONSTANTS = (
+    ".attn.masked_bias",
+    ".rotary_emb.inv_freq",
+)  # older releases of transformers kept these
 SAVE_AGAIN = "save the whole model again with save_pretrained"
 SHOWN = 3  # names in a message
-REPORTED = dict(output_loading_info=True, ignore_mismatched_sizes=True)  # arguments of from_pretrained
+REPORTED = dict(
+    output_loading_info=True, ignore_mismatched_sizes=True
+)  # arguments of from_pretrained
 
 
 class NotWhole(ValueError):
-    """Files of weights that are not there: of a hub's model in the cache, the rest can be downloaded."""
+    """Files of weights that are not there: of a hub's model in the cache, the rest can be
+    downloaded."""
 
 
 def check_files(what, folder, config, network):
-    """Refuse a folder whose weights are not those of `network` (a class of transformers) with a configuration.
+    """Refuse a folder whose weights are not those of `network` (a class of transformers) with a
+    configuration.
 
     Reads headers only. `what` names the parameter and its value. Raises ValueError.
     """
@@ -39,32 +51,48 @@ def check_files(what, folder, config, network):
     for file in weight_files(what, folder):
         for name, shape in _header(what, file).items():
             if name in shapes:
-                raise ValueError(f"{what}: {file.name} holds {name}, which another file holds too; {SAVE_AGAIN}")
+                raise ValueError(
+                    f"{what}: {file.name} holds {name}, which another file holds too; {SAVE_AGAIN}"
+                )
             shapes[name] = shape
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with _quiet():
-        _, report = network.from_pretrained(None, config=config, state_dict=empty, device_map={"": "meta"}, **REPORTED)
+        _, report = network.from_pretrained(
+            None, config=config, state_dict=empty, device_map={"": "meta"}, **REPORTED
+        )
     check_report(what, network, report)
 
 
 def check_report(what, network, report):
-    """Refuse what `from_pretrained(..., **REPORTED)` says of missing, unexpected and misshapen weights."""
+    """Refuse what `from_pretrained(..., **REPORTED)` says of missing, unexpected and misshapen
+    weights."""
     unexpected = [name for name in report["unexpected_keys"] if not name.endswith(CONSTANTS)]
     found = {"missing": report["missing_keys"], "unexpected": unexpected}
-    found["misshapen"] = [f"{name} {list(there)}, not {list(own)}" for name, there, own in report["mismatched_keys"]]
+    found["misshapen"] = [
+        f"{name} {list(there)}, not {list(own)}" for name, there, own in report["mismatched_keys"]
+    ]
     if any(found.values()):
         names = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in found.items() if keys)
-        prefix = next((p for p in WRAPPERS if any(k.startswith(p) for k in found["unexpected"])), "")
-        fix = f"the names begin with {prefix!r}: unwrap the model, then {SAVE_AGAIN}" if prefix else SAVE_AGAIN
+        prefix = next(
+            (p for p in WRAPPERS if any(k.startswith(p) for k in found["unexpected"])), ""
+        )
+        fix = (
+            f"the names begin with {prefix!r}: unwrap the model, then {SAVE_AGAIN}"
+            if prefix
+            else SAVE_AGAIN
+        )
         raise ValueError(f"{what}: the weights do not fit {network.__name__} ({names}); {fix}")
 
 
 def weight_files(what, folder):
-    """The weights' files of a folder, those that transformers reads. Raises ValueError where they are damaged."""
+    """The weights' files of a folder, those that transformers reads. Raises ValueError where they
+    are damaged."""
     folder = Path(folder)
     whole, index = folder / WHOLE, folder / INDEX
     if whole.exists() and index.exists():
-        raise ValueError(f"{what}: the folder holds {WHOLE} and {INDEX}, two sets of weights; remove one of them")
+        raise ValueError(
+            f"{what}: the folder holds {WHOLE} and {INDEX}, two sets of weights; remove one of them"
+        )
     if whole.exists():
         return [whole]
     if not index.exists():
@@ -75,7 +103,9 @@ def weight_files(what, folder):
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{what}: {INDEX} cannot be read ({error}); copy or download it again") from error
+        raise ValueError(
+            f"{what}: {INDEX} cannot be read ({error}); copy or download it again"
+        ) from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise NotWhole(
@@ -89,7 +119,8 @@ def weight_files(what, folder):
 
 
 def check_no_adapter(what, id, options):
-    """Refuse a folder or hub id with an adapter: alone it is no model, and beside weights it would be added to them."""
+    """Refuse a folder or hub id with an adapter: alone it is no model, and beside weights it would
+    be added to them."""
     where = {name: options[name] for name in ("revision", "local_files_only")}
     if not find_adapter_config_file(str(id), **where):
         return
@@ -107,9 +138,15 @@ def check_no_adapter(what, id, options):
 def check_not_quantised(what, config):
     """Refuse a configuration that speaks of quantised weights, of whatever kind."""
     for part in (config, config.get_text_config()):
-        said = getattr(part, "quantization_config", None) or getattr(part, "compression_config", None)
+        said = getattr(part, "quantization_config", None) or getattr(
+            part, "compression_config", None
+        )
         if said:
-            method = said.get("quant_method", "") if isinstance(said, dict) else getattr(said, "quant_method", "")
+            method = (
+                said.get("quant_method", "")
+                if isinstance(said, dict)
+                else getattr(said, "quant_method", "")
+            )
             raise ValueError(
                 f"{what}: its config.json has a quantization_config ({method or 'unnamed'}); the kit trains and reads "
                 "whole weights: name the model before it was quantised"
@@ -117,13 +154,18 @@ def check_not_quantised(what, config):
 
 
 def check_ids(what, tokenizer, config):
-    """Refuse a tokenizer that gives ids for which the model has no embedding; more embeddings than ids are fine."""
+    """Refuse a tokenizer that gives ids for which the model has no embedding; more embeddings than
+    ids are fine."""
     rows = config.get_text_config().vocab_size
     backend = getattr(tokenizer, "backend_tokenizer", None)
     unused = set()
     if backend is not None and getattr(backend.model, "unk_token", None) is None:
         # Qwen2's class names an unknown token that its alphabet of bytes never needs.
-        unused = {tokenizer.unk_token} - {tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token}
+        unused = {tokenizer.unk_token} - {
+            tokenizer.pad_token,
+            tokenizer.eos_token,
+            tokenizer.bos_token,
+        }
     words = tokenizer.get_vocab().items()
     beyond = sorted((id, word) for word, id in words if id >= rows and word not in unused)
     if beyond:
@@ -141,7 +183,8 @@ def positions(config):
 
 @contextlib.contextmanager
 def loading(what, name, revision=""):
-    """Make every error of the libraries a ValueError that names the model (`what`); our own pass as they are."""
+    """Make every error of the libraries a ValueError that names the model (`what`); our own pass as
+    they are."""
     try:
         yield
     except Exception as error:  # damaged files end in errors of every kind
@@ -166,7 +209,9 @@ def _header(what, file):
         with open(file, "rb") as stream:
             pointer = stream.read(len(POINTER)) == POINTER
         if pointer:
-            raise ValueError(f"{what}: {file.name} is a git-LFS pointer, no weights; run git lfs pull in its clone")
+            raise ValueError(
+                f"{what}: {file.name} is a git-LFS pointer, no weights; run git lfs pull in its clone"
+            )
         with safe_open(file, framework="pt") as f:
             parts = {name: f.get_slice(name) for name in f.keys()}
             kinds = {name: part.get_dtype() for name, part in parts.items()}
@@ -175,7 +220,9 @@ def _header(what, file):
         raise ValueError(
             f"{what}: {file.name} cannot be read ({error}); it is damaged or cut off: copy or download it again"
         ) from error
-    packed = [name for name, kind in kinds.items() if name.endswith(".weight") and kind not in FLOATS]
+    packed = [
+        name for name, kind in kinds.items() if name.endswith(".weight") and kind not in FLOATS
+    ]
     if packed:
         raise ValueError(
             f"{what}: {file.name} holds {_some(packed)} as {kinds[packed[0]]}, quantised; name the model before that"

@@ -30,9 +30,9 @@ class Claim:
     to mean. `evidence` is one of EVIDENCE: the papers' own text (P), somebody else's quotation (S), derived and
     checked numerically (D), from memory (M), a bar of the kit from before its runs (bar) or after them (later).
     `rule` is {"above": x} or {"below": x}: what every value (scope exact), or the whole 95 % interval of the mean
-    over seeds (statistical), has to be. `range` is what the value can be at all, [low, high], high null where nothing
-    bounds it: the interval stays inside; () where it may have any size. `profile` names what would test a claim that
-    is open only at scale.
+    over seeds (statistical), has to be. `range` is what the value can be at all, [low, high], high
+    null where nothing bounds it: the interval stays inside; () where it may have any size.
+    `profile` names what would test a claim that is open only at scale.
     """
 
     id: str

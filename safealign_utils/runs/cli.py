@@ -25,7 +25,8 @@ def _pair(text):
 
 
 def _folder(text):
-    """A folder to write to, `~` filled in: a shell does so in `--out ~/x`, but not in `--out=~/x`."""
+    """A folder to write to, `~` filled in: a shell does so in `--out ~/x`, but not in
+    `--out=~/x`."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: name a folder, . for this one")
     return os.path.expanduser(text)

@@ -1,8 +1,10 @@
-"""One copy of the package and one set of libraries: what the runner checked is what the kernel computes with.
+"""One copy of the package and one set of libraries: what the runner checked is what the kernel
+computes with.
 
-A kernelspec of another environment, a PYTHONPATH in it, or another clone as the working folder would let a kernel
-import another copy than the runner's, whose code the run id names. `found` is asked in the kernel, by the path of this
-file and so also where that copy is too old to know of it; nothing of the package may be imported above.
+A kernelspec of another environment, a PYTHONPATH in it, or another clone as the working folder
+would let a kernel import another copy than the runner's, whose code the run id names. `found` is
+asked in the kernel, by the path of this file and so also where that copy is too old to know of it;
+nothing of the package may be imported above.
 """
 
 import ast
@@ -19,7 +21,8 @@ FIX = (
 
 
 def found(libraries):
-    """(folder of the package that this process imports, "" for none; {library: version}), asked in the kernel."""
+    """(folder of the package that this process imports, "" for none; {library: version}), asked in
+    the kernel."""
     spec = importlib.util.find_spec(PACKAGE)
     versions = {"python": platform.python_version()}
     for name in libraries:
@@ -33,7 +36,8 @@ def found(libraries):
 
 
 def check(client):
-    """Refuse a kernel that imports another copy of the package than this process, or has other libraries.
+    """Refuse a kernel that imports another copy of the package than this process, or has other
+    libraries.
 
     `client` is an nbclient.NotebookClient whose kernel runs. Raises Refusal.
     """
@@ -46,24 +50,39 @@ def check(client):
     reply = client.wait_for_reply(client.kc.execute("", **words))
     said = (reply or {}).get("content", {}).get("user_expressions", {}).get("found", {})
     if said.get("status") != "ok":
-        raise Refusal(f"the kernel python3 cannot be asked what it imports ({said.get('evalue', 'no answer')}); {FIX}")
+        raise Refusal(
+            f"the kernel python3 cannot be asked what it imports ({said.get('evalue', 'no answer')}); {FIX}"
+        )
     folder, versions = ast.literal_eval(said["data"]["text/plain"])
     if not folder:
-        raise Refusal(f"the kernel python3 finds no {PACKAGE}, the command runs {cache.PACKAGE}; {FIX}")
+        raise Refusal(
+            f"the kernel python3 finds no {PACKAGE}, the command runs {cache.PACKAGE}; {FIX}"
+        )
     if not os.path.samefile(folder, cache.PACKAGE) and _content(folder) != _content(cache.PACKAGE):
-        raise Refusal(f"the kernel python3 would import {folder}, the command runs {cache.PACKAGE}; {FIX}")
-    other = [f"{name} {versions[name]}, the command {own[name]}" for name in own if versions[name] != own[name]]
+        raise Refusal(
+            f"the kernel python3 would import {folder}, the command runs {cache.PACKAGE}; {FIX}"
+        )
+    other = [
+        f"{name} {versions[name]}, the command {own[name]}"
+        for name in own
+        if versions[name] != own[name]
+    ]
     if other:
         raise Refusal(f"the kernel python3 has {other[0]}; {FIX}")
 
 
 def _content(folder):
-    """Hash of what a copy of the package would do: its source, its tables and the shipped weights."""
+    """Hash of what a copy of the package would do: its source, its tables and the shipped
+    weights."""
     from .. import cache
 
     files = []
     for place, _, names in os.walk(folder):
-        files += [os.path.join(place, name) for name in names if name.endswith((".py", ".yaml", ".safetensors"))]
+        files += [
+            os.path.join(place, name)
+            for name in names
+            if name.endswith((".py", ".yaml", ".safetensors"))
+        ]
     return cache.digest([(os.path.relpath(name, folder), _bytes(name)) for name in sorted(files)])
 
 

@@ -1,4 +1,5 @@
-"""The papermill engine of a run: a kernel of its own, which must import the same package as the command."""
+"""The papermill engine of a run: a kernel of its own, which must import the same package as the
+command."""
 
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines

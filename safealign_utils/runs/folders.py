@@ -7,7 +7,11 @@ from pathlib import Path
 from .. import cache, live
 from .parameters import Refusal
 
-HOMES = ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR")  # what kernels write to, at home unless these are set
+HOMES = (
+    "JUPYTER_RUNTIME_DIR",
+    "IPYTHONDIR",
+    "MPLCONFIGDIR",
+)  # what kernels write to, at home unless these are set
 _instead = {}  # folders that stand in for those, gone at exit
 
 
@@ -48,7 +52,8 @@ def check_cache():
 
 
 def stand_in_for_home():
-    """Where the user's folder cannot be written, let Jupyter, IPython and matplotlib write to a temporary one."""
+    """Where the user's folder cannot be written, let Jupyter, IPython and matplotlib write to a
+    temporary one."""
     if not _instead and trouble(os.path.expanduser("~")):
         for name in HOMES:
             if name not in os.environ:

@@ -71,7 +71,8 @@ def _check_pairs(notebook, settings, tokenizer):
 
 
 def _check_eval_prompts(settings, tokenizer):
-    """The prompts of the evaluation, and that the template can write their first turns and those that follow."""
+    """The prompts of the evaluation, and that the template can write their first turns and those
+    that follow."""
     from ..real.prompts import load_prompts
 
     what = f"eval_prompts={settings['eval_prompts']}"

@@ -102,7 +102,8 @@ def read_cell(notebook):
 def collect(cell, given, files=()):
     """Merge parameter files (YAML) and `-p` texts over a cell's defaults, checked: {name: value}.
 
-    A later file wins over an earlier one, and `-p`, which may name a parameter once, over all files.
+    A later file wins over an earlier one, and `-p`, which may name a parameter once, over all
+    files.
     """
     values = {name: default for name, (_, default) in cell.items()}
     for file in files:
@@ -125,14 +126,16 @@ def collect(cell, given, files=()):
 
 
 def _at_home(value):
-    """`~/` at the start of each path that a value names, as a shell writes it out: it leaves `-p data=~/file` alone."""
+    """`~/` at the start of each path that a value names, as a shell writes it out: it leaves `-p
+    data=~/file` alone."""
     if not isinstance(value, str):
         return value
     return re.sub(r"(?:^|(?<=[=,]))~(?=/)", lambda _: os.path.expanduser("~"), value)
 
 
 def nearest(name, known):
-    """The known name that was meant, capital letters and blanks aside: "did you mean 'beta'?", or all of them."""
+    """The known name that was meant, capital letters and blanks aside: "did you mean 'beta'?", or
+    all of them."""
     near = difflib.get_close_matches(str(name).strip().casefold(), known, n=1)
     return f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(known)
 

@@ -31,7 +31,8 @@ PACKAGES = (
 
 
 def run_id(notebook, settings, contents=()):
-    """Hash of the question: cell sources, resolved settings, source of the package, the committed tables it reads.
+    """Hash of the question: cell sources, resolved settings, source of the package, the committed
+    tables it reads.
 
     `contents` {parameter: hash} stands for the content of the files that settings name.
     """
@@ -43,7 +44,8 @@ def run_id(notebook, settings, contents=()):
 
 
 def _committed(source):
-    """The committed tables that a notebook reads, {name: bytes}; all of them where a call does not say which."""
+    """The committed tables that a notebook reads, {name: bytes}; all of them where a call does not
+    say which."""
     names = set()
     for literal in re.findall(r"""\bcommitted\(\s*(?:["']([^"'\n]+)["']|[^\s"')])""", source):
         names |= {literal} if literal else {file.name for file in COMMITTED.glob("*.csv")}
@@ -68,8 +70,9 @@ def _read_package(files):
 def content(name, kind="model", revision=""):
     """Hash of what a parameter names: local files by content, a hub id by its name and commit, all else by its name.
 
-    `kind` is that of a hub id: a model is one path; data may be several as `name=path,name=path`. Of a folder the
-    paths inside it count too, of data also the name that becomes the rows' `source`.
+    `kind` is that of a hub id: a model is one path; data may be several as `name=path,name=path`.
+    Of a folder the paths inside it count too, of data also the name that becomes the rows'
+    `source`.
     """
     from ..real import hub
     from ..real.sources import sources
@@ -87,7 +90,8 @@ def content(name, kind="model", revision=""):
 
 
 def _files(folder, above=()):
-    """(path inside the folder, path) of all its files, in order; links are followed, but not in a circle."""
+    """(path inside the folder, path) of all its files, in order; links are followed, but not in a
+    circle."""
     real, found = os.path.realpath(folder), []
     for entry in sorted(os.listdir(folder)) if real not in above else []:
         path = os.path.join(folder, entry)
@@ -104,7 +108,8 @@ RECENT = 2 * 10**9  # ns: a file that changed so lately may change again within 
 def _content_hash(file):
     """Hash of a file's bytes, read again only where it may have changed.
 
-    Time stamp and size can be kept by whoever writes a file (`cp -p`, `rsync -t`); the inode's change time cannot.
+    Time stamp and size can be kept by whoever writes a file (`cp -p`, `rsync -t`); the inode's
+    change time cannot.
     """
     s = os.stat(file)
     read = _file_hash if time.time_ns() - s.st_ctime_ns > RECENT else _file_hash.__wrapped__
@@ -113,7 +118,8 @@ def _content_hash(file):
 
 @once
 def _file_hash(file, *stat):
-    """Hash of a file's bytes, read in parts (weights are large); `stat` says of which state of the file."""
+    """Hash of a file's bytes, read in parts (weights are large); `stat` says of which state of the
+    file."""
     h = hashlib.sha256()
     with open(file, "rb") as stream:
         while part := stream.read(2**24):

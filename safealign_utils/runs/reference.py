@@ -45,7 +45,8 @@ CHANGES = {"replace": "not as in the reference values", "insert": "new", "delete
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the verification: did `what` in `where` come out as expected? `passed` is None where skipped.
+    """One line of the verification: did `what` in `where` come out as expected? `passed` is None
+    where skipped.
 
     `kind` is one of KINDS: what was compared, which says where to look if it failed.
     """
@@ -121,8 +122,8 @@ def read(folder):
 def values(folder, *, exact=True, same=None, wider=()):
     """{group: (its words, {place: value}, tolerance)}: all that is compared of a run, or of reference values.
 
-    `exact`: digit for digit, but what `wider` {metric, or table.csv/column: (tolerance, why)} names; else settings and
-    claims only, a claim's value within half its own interval and LOOSE.
+    `exact`: digit for digit, but what `wider` {metric, or table.csv/column: (tolerance, why)}
+    names; else settings and claims only, a claim's value within half its own interval and LOOSE.
     Figures: their bytes if `same`, only their names if not, nothing without. Raises Broken.
     """
     folder, record = Path(folder), read(folder)
@@ -146,7 +147,8 @@ def values(folder, *, exact=True, same=None, wider=()):
 
 
 def _set_apart(out, name, within, why):
-    """Give the metric or the table's column `name` a group with its own tolerance, whose words say why."""
+    """Give the metric or the table's column `name` a group with its own tolerance, whose words say
+    why."""
     table, _, column = name.rpartition("/")
     words, places, usual = out.get(f"table {table}" if table else "metrics", ABSENT)
     mine = {k: v for k, v in places.items() if (k.endswith(f", column {column}") if table else k == name)}
@@ -223,7 +225,8 @@ def compare(where, expected, got):
 
 
 def _kind(group, wrong):
-    """The kind of what differs in a group of `values`: settings, rules and verdicts, files and their shape, numbers."""
+    """The kind of what differs in a group of `values`: settings, rules and verdicts, files and
+    their shape, numbers."""
     if group == "settings":
         return "setting"
     if group.startswith("claim ") and {"verdict", "rule", "scope", "text"} & {*wrong}:

@@ -70,10 +70,10 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
 
     The folder is `out/run_id`, or `out/name`. `warm` uses a kernel that is kept between runs. `expect` is the
     run id that another process found: a different one is refused, as its code is another. Raises Refusal
-    (bad input, a folder that cannot be written), Died (the kernel did) or Failed: the disk is full, or the
-    notebook broke and its executed copy is kept beside the folder as `<name>.failed.ipynb`. Of several
-    processes (`accelerate launch`) each runs the notebook, whose trainings are then shared; process 0 alone
-    decides whether to, and writes the folder.
+    (bad input, a folder that cannot be written), Died (the kernel did) or Failed: the disk is full,
+    or the notebook broke and its executed copy is kept beside the folder as `<name>.failed.ipynb`.
+    Of several processes (`accelerate launch`) each runs the notebook, whose trainings are then
+    shared; process 0 alone decides whether to, and writes the folder.
     """
     path, settings, id = prepare(notebook, given, files)
     if expect and id != expect:
@@ -145,7 +145,8 @@ def _execute(path, settings, partial, final, warm):
 
 
 def _fault(record, code):
-    """Why a record that was read does not count as this command's, whose package has the hash `code`; "" if it does."""
+    """Why a record that was read does not count as this command's, whose package has the hash
+    `code`; "" if it does."""
     if record is None:
         return "ended without a complete record"
     if record["provenance"].get("code", code) != code:

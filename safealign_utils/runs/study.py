@@ -278,9 +278,9 @@ def committed(name):
 def summarise(rows, by, quantities, *, difference=False, percent=False):
     """Mean and 95 % t-interval over seeds: a table of the `by` columns, then q, q_low, q_high for each quantity.
 
-    `rows` is a list of dicts, one per seed and setting. With one seed both ends equal the mean. The intervals stay in
-    the range that `intervals.range_of` knows a quantity by its name to have; say so where the rows hold a
-    `difference` of it, or shares in `percent`.
+    `rows` is a list of dicts, one per seed and setting. With one seed both ends equal the mean. The
+    intervals stay in the range that `intervals.range_of` knows a quantity by its name to have; say
+    so where the rows hold a `difference` of it, or shares in `percent`.
     """
     rows, out = pd.DataFrame(rows), []
     ranges = {q: intervals.range_of(q, rows[q], difference=difference, percent=percent) for q in quantities}

@@ -169,20 +169,24 @@ def sweep(args):
 
 
 def _remembered(out):
-    """The file beside a sweep's folder that says whose it is: a first line with the path of the grid, then the grid."""
+    """The file beside a sweep's folder that says whose it is: a first line with the path of the
+    grid, then the grid."""
     return out.with_name(f"{out.name}.grid.yaml")
 
 
 def _remember(out, file):
-    """Write down which grid a sweep's folder is of; the path is relative, so that both may move together."""
+    """Write down which grid a sweep's folder is of; the path is relative, so that both may move
+    together."""
     path = os.path.relpath(Path(file).resolve(), out.parent)
     write_whole(_remembered(out), f"# {json.dumps(path)}\n{Path(file).read_text(encoding='utf-8')}")
 
 
 def _grid_of(out, file):
-    """The tables that the grid of the folder names so far. Raises Refusal where it is another file's.
+    """The tables that the grid of the folder names so far. Raises Refusal where it is another
+    file's.
 
-    The same file may have been edited, or moved: another one of its name, with other content, is what is refused.
+    The same file may have been edited, or moved: another one of its name, with other content, is
+    what is refused.
     """
     memory = _remembered(out)
     if not memory.is_file():

@@ -80,7 +80,8 @@ def check(
 
 
 def machine():
-    """Processor, instruction set, threads and versions, in one line: what the digits were computed with."""
+    """Processor, instruction set, threads and versions, in one line: what the digits were computed
+    with."""
     made = records.provenance(data_hash="", reference_hash="")
     threads = os.environ.get("SAFEALIGN_THREADS", "1")
     versions = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
@@ -127,7 +128,8 @@ def _as_expected(name, kept, outcome):
 
 
 def _wider(kept):
-    """The wider tolerances of reference values; none where they cannot be read, which is said elsewhere."""
+    """The wider tolerances of reference values; none where they cannot be read, which is said
+    elsewhere."""
     try:
         return reference.read(kept)["wider"]
     except Broken:
