@@ -5,13 +5,14 @@ policy puts outside the grammar) have no sampling noise. Metrics are over the gr
 the leak stands beside them, because renormalising hides it.
 """
 
-import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from . import intervals, optimum
+from . import intervals
 from .logprobs import reference_logprobs, trie_logprobs
+from .policy import at_work
+from .world import optimum
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Exact:
     prompts: np.ndarray
 
 
+
+
 def exact(policy, prompts):
     """Enumerate a policy's responses to the given prompt ids: an `Exact`."""
     if policy.grammar is None:
@@ -32,6 +35,8 @@ def exact(policy, prompts):
     raw = np.array([np.where(paths >= 0, nodes[x][paths], 0.0).sum(axis=1) for x in prompts.tolist()])
     mass = np.exp(raw).sum(axis=1)
     return Exact(optimum.normalise(raw), 1.0 - mass, prompts)
+
+
 
 
 def metrics(theta, ref, world, *, target=None):
@@ -60,18 +65,6 @@ def metrics(theta, ref, world, *, target=None):
     return out
 
 
-# ---------------------------------------------------------------- real text
-
-
-@contextlib.contextmanager
-def at_work(policy, device):
-    """Bring a policy to the device that computes, and back to where it was kept."""
-    home = policy.device
-    policy.model.to(device)
-    try:
-        yield policy
-    finally:
-        policy.model.to(home)
 
 
 def pair_margins(policy, reference, tokens):
@@ -87,6 +80,8 @@ def pair_margins(policy, reference, tokens):
     margins = total(theta) - total(ref)
     noise = 1e-9 if theta.chosen[0].dtype == np.float64 else 1e-5
     return np.where(np.abs(margins) <= noise, 0.0, margins)
+
+
 
 
 def accuracy(margins, *, prompts=None, against=None, same_pairs=False):
@@ -109,9 +104,13 @@ def accuracy(margins, *, prompts=None, against=None, same_pairs=False):
     return intervals.over_prompts(hit, prompts, bounds=bounds)
 
 
+
+
 def _hits(margins, same_pairs):
     hits = [np.where(np.asarray(m) == 0, 0.5, np.asarray(m) > 0) for m in margins]
     return np.mean(hits, axis=0) if same_pairs else np.concatenate(hits)
+
+
 
 
 def bag_of_words(train, test):
@@ -136,3 +135,5 @@ def bag_of_words(train, test):
     sign = np.where(np.arange(x.shape[0]) % 2, 1.0, -1.0)
     model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(x.multiply(sign[:, None]).tocsr(), sign)
     return np.round(model.decision_function(gap(test)), 6)  # responses with equal counts tie
+
+

@@ -26,20 +26,20 @@ is 0, or every row 1, has Clopper-Pearson's ends instead, each prompt counted on
 import re
 
 import numpy as np
+import pandas as pd
 from scipy import special, stats
 
 FEW = 20  # prompts: up to so many the bootstrap is too narrow
 STREAM = 2**30 + 14  # of the resampled prompts
 SLACK = 1e-4  # of a range's width: what rounding in float32 may put a value outside it
 SHARE, DIFFERENCE, POSITIVE = (0, 1), (-1, 1), (0, None)
-
 RANGES = {
     "unsafe": SHARE, "unsafe_if_decoded": SHARE, "worst": SHARE, "leak": SHARE, "benign_refusal": SHARE,
     "harmless": (0, 100), "accuracy": SHARE, "own_found": SHARE, "mixed": SHARE, "precision": SHARE,
     "recall": SHARE, "chosen_falls": SHARE, "refusal": SHARE, "over_refusal": SHARE,
     "unsafe_compliance": SHARE, "harmless_ratio": SHARE, "frontier_gap": POSITIVE, "lambda": POSITIVE,
     "lam": POSITIVE, "reward": None, "cost": None, "train_cost": None, "recovered": None,
-}  # fmt: skip
+}
 KINDS = (  # of names that are made up of parts
     (r"\|.*\||.*_error|kl_\w+", POSITIVE),
     (r"tv_\w+|from_\w+|win_rate_\w+|accuracy_\w+|pair_accuracy|harmless_\w+", SHARE),
@@ -71,6 +71,8 @@ def range_of(name, values=(), *, difference=False, percent=False):
     )
 
 
+
+
 def over_seeds(values, bounds=None, level=0.95):
     """(mean, low, high) of one value a seed [n]: Student's t on the scale of `bounds`; one seed has
     no ends (None).
@@ -95,6 +97,8 @@ def over_seeds(values, bounds=None, level=0.95):
         return float(values[0]), float(values[0]), float(values[0])
     error = values.std(ddof=1) / np.sqrt(len(values))
     return mean, *_student(mean, error, len(values), bounds, level)
+
+
 
 
 def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000, seed=0):
@@ -133,6 +137,8 @@ def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000,
     return mean, *_around(mean, *ends), len(values)
 
 
+
+
 def of_share(right, n, level=0.95):
     """(low, high) for `right` successes in n independent trials: Wilson's, Clopper-Pearson's where
     all or none succeeded, NaN for no trial."""
@@ -144,13 +150,19 @@ def of_share(right, n, level=0.95):
     return float(ends.low), float(ends.high)
 
 
+
+
 def _exact(right, n, level):
     ends = stats.binomtest(right, n).proportion_ci(level, method="exact")
     return float(ends.low), float(ends.high)
 
 
+
+
 def _student(mean, error, n, bounds, level):
     return from_half_width(mean, float(special.stdtrit(n - 1, (1 + level) / 2) * error), bounds)
+
+
 
 
 def from_half_width(mean, half, bounds):
@@ -170,10 +182,14 @@ def from_half_width(mean, half, bounds):
     return _around(mean, *(start + width * special.expit(middle + sign * wide) for sign in (-1, 1)))
 
 
+
+
 def _around(mean, low, high):
     """The ends, which rounding may put on the wrong side of the mean: an error bar has no negative
     length."""
     return float(min(low, mean)), float(max(high, mean))
+
+
 
 
 def _bootstrap(total, rows, *, level, draws, seed):
@@ -183,14 +199,18 @@ def _bootstrap(total, rows, *, level, draws, seed):
     found = stats.bootstrap(
         (total, rows), _ratio, paired=True, vectorized=True, n_resamples=draws, batch=max(1, 1_000_000 // n),
         confidence_level=level, method="BCa", rng=np.random.Generator(np.random.PCG64([seed, STREAM])),
-    )  # fmt: skip
+    )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
 
 
 def _ratio(total, rows, axis):
     return np.round(
         total.sum(axis=axis) / rows.sum(axis=axis), 12
     )  # equal means are equal on every processor
+
+
 
 
 def _codes(prompts, n):
@@ -203,6 +223,8 @@ def _codes(prompts, n):
     return np.array([known.setdefault(x, len(known)) for x in prompts], dtype=int)
 
 
+
+
 def _inside(values, bounds):
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values)]
@@ -213,6 +235,31 @@ def _inside(values, bounds):
     return bool(values.min() >= low - slack and (high is None or values.max() <= high + slack))
 
 
+
+
 def _words(bounds):
     low, high = bounds
     return f"{low:g} and above" if high is None else f"{low:g} to {high:g}"
+
+
+
+
+def summarise(rows, by, quantities, *, difference=False, percent=False):
+    """Mean and 95 % t-interval over seeds: a table of the `by` columns, then q, q_low, q_high for each quantity.
+
+    `rows` is a list of dicts, one per seed and setting. With one seed both ends equal the mean. The
+    intervals stay in the range that `range_of` knows a quantity by its name to have; say
+    so where the rows hold a `difference` of it, or shares in `percent`.
+    """
+    rows, out = pd.DataFrame(rows), []
+    ranges = {q: range_of(q, rows[q], difference=difference, percent=percent) for q in quantities}
+    for key, group in rows.groupby(by, sort=False):
+        row = dict(zip(by, key))
+        for q in quantities:
+            mean, low, high = over_seeds(group[q], ranges[q])
+            ends = (mean if end is None else end for end in (low, high))
+            row |= dict(zip((q, f"{q}_low", f"{q}_high"), (mean, *ends)))
+        out.append(row)
+    return pd.DataFrame(out)
+
+

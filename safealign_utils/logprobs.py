@@ -7,68 +7,17 @@ the end-of-sequence token included; the prompt's last token predicts the first.
 """
 
 import hashlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from . import cache, processes
+from .engine import cache, distributed
+from .packing import Packed, _pad, pack, split
 
 GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
 STORED = 2048  # responses of real text in one entry: what was computed before a run was killed is there after
-
-
-@dataclass(frozen=True)
-class Packed:
-    """B rows of T input tokens with K tokens to predict.
-
-    `ids`, `positions` [B, T]; `mask` bool [B, 1, T, T] (query may see key); `source` [K] places in the
-    flattened [B * T] hidden states; `target` [K] token ids; `allowed` bool [K, V] or None.
-    """
-
-    ids: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor
-    source: torch.Tensor
-    target: torch.Tensor
-    allowed: torch.Tensor | None = None
-
-    def to(self, device):
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})
-
-
-def pack(prompts, responses, *, pad_id, allowed=None, padding="right"):
-    """Pack B prompts with J responses each (lists of int arrays; responses[j][b]) into one `Packed`.
-
-    `allowed` optionally gives bool [len, V] per response, in the same nesting. Targets come row by row,
-    response by response, in token order.
-    """
-    B = len(prompts)
-    parts = [[x] + [branch[b][:-1] for branch in responses] for b, x in enumerate(prompts)]
-    T = max(sum(map(len, row)) for row in parts)
-    ids, positions = np.full((B, T), pad_id), np.zeros((B, T), dtype=np.int64)
-    segment, source = np.full((B, T), -1), []
-    for b, row in enumerate(parts):
-        n, start = len(row[0]), 0 if padding == "right" else T - sum(map(len, row))
-        at = start
-        for j, part in enumerate(row):
-            ids[b, at : at + len(part)], segment[b, at : at + len(part)] = part, j
-            positions[b, at : at + len(part)] = np.arange(len(part)) + (n if j else 0)
-            if j:
-                source += [b * T + start + n - 1, *range(b * T + at, b * T + at + len(part))]
-            at += len(part)
-    segment = torch.from_numpy(segment)
-    query, key = segment[:, :, None], segment[:, None, :]
-    mask = ((query == key) | (key == 0)) & (key >= 0) & torch.ones(T, T, dtype=torch.bool).tril()
-    mask |= torch.eye(T, dtype=torch.bool)  # padding sees itself: no row of the softmax is empty
-    every = [branch[b] for b in range(B) for branch in responses]
-    if allowed is not None:
-        allowed = torch.from_numpy(np.concatenate([branch[b] for b in range(B) for branch in allowed]))
-    arrays = (ids, positions, np.array(source), np.concatenate(every))
-    ids, positions, source, target = (torch.from_numpy(a.astype(np.int64)) for a in arrays)
-    return Packed(ids, positions, mask[:, None], source, target, allowed)
 
 
 def attention_bias(model, batch):
@@ -89,11 +38,15 @@ def attention_bias(model, batch):
     return near if len(kinds) == 1 else {"full_attention": bias, "sliding_attention": near}
 
 
+
+
 def hidden_states(model, batch):
     """Last hidden states [K, D] at the places of a `Packed` batch from which its tokens are predicted."""
     bias = attention_bias(model, batch)
     out = model.base_model(input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False)
     return out.last_hidden_state.flatten(0, 1)[batch.source]
+
+
 
 
 class LogProbs(torch.nn.Module):
@@ -127,23 +80,6 @@ class LogProbs(torch.nn.Module):
         return chosen - (inside if self.constrained else everything), inside - everything
 
 
-def split(values, lengths_w, lengths_l):
-    """Spread values [K] of a batch of pairs over two padded tables [B, T_w] and [B, T_l], zeros behind the end."""
-    mask_w, mask_l = length_mask(lengths_w), length_mask(lengths_l)
-    owner = np.repeat(np.tile([True, False], len(lengths_w)), np.stack([lengths_w, lengths_l], 1).ravel())
-    owner = torch.from_numpy(owner).to(values.device)
-    tables = []
-    for mask, mine in ((mask_w, owner), (mask_l, ~owner)):
-        mask = mask.to(values.device)
-        tables.append(
-            torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values[mine])
-        )
-    return tables
-
-
-def length_mask(lengths):
-    """bool [B, T]: True at the tokens of each row."""
-    return torch.arange(int(max(lengths)))[None] < torch.as_tensor(np.asarray(lengths))[:, None]
 
 
 @dataclass(frozen=True)
@@ -158,11 +94,6 @@ class ReferenceTable:
         return tuple(_pad([values[i] for i in rows]).to(like) for values in (self.chosen, self.rejected))
 
 
-def _pad(rows):
-    table = np.zeros((len(rows), max(map(len, rows))), dtype=rows[0].dtype)
-    for i, row in enumerate(rows):
-        table[i, : len(row)] = row
-    return torch.from_numpy(table)
 
 
 def log_ratios(module, tokens, rows, policy, reference):
@@ -181,12 +112,14 @@ def log_ratios(module, tokens, rows, policy, reference):
     return w - ref_w, l - ref_l, log_allowed
 
 
+
+
 # ---------------------------------------------------------------- all responses of the world, as a trie
-
-
 @lru_cache(maxsize=4)
 def _forest(grammar, group):
     return grammar.forest(group)
+
+
 
 
 def token_logps(policy, prompt_id, *, group=GROUP):
@@ -218,6 +151,8 @@ def token_logps(policy, prompt_id, *, group=GROUP):
     return out
 
 
+
+
 def trie_logprobs(policy, prompts):
     """{prompt id: log-prob of every node of its response trie, float64 [M]} of a policy of the
     world.
@@ -226,21 +161,21 @@ def trie_logprobs(policy, prompts):
     asked. Several processes share the work.
     """
     prompts = sorted(set(np.asarray(prompts).tolist()))
-    kind = f"trie/{processes.agree(cache.key('trie', policy=policy))}"
+    kind = f"trie/{distributed.agree(cache.key('trie', policy=policy))}"
     stored = {x: cache.load(kind, str(x)) for x in prompts}
     nodes = {x: found[0]["logp"] for x, found in stored.items() if found is not None}
-    missing = processes.same([x for x in prompts if x not in nodes])
-    mine = {x: token_logps(policy, x) for x in missing[processes.rank() :: processes.count()]}
+    missing = distributed.same([x for x in prompts if x not in nodes])
+    mine = {x: token_logps(policy, x) for x in missing[distributed.rank() :: distributed.count()]}
     for x, logp in mine.items():
         cache.store(kind, str(x), {"logp": logp})
-    for share in processes.gather(mine):
+    for share in distributed.gather(mine):
         nodes |= share
     return nodes
 
 
+
+
 # ---------------------------------------------------------------- log pi_ref, by response
-
-
 def reference_logprobs(policy, tokens, *, batch_size=0):
     """The `ReferenceTable` of tokenised pairs (`pairs.TokenPairs`) under a frozen policy.
 
@@ -255,20 +190,22 @@ def reference_logprobs(policy, tokens, *, batch_size=0):
         return _from_tries(policy, tokens)
     every = Responses(tokens)
     inputs = dict(policy=policy) if reads_alike(policy) else dict(policy=policy, responses=every.names)
-    kind = f"reference/{processes.agree(cache.key('reference', **inputs))}"
+    kind = f"reference/{distributed.agree(cache.key('reference', **inputs))}"
     known = _known(kind)
     wanted = set(every.names) - set(known)
-    missing = every.missing(processes.same(sorted(wanted)))
+    missing = every.missing(distributed.same(sorted(wanted)))
     for part in _parts(missing, STORED):
         names = [every.names[i] for i in part]
         found = _compute(policy, every, part, batch_size or 16)
         known |= zip(names, found)
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             lengths = np.array([len(values) for values in found])
             written = np.frombuffer(b"".join(names), dtype=np.uint8).reshape(len(names), -1)
             arrays = {"names": written, "lengths": lengths, "logp": np.concatenate(found)}
             cache.store(kind, cache.digest(*names), arrays)
     return ReferenceTable(*every.in_pairs(known))
+
+
 
 
 def _from_tries(policy, tokens):
@@ -286,10 +223,14 @@ def _from_tries(policy, tokens):
     return ReferenceTable(values(tokens.chosen), values(tokens.rejected))
 
 
+
+
 def reads_alike(policy):
     """Whether a policy gives a response the same log-probs in any batch, but for rounding: in
     float32 and better."""
     return not policy.bf16 and torch.finfo(policy.model.dtype).bits >= 32
+
+
 
 
 class Responses:
@@ -332,6 +273,8 @@ class Responses:
         return values[0::2], values[1::2]
 
 
+
+
 def _known(kind):
     """{name: log-probs} of all responses that are kept for a policy."""
     out = {}
@@ -344,8 +287,12 @@ def _known(kind):
     return out
 
 
+
+
 def _parts(items, size):
     return [items[i : i + size] for i in range(0, len(items), max(1, size))]
+
+
 
 
 @torch.no_grad()
@@ -365,11 +312,13 @@ def _compute(policy, every, numbers, batch_size):
         wide.sort(key=lambda row: sum(len(every.parts(n)[1]) for n in row) + len(every.parts(row[0])[0]))
         batches += _parts(wide, max(1, batch_size // width))
     module, found = LogProbs(policy).eval(), {}
-    for batch in batches[processes.rank() :: processes.count()]:
+    for batch in batches[distributed.rank() :: distributed.count()]:
         for number, values in _read(module, policy, every, batch):
             found[number] = values
-    found = {number: values for share in processes.gather(found) for number, values in share.items()}
+    found = {number: values for share in distributed.gather(found) for number, values in share.items()}
     return [found[number] for number in numbers]
+
+
 
 
 def _read(module, policy, every, batch):
@@ -381,3 +330,5 @@ def _read(module, policy, every, batch):
     numbers = [number for row in batch for number in row]
     lengths = [len(every.parts(number)[1]) for number in numbers]
     return zip(numbers, (part.cpu().numpy() for part in logp.split(lengths)))
+
+

@@ -26,6 +26,8 @@ class PairLoss:
     z: torch.Tensor
 
 
+
+
 def preference_loss(logratio_w, logratio_l, *, beta, p=1.0, margin=0.0, tokens_w=None, tokens_l=None):
     """The one loss, per pair. Token log-ratios [B, T_w], [B, T_l] are zero behind a response's end.
 
@@ -40,6 +42,8 @@ def preference_loss(logratio_w, logratio_l, *, beta, p=1.0, margin=0.0, tokens_w
     return PairLoss(loss, logratio_w.sum(-1), logratio_l.sum(-1), z)
 
 
+
+
 def ordered(gap):
     """1 where a gap is above 0, 1/2 where it is 0, else 0, in float64: what an accuracy counts.
 
@@ -48,6 +52,8 @@ def ordered(gap):
     """
     noise = 1e-9 if gap.dtype == torch.float64 else 1e-5
     return torch.where(gap.abs() <= noise, 0.5, (gap > 0).double())
+
+
 
 
 def check_levers(p, margin, beta):
@@ -66,3 +72,5 @@ def check_levers(p, margin, beta):
             f"margin={margin[row].item():g} with p={p[row].item():g} on pair {row}: a margin needs a hard label "
             "(p 0 or 1), with a soft one it would move the optimum"
         )
+
+

@@ -1,9 +1,4 @@
-"""Policies: a plain transformers causal LM with its tokenizer, built, loaded, saved, or fine-tuned.
-
-The reference policies of the default world for seeds 0 to 4 are shipped (`reference_policies/`, made by
-`python -m safealign_utils.policy`), because training one from scratch is chaotic: another instruction
-set ends 1e-3 away, and every later number moves as much as between two seeds.
-"""
+"""Policies: a plain transformers causal LM with its tokenizer, how it is read, copied, merged and saved."""
 
 import contextlib
 import json
@@ -11,34 +6,34 @@ import os
 import weakref
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from . import adapters, cache, processes
-from .content import settings_of
-from .double import cast
-from .grammar import Grammar
-from .language import EOS
-from .logprobs import LogProbs, pack
-from .real import hub, weights
-from .tokens import check_template, encode_prompts, encode_responses
+from .engine import cache, distributed
+from .engine import lora as adapters
+from .engine.content import settings_of
+from .engine.double import cast
+from .world.grammar import Grammar
+
+
+# ---------------------------------------------------------------- real text
+@contextlib.contextmanager
+def at_work(policy, device):
+    """Bring a policy to the device that computes, and back to where it was kept."""
+    home = policy.device
+    policy.model.to(device)
+    try:
+        yield policy
+    finally:
+        policy.model.to(home)
+
 
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
 LARGE = 10**7  # weights: from here on a hash takes long enough to be kept
 _hashes = weakref.WeakKeyDictionary()
-SHIPPED = Path(__file__).parent / "reference_policies"
 WORLD_MODEL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176)
-SFT = dict(steps=1600, batch_size=32, learning_rate=6e-3)
-SCRATCH_VOCABULARY = 2048
-SCRATCH_MODEL = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=352)
-SCRATCH_SFT = dict(steps=200, batch_size=16, learning_rate=3e-3)
-
 torch.set_num_threads(int(os.environ.get("SAFEALIGN_THREADS", "1")))  # two spinning processes are 10x slower
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it; filling cost 9 % of a step
@@ -98,7 +93,7 @@ class Policy:
     def to(self, dtype, device="cpu"):
         """A copy that computes in float64, float32 or bfloat16 (weights then stay in float32) on a device."""
         moved = self.copy(bf16=dtype == "bfloat16")
-        cast(moved.model, double=dtype == "float64").to(processes.own_device(device))
+        cast(moved.model, double=dtype == "float64").to(distributed.own_device(device))
         return moved
 
     @cached_property
@@ -114,6 +109,8 @@ class Policy:
         """Write model (merged) and tokenizer (safetensors) so that plain transformers can load them."""
         self.merged().model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
 
 
 def weights_hash(net, *said):
@@ -132,18 +129,6 @@ def weights_hash(net, *said):
     return _hashes[net][1]
 
 
-def word_tokenizer(words):
-    """One token per word, split at spaces; ids 0 <pad>, 1 <unk>, 2 </s>, then the words in order."""
-    ids = {w: i for i, w in enumerate(["<pad>", "<unk>", EOS, *words])}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token=EOS,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=512, **shape):
@@ -157,9 +142,11 @@ def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=51
         max_position_embeddings=max_positions,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
         attn_implementation="sdpa", **shape,
-    )  # fmt: skip
+    )
     with seeded(seed):
         return Policy(LlamaForCausalLM(config).eval(), tokenizer, grammar)
+
+
 
 
 @contextlib.contextmanager
@@ -170,161 +157,3 @@ def seeded(seed):
         yield
 
 
-def load_policy(name, *, revision=""):
-    """Load a folder or, where there is none, a hub id (owner/name@revision too), in float32:
-    safetensors only.
-
-    Raises ValueError for what `check_model` refuses, and where a weight is missing, unexpected or
-    misshapen.
-    """
-    check_model(name, revision=revision)
-    what, (id, options) = f"model={name!r}", hub.located(name, revision)
-    with weights.loading(what, name, revision):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(id, **options)
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            id, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", **weights.REPORTED, **options
-        )
-    weights.check_report(what, type(model), report)
-    policy = Policy(model.eval(), tokenizer)
-    _check_readable(name, policy)
-    return policy
-
-
-def _check_readable(name, policy):
-    """Refuse an architecture whose log-probs the hot path would misread: logit scaling, soft caps, no plain masks."""
-    prompt, reply = np.array([5, 6, 7]), np.array([8, 9, 10])
-    kind = policy.model.config.model_type
-    try:
-        with torch.no_grad():
-            packed = LogProbs(policy).eval()(pack([prompt] * 2, [[reply, reply], [reply, reply]], pad_id=0))[0][:3]
-            plain = policy.model(torch.tensor([[*prompt, *reply]])).logits[0, 2:-1].float().log_softmax(-1)
-        error = float((plain[range(3), reply] - packed).abs().max())
-    except (TypeError, ValueError, RuntimeError, AttributeError) as reason:
-        raise ValueError(
-            f"model={name!r}: {kind} models take no packed rows ({reason}); use Llama, Qwen2, Mistral or GPT-2"
-        ) from reason
-    if not error < 1e-3:
-        raise ValueError(
-            f"model={name!r}: log-probs of {kind} models are misread by {error:.2g} nats; "
-            "use Llama, Qwen2, Mistral or GPT-2"
-        )
-
-
-def check_model(name, *, revision="", template="dialogue", max_length=0, new_tokens=0):
-    """The configuration of a model. Refuses early what `load_policy` could not use; reads headers,
-    and no weights.
-
-    The model must have positions for rows of `max_length` tokens, prompt and response, and for a
-    prompt and an answer of `new_tokens` tokens.
-    """
-    folder, what = Path(name), f"model={name!r}"
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise ValueError(f"{what}: no such folder; give a folder, a hub id as owner/name, or world")
-    id, options = hub.located(name, revision)
-    with weights.loading(what, name, revision):
-        weights.check_no_adapter(what, id, options)
-        if folder.is_dir():
-            weights.weight_files(what, folder)
-        config = transformers.AutoConfig.from_pretrained(id, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(id, **options)
-        weights.check_not_quantised(what, config)
-        with torch.device("meta"):
-            network = type(transformers.AutoModelForCausalLM.from_config(config))
-        if Path(id).is_dir():  # of a hub id too, where only its copy in the cache can be asked
-            weights.check_files(what, id, config, network)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"{what}: its tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json"
-        )
-    weights.check_ids(what, tokenizer, config)
-    room = weights.positions(config)
-    if room and max_length > room:
-        raise ValueError(f"max_length={max_length}: {what} has {room} positions; use {room} or less")
-    if room and new_tokens >= room:
-        raise ValueError(f"new_tokens={new_tokens}: {what} has {room} positions for prompt and answer; use fewer")
-    check_template(tokenizer, template)
-    return config
-
-
-# ---------------------------------------------------------------- the world's reference policies
-
-
-def world_policy(world, *, seed, **shape):
-    """A policy of the world with fresh weights; `shape` changes that of WORLD_MODEL."""
-    tokenizer = word_tokenizer(world.words)
-    return new_policy(tokenizer, seed=seed, grammar=Grammar(world, tokenizer.get_vocab()), **shape)
-
-
-def reference_policy(world, *, seed):
-    """The SFT policy of a seed, float32: (policy, origin).
-
-    Origin is "shipped" for seeds 0 to 4 of the default world, else "trained" (and then cached).
-    """
-    policy = world_policy(world, seed=seed)
-    file = SHIPPED / f"{world.size}_seed{seed}.safetensors"
-    if file.is_file():
-        shipped = load_file(file)
-        shipped["lm_head.weight"] = shipped.get("model.embed_tokens.weight")  # tied to the embeddings
-        shapes = lambda state: {name: getattr(value, "shape", None) for name, value in state.items()}
-        if shapes(shipped) != shapes(policy.model.state_dict()):
-            raise ValueError(f"{file.name} was made for another world; run python -m safealign_utils.policy")
-        policy.model.load_state_dict(shipped)
-        return policy, "shipped"
-    return train_reference(world, seed=seed), "trained"
-
-
-def train_reference(world, *, seed, use_cache=True, shape=None, **changes):
-    """Fine-tune a fresh policy on behaviour samples of every prompt (float32). `shape`: another network's."""
-    from .train import fine_tune
-
-    setting = {**SFT, **changes}
-    policy = world_policy(world, seed=seed, **(shape or {}))
-    samples = world.behaviour_samples(setting["steps"] * setting["batch_size"], seed=seed)
-    ids = [np.array(policy.tokenizer(x.text)["input_ids"]) for x in world.prompts]
-    prompts = [ids[x] for x, _ in samples]
-    responses = [policy.grammar.response(x, y)[0] for x, y in samples]
-    return fine_tune(policy, prompts, responses, seed=seed, use_cache=use_cache, **setting).policy
-
-
-# ---------------------------------------------------------------- from scratch on real text
-
-
-def scratch_policy(texts, prompts, responses, *, seed, max_length):
-    """A byte-pair tokenizer and a small Llama trained on nothing but the given texts, then fine-tuned.
-
-    `texts` train the tokenizer; `prompts`, `responses` (lists of N strings) the network.
-    """
-    from .train import fine_tune
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=SCRATCH_VOCABULARY, special_tokens=["<pad>", EOS], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token=EOS, clean_up_tokenization_spaces=False
-    )
-    policy = new_policy(tokenizer, seed=seed, init_std=0.02, max_positions=max(512, max_length), **SCRATCH_MODEL)
-    x, y = encode_prompts(prompts, policy), encode_responses(responses, tokenizer)
-    x = [ids[-max_length // 2 :] for ids in x]
-    y = [ids[: max_length - len(start)] for ids, start in zip(y, x)]
-    return fine_tune(policy, x, y, seed=seed, **SCRATCH_SFT).policy
-
-
-def main():
-    """Make the shipped reference policies again."""
-    from .world import World
-
-    world = World()
-    for seed in range(5):
-        state = train_reference(world, seed=seed, use_cache=False).model.state_dict()
-        state.pop("lm_head.weight", None)  # tied to the embeddings
-        save_file({k: v.contiguous() for k, v in state.items()}, SHIPPED / f"default_seed{seed}.safetensors")
-        print(f"seed {seed}: written")
-
-
-if __name__ == "__main__":
-    main()

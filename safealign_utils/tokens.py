@@ -12,21 +12,14 @@ one), the response, and one token that ends it. Prompt and response are tokenise
 | auto | chat where the tokenizer has a chat template, else dialogue | |
 """
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from .logprobs import pack
-
-TEMPLATES = ("auto", "dialogue", "safe_rlhf", "chat", "plain")
-TURN = re.compile(r"(\ASystem|(?:\A|\n\n)(?:Human|Assistant)):")
-ROLES = {"System": "system", "Human": "user", "Assistant": "assistant"}
-# How chat formats mark turns and ends: ChatML and Llama 3, Llama 2 and Mistral, Gemma, DeepSeek.
-MARKERS = r"<\|\w+\|>|<｜[^｜<>]+｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos)>"
-DATE = "26 Jul 2024"  # Llama 3's templates write today's date: the same tokens every day need one date
+from .packing import pack
+from .templates import check_template, encode_prompts, encode_responses, end_id
 
 
 @dataclass(frozen=True)
@@ -74,6 +67,8 @@ class TokenPairs:
         return pack(take(self.prompts), responses, pad_id=policy.pad_id, allowed=allowed, padding=padding)
 
 
+
+
 def tokenize(table, policy, *, max_length=256):
     """Tokenise labelled pairs for a policy. In the world the grammar gives ids and states.
 
@@ -111,9 +106,13 @@ def tokenize(table, policy, *, max_length=256):
     return TokenPairs(room, chosen, rejected, **levers, truncated=int(cut), truncated_prompts=int(cut_prompts))
 
 
+
+
 def _shorten(ids, keep, head):
     """At most `keep` ids: the first `head` and the last ones."""
     return ids if len(ids) <= keep else np.concatenate([ids[:head], ids[len(ids) - keep + head :]])
+
+
 
 
 def _header(policy):
@@ -122,6 +121,8 @@ def _header(policy):
         return int(policy.tokenizer.bos_token_id is not None)
     a, b = (ids.tolist() for ids in encode_prompts(["0", "z"], policy))
     return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), 0)
+
+
 
 
 def show_row(row, policy, *, max_length=256, response="chosen"):
@@ -141,185 +142,3 @@ def show_row(row, policy, *, max_length=256, response="chosen"):
     return pd.DataFrame({"id": x + y, "token": names, "what": what, "scored": [False] * len(x) + [True] * len(y)})
 
 
-# ---------------------------------------------------------------- templates
-
-
-def check_template(tokenizer, template="auto"):
-    """The template that `template` stands for. Raises ValueError, with the fix, where the tokenizer cannot write it."""
-    if template not in TEMPLATES:
-        raise ValueError(f"template={template!r}: choose {', '.join(TEMPLATES[:-1])} or {TEMPLATES[-1]}")
-    if template == "auto":
-        template = "chat" if tokenizer.chat_template else "dialogue"
-    if template != "chat":
-        return template
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "template='chat': the tokenizer has no chat template; use template=dialogue, or a model with one"
-        )
-    before, bos = _around_answer(tokenizer)[0], tokenizer.bos_token_id
-    if bos is not None and _ids(tokenizer, [before], special=True)[0][:2] == [
-        bos,
-        bos,
-    ]:  # at every turn it is fine
-        raise ValueError(
-            "template='chat': the chat template writes the beginning-of-sequence token twice; "
-            "correct chat_template in the tokenizer's folder, or use template=dialogue"
-        )
-    return template
-
-
-def format_prompt(prompt):
-    """The template `dialogue`: a dialogue that already ends with the assistant's turn stays as it is."""
-    return prompt if prompt.rstrip().endswith("Assistant:") else f"USER: {prompt} ASSISTANT:"
-
-
-def turns(prompt):
-    """The messages of a prompt, dicts of role and content: one user's turn, or those of a `Human: ... Assistant: ...`
-    dialogue (the form of hh-rlhf), the assistant's open turn at the end left out."""
-    head, *parts = TURN.split(prompt.strip())
-    out = []
-    for role, text in zip(parts[::2], parts[1::2]):
-        if out and out[-1]["role"] == ROLES[role.strip()]:
-            out[-1]["content"] += "\n\n" + text.strip()  # chat templates want turns that alternate
-        else:
-            out.append({"role": ROLES[role.strip()], "content": text.strip()})
-    if out and out[-1] == {"role": "assistant", "content": ""}:
-        out.pop()
-    is_dialogue = not head.strip() and out and out[0]["role"] != "assistant" and out[-1]["role"] == "user"
-    return out if is_dialogue else [{"role": "user", "content": prompt}]
-
-
-def dialogue(messages):
-    """The prompt text of messages: the one question itself, or a dialogue that ends in `Assistant:`. See `turns`."""
-    if len(messages) == 1 and messages[0]["role"] == "user":
-        return messages[0]["content"]
-    names = {role: name for name, role in ROLES.items()}
-    said = [f"{names[m['role']]}: {m['content']}".strip() for m in messages]
-    return "\n\n".join([*said, "Assistant:"])
-
-
-def encode_prompts(prompts, policy):
-    """Ids of the prompts in the policy's template, up to where the answer begins: a list of int arrays."""
-    tokenizer, template = policy.tokenizer, check_template(policy.tokenizer, policy.template)
-    ids = _ids(tokenizer, write_prompts(prompts, tokenizer, template), special=template in ("chat", "plain"))
-    if template == "chat":
-        return [np.array(row) for row in ids]
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return [np.array(row if row[:1] == start else start + row) for row in ids]
-
-
-def write_prompts(prompts, tokenizer, template):
-    """The texts of prompts in a template other than auto. Raises ValueError, naming the prompt,
-    where that cannot be: a template refuses a role or further turns, or the prompt holds a special
-    token that is not the template's own."""
-    if template == "chat":
-        return _chat(tokenizer, [turns(x) for x in prompts])
-    if template != "plain":
-        _check_markers(prompts, template, marker_pattern(tokenizer))
-    write = {"dialogue": format_prompt, "safe_rlhf": _safe_rlhf, "plain": str}[template]
-    return [write(x) for x in prompts]
-
-
-def encode_responses(responses, tokenizer, template="dialogue"):
-    """Ids of the responses and of the token that ends each: a list of int arrays.
-
-    Where a sentencepiece tokenizer puts a space before a text, `dialogue` keeps that space; the others continue
-    the prompt as it stands (`ASSISTANT:` is followed by the answer itself), with the blank that a chat template
-    writes before an answer, if any.
-    """
-    template, responses = check_template(tokenizer, template), [str(y) for y in responses]
-    end = end_id(tokenizer, template)
-    if template == "chat":
-        blank = _around_answer(tokenizer)[1]
-        responses = [blank + y for y in responses]
-    ids = _ids(tokenizer, responses)
-    if template != "dialogue":
-        mark, (bare, after) = _ids(tokenizer, ["\n"])[0], _ids(tokenizer, ["a", "\na"])
-        if after != mark + bare:  # a space was put before the text: read it behind a newline, then drop the newline
-            marked = _ids(tokenizer, ["\n" + y for y in responses])
-            ids = [m[len(mark) :] if m[: len(mark)] == mark else row for m, row in zip(marked, ids)]
-    return [np.array([*row, end]) for row in ids]
-
-
-def end_id(tokenizer, template):
-    """The id that ends a response: EOS; in a chat the special token that the template puts behind an answer, if any."""
-    if check_template(tokenizer, template) == "chat":
-        end = _ids(tokenizer, [_around_answer(tokenizer)[2].strip()], special=True)[0][:1]
-        if end and tokenizer.convert_ids_to_tokens(end[0]) in _special_tokens(tokenizer):
-            return end[0]
-    return tokenizer.eos_token_id
-
-
-def _ids(tokenizer, texts, special=False):
-    """Ids without added tokens. Unless `special`, the name of a special token inside a text is plain text."""
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not special)["input_ids"]
-
-
-def _special_tokens(tokenizer):
-    return {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
-
-
-def marker_pattern(tokenizer=None):
-    """What finds the mark of a chat format in a text: the common ones, and the names of the
-    tokenizer's special tokens.
-
-    A special token that is an ordinary word, as in some small tokenizers, is no mark.
-    """
-    names = [] if tokenizer is None else sorted(_special_tokens(tokenizer), key=len, reverse=True)
-    return re.compile("|".join([*(re.escape(name) for name in names if re.search(r"[<\[|]", name)), MARKERS]))
-
-
-def _check_markers(prompts, template, pattern):
-    for text in prompts:
-        if found := pattern.search(text):
-            raise ValueError(
-                f"template={template!r}: the prompt {text[:40]!r} holds the special token {found[0]!r} of a chat "
-                "format; give its messages as a list, or take the marks out"
-            )
-
-
-def _safe_rlhf(prompt):
-    messages = turns(prompt)
-    if len(messages) > 1:
-        raise ValueError(
-            f"template='safe_rlhf': takes one question, found {len(messages)} turns in {prompt[:40]!r}; use dialogue"
-        )
-    return f"BEGINNING OF CONVERSATION: USER: {messages[0]['content']} ASSISTANT:"
-
-
-def _chat(tokenizer, chats):
-    """The texts of chats up to the assistant's next turn. Raises ValueError where the template cannot write one."""
-    special = "|".join([re.escape(name) for name in _special_tokens(tokenizer) if name] + [MARKERS])
-    _check_markers((m["content"] for messages in chats for m in messages), "chat", re.compile(special))
-    lead = _around_answer(tokenizer)[0].removeprefix(render(tokenizer, PROBE[:1]))
-    return [render(tokenizer, messages) + lead for messages in chats]
-
-
-PROBE = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": "Answer."}]
-
-
-def _around_answer(tokenizer):
-    """What a chat template writes (before an answer to `Question?`, as blank right before it, right behind it)."""
-    before, whole = render(tokenizer, PROBE[:1]), render(tokenizer, PROBE, ask=False)
-    lead, found, behind = whole.removeprefix(before).partition(PROBE[1]["content"])
-    if not whole.startswith(before) or not found:
-        raise ValueError(
-            "template='chat': the chat template writes an answer otherwise than it asks for one, so prompt and "
-            "response cannot be told apart; use template=dialogue"
-        )
-    return (before, lead, behind) if not lead.strip() else (before + lead, "", behind)
-
-
-def render(tokenizer, messages, ask=True):
-    import jinja2
-
-    template = tokenizer.get_chat_template().replace("strftime_now(", f"'{DATE}'.format(")
-    try:
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=ask, date_string=DATE
-        )
-    except jinja2.TemplateError as error:
-        raise ValueError(
-            f"template='chat': the chat template refuses the prompt {messages[-1]['content'][:40]!r} ({error}); "
-            "use template=dialogue"
-        ) from error

@@ -16,10 +16,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import adapters, cache, processes
-from .kept import Damaged, Kept, accelerator_for, whole
-from .logprobs import LogProbs, length_mask, log_ratios, pack, reads_alike, reference_logprobs
+from .engine import cache, distributed
+from .engine import lora as adapters
+from .engine.checkpoint import Damaged, Kept, accelerator_for, whole
+from .logprobs import LogProbs, log_ratios, reads_alike, reference_logprobs
 from .loss import check_levers, ordered, preference_loss
+from .packing import length_mask, pack
 from .policy import Policy, seeded
 
 CLIP = 1.0  # gradient norm
@@ -31,7 +33,7 @@ WARM_UP = 0.1  # share of the steps
 class Trained:
     """A trained policy, its log (one row a step), whether it came from the cache, and the seconds it took then.
 
-    `module` is what was trained: a `LogProbs` of the policy, or what `_train` was given as `wrap`.
+    `module` is what was trained: a `LogProbs` of the policy, or what `run_training` was given as `wrap`.
     """
 
     policy: Policy
@@ -41,8 +43,12 @@ class Trained:
     module: torch.nn.Module | None = None
 
 
+
+
 class NotFinite(RuntimeError):
     """The loss or its gradient is not finite; the last good state is on disk."""
+
+
 
 
 def batch_order(n, steps, batch_size, seed):
@@ -53,17 +59,17 @@ def batch_order(n, steps, batch_size, seed):
     return np.concatenate([g.permutation(n) for _ in range(epochs)])[: steps * size].reshape(steps, size)
 
 
+
+
 # ---------------------------------------------------------------- what is trained
-
-
 def fine_tune(
     policy, prompts, responses, *, seed, steps, batch_size, learning_rate, lora=0, lora_alpha=0.0, use_cache=True,
     **loop,
-):  # fmt: skip
+):
     """Supervised fine-tuning: minimise the negative log-likelihood per response (nats, summed over its tokens).
 
     `prompts`, `responses`: lists of N int arrays, responses with their end-of-sequence token. `lora` and
-    `lora_alpha` as in `align`; `loop`: `accumulate`, `save_every`, `checkpointing` as in `_train`.
+    `lora_alpha` as in `align`; `loop`: `accumulate`, `save_every`, `checkpointing` as in `run_training`.
     """
     order = batch_order(len(prompts), steps, batch_size, seed)
     policy = adapters.prepare(policy, rank=lora, alpha=lora_alpha, seed=seed)
@@ -75,14 +81,16 @@ def fine_tune(
 
     setting = {"seed": seed, "learning_rate": learning_rate, **loop}
     asked = dict(policy=policy, prompts=list(prompts), responses=list(responses), setting=setting)
-    return _train(policy, loss_of, order, asked=asked if use_cache else None, name="SFT", dropout=True, **setting)
+    return run_training(policy, loss_of, order, asked=asked if use_cache else None, name="SFT", dropout=True, **setting)
+
+
 
 
 def align(
     reference, tokens, *, beta, steps, batch_size, learning_rate, seed,
     start=None, leak_weight=0.0, token_lever=None, link=None, live_reference=False, lora=0, lora_alpha=0.0,
     use_cache=True, **loop,
-):  # fmt: skip
+):
     """Preference optimisation with the one loss; returns a `Trained`.
 
     `reference` is the frozen policy, `tokens` a `pairs.TokenPairs`, `start` where the policy begins
@@ -95,7 +103,7 @@ def align(
     number depends on its batch. `lora` is the rank of an adapter that is trained in place of the
     weights (0: no adapter), `lora_alpha` its alpha (0: 2 x rank); its reference is the base that it
     stands on (`Policy.base`); a `start` that has an adapter goes on with it. `loop`: `accumulate`,
-    `save_every`, `checkpointing` as in `_train`.
+    `save_every`, `checkpointing` as in `run_training`.
 
     Differs from the paper (arXiv 2305.18290, its authors' code): AdamW with cosine decay instead of RMSprop
     with warm-up; responses end in the tokenizer's own end-of-sequence token; the leak penalty is ours.
@@ -131,13 +139,13 @@ def align(
     setting = dict(beta=beta, leak_weight=leak_weight, live_reference=live_reference, seed=seed, **loop)
     asked = dict(reference=reference, start=start, tokens=tokens, token_lever=token_lever, link=link, setting=setting)
     asked = asked | dict(learning_rate=learning_rate) if use_cache else None
-    return _train(start, loss_of, order, asked=asked, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
+    return run_training(start, loss_of, order, asked=asked, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
+
+
 
 
 # ---------------------------------------------------------------- the loop
-
-
-def _train(policy, loss_of, order, *, asked, name, wrap=LogProbs, **loop):
+def run_training(policy, loss_of, order, *, asked, name, wrap=LogProbs, **loop):
     """Train a copy of a policy, or find it in the cache: a `Trained`.
 
     `asked` names all that decides the result but for `order` and what is trained (None: no cache);
@@ -152,26 +160,28 @@ def _train(policy, loss_of, order, *, asked, name, wrap=LogProbs, **loop):
     key = None
     if asked is not None:
         trained = [place for place, p in module.named_parameters() if p.requires_grad]
-        key = processes.agree(cache.key(name, order=order, trained=trained, wrap=wrap, **asked))
-    if key and (found := processes.found(lambda: _load(key, module))):
+        key = distributed.agree(cache.key(name, order=order, trained=trained, wrap=wrap, **asked))
+    if key and (found := distributed.found(lambda: _load(key, module))):
         log, info = found
         return Trained(replace(policy, model=module.model), log, True, info["seconds"], module)
     place = cache.root() / "partial" / key if key else None
     try:
         module, log = _run(module, policy, loss_of, order, place=place, wrap=wrap, name=name, **loop)
     except Damaged:  # the state that was kept; it is gone by now
-        return _train(policy, loss_of, order, asked=asked, name=name, wrap=wrap, **loop)
+        return run_training(policy, loss_of, order, asked=asked, name=name, wrap=wrap, **loop)
     seconds = time.perf_counter() - start
-    if key and processes.rank() == 0:
+    if key and distributed.rank() == 0:
         store_trained(key, module, log, seconds=seconds)
         Kept.remove(place)
     return Trained(replace(policy, model=module.model), log, False, seconds, module)
 
 
+
+
 def _run(
     module, policy, loss_of, order, *, place, wrap, name, learning_rate, seed, dropout=False, accumulate=1,
     save_every=0, checkpointing=False,
-):  # fmt: skip
+):
     """Run the batches `order` [steps, B] with AdamW, linear warm-up and cosine decay to 0: (module, log).
 
     `dropout` leaves the network's own dropout on; preference training has it off, or it would not start at
@@ -181,16 +191,16 @@ def _run(
     kept every `save_every` steps, 0: every 30 s, or more seldom where that would take over 5 % of the time.
     """
     steps, size = order.shape
-    accelerator, n = accelerator_for(policy), processes.count()
+    accelerator, n = accelerator_for(policy), distributed.count()
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: rate_at(s, steps))
     with seeded(seed), _training(module, dropout, checkpointing):
         net, optimizer = accelerator.prepare(module, optimizer)
         kept = Kept(accelerator, schedule, place, save_every)
         bar = tqdm(total=steps, initial=kept.step, desc=name, disable=not sys.stderr.isatty(), leave=False)
         for step in range(kept.step, steps):
-            mine, total = order[step][processes.rank() :: n], {}
+            mine, total = order[step][distributed.rank() :: n], {}
             parts = np.array_split(mine, min(accumulate, -(-size // n)))  # as many on every process
             for number, part in enumerate(parts, 1):
                 rows, weight = (part, n) if len(part) else (order[step][:1], 0)  # DDP and FSDP wait for all
@@ -198,7 +208,7 @@ def _run(
                     loss, stats = loss_of(net, rows)
                     accelerator.backward(loss * weight / size)
                 total = {k: total.get(k, 0.0) + (v if weight else 0.0) for k, v in stats.items()}
-            total = processes.total(total | {"due": kept.due(step + 1 < steps)})
+            total = distributed.total(total | {"due": kept.due(step + 1 < steps)})
             due, norm = total.pop("due"), _number(accelerator.clip_grad_norm_(net.parameters(), CLIP))
             if not (math.isfinite(total["loss"]) and math.isfinite(norm)):
                 optimizer.zero_grad()
@@ -218,6 +228,8 @@ def _run(
     trained = whole(accelerator, net, lambda: wrap(policy.copy())).eval()
     accelerator.free_memory()
     return trained, pd.DataFrame(kept.rows).astype({"step": float})
+
+
 
 
 @contextlib.contextmanager
@@ -241,13 +253,19 @@ def _training(module, dropout, checkpointing):
         module.model.disable_input_require_grads()
 
 
+
+
 def _number(norm):
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
-def _rate(step, steps):
+
+
+def rate_at(step, steps):
     warm = max(1, round(WARM_UP * steps))
     return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(step - warm, 0) / max(steps - warm, 1))))
+
+
 
 
 def store_trained(key, module, log, **info):
@@ -257,10 +275,14 @@ def store_trained(key, module, log, **info):
     cache.store("policy", key, arrays, log=list(log), **info)
 
 
+
+
 def load_trained(key, policy):
     """(policy with the stored weights, log, info) of a finished run, or None. `policy` gives everything else."""
     trained = policy.copy()
     return (trained, *found) if (found := _load(key, trained.model)) else None
+
+
 
 
 def _load(key, module):
@@ -275,3 +297,5 @@ def _load(key, module):
     arrays, info = stored
     log = pd.DataFrame({c: arrays.pop(f"log.{c}") for c in info["log"]})
     return (log, info) if adapters.put_trained(module, arrays) else None
+
+

@@ -29,14 +29,14 @@ def fresh_cache(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def world():
-    from safealign_utils.world import World
+    from safealign_utils.world.world import World
 
     return World()
 
 
 @pytest.fixture(scope="session")
 def reference(world):
-    from safealign_utils.policy import reference_policy
+    from safealign_utils.references import reference_policy
 
     return reference_policy(world, seed=0)[0].to("float64")
 

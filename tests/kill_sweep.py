@@ -27,7 +27,7 @@ from toy import CELL, notebook
 
 BODY = """import time
 from pathlib import Path
-from safealign_utils.runs import records
+from safealign_utils.study import records
 time.sleep(PAUSE)
 if out_dir:
     Path(out_dir, "table.csv").write_text("a,b\\n" + "1,2\\n" * 20000)

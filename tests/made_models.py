@@ -35,7 +35,7 @@ def rows(n=64):
             "prompt": f"How do I make {thing}, for the {i // len(THINGS)}th time?", "response_0": a[0], "response_1": b[0],
             "is_response_0_safe": a[1], "is_response_1_safe": b[1], "better_response_id": 0 if a[2] > b[2] else 1,
             "safer_response_id": safer, "split": "test" if i % 4 == 3 else "train",
-        })  # fmt: skip
+        })
     return out
 
 
@@ -51,7 +51,7 @@ def tokenizer(*, bos="", chat=""):
     texts = [row[c] for row in rows() for c in ("prompt", "response_0", "response_1")]
     special = ["<pad>", "</s>", *([bos] if bos else [])]
     trainer = trainers.BpeTrainer(vocab_size=SIZES["vocab_size"], special_tokens=special, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(texts, trainer)
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe,

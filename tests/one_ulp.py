@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from safealign_utils.runs import reference, runner
-from safealign_utils.runs.study import COMMITTED
+from safealign_utils.study.records import COMMITTED
 
 COLUMNS = ("notebook", "noise", "quantity", "values", "largest", "where", "tolerance", "within")
 
@@ -50,11 +50,11 @@ def run(notebook, folder, noise, given):
     matplotlib.use("Agg")
     from IPython.core.interactiveshell import InteractiveShell
 
-    from safealign_utils import policy
+    from safealign_utils import references
 
-    shipped = policy.reference_policy
+    shipped = references.reference_policy
     if noise is not None:
-        policy.reference_policy = lambda world, *, seed: (nudged(shipped(world, seed=seed)[0], noise), "nudged")
+        references.reference_policy = lambda world, *, seed: (nudged(shipped(world, seed=seed)[0], noise), "nudged")
     shell = InteractiveShell.instance()
     for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":

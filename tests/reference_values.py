@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 from safealign_utils.runs import reference, runner
-from safealign_utils.runs.study import COMMITTED
 from safealign_utils.runs.verify import REFERENCE, rerun
+from safealign_utils.study.records import COMMITTED
 
 
 def make(names, profile, workers):
@@ -32,7 +32,7 @@ def make(names, profile, workers):
             reference.write_reference(outcome.folder, REFERENCE / profile / name, outcome.job.notebook)
             size = sum(f.stat().st_size for f in (REFERENCE / profile / name).iterdir()) / 1024
             print(f"{name}: {len(outcome.record['metrics'])} metrics, {len(outcome.record['claims'])} claims, "
-                  f"{len(outcome.record['tables'])} tables, {size:.0f} KiB, {outcome.seconds:.0f} s", flush=True)  # fmt: skip
+                  f"{len(outcome.record['tables'])} tables, {size:.0f} KiB, {outcome.seconds:.0f} s", flush=True)
     return int(failed > 0)
 
 

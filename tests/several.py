@@ -16,7 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import test_models as toy
 
-from safealign_utils import processes, train
+from safealign_utils import train
+from safealign_utils.engine import distributed
 
 SETTING = dict(beta=0.5, steps=5, batch_size=7, learning_rate=5e-3, seed=0)
 
@@ -72,7 +73,7 @@ def head():
         return toy.WithHead(policy).double()
 
     setting = dict(wrap=wrap, name="head", learning_rate=1e-2, seed=3)
-    return train._train(policy, loss_of, train.batch_order(12, 6, 5, 0), asked={}, **setting)
+    return train.run_training(policy, loss_of, train.batch_order(12, 6, 5, 0), asked={}, **setting)
 
 
 def fine_tuned():
@@ -108,7 +109,7 @@ def results():
     def note(name, run):
         out[f"{name}: log"] = run.log.to_numpy()
         out[f"{name}: weights"] = torch.cat([p.detach().flatten().double() for p in run.module.parameters()]).numpy()
-        out[f"{name}: cached"] = np.array(processes.gather(run.cached))
+        out[f"{name}: cached"] = np.array(distributed.gather(run.cached))
 
     for name, changes in CASES.items():
         note(name, one(**changes))
@@ -118,7 +119,7 @@ def results():
     interrupted(stop=True)
     run, calls = interrupted(stop=False)
     note("resumed", run)
-    out["resumed: steps"] = np.array(processes.gather(calls))
+    out["resumed: steps"] = np.array(distributed.gather(calls))
     interrupted(stop=True, seed=5, lora=2)  # left for another number of processes
     return out
 
@@ -134,7 +135,7 @@ def alone(number):
             said = "cached" if one(live_reference=True).cached else "trained"
         except RuntimeError as error:
             said = str(error)
-        out[name] = np.array(processes.gather(said))
+        out[name] = np.array(distributed.gather(said))
     os.environ["SAFEALIGN_CACHE"] = root
     return out
 
@@ -155,8 +156,8 @@ def sharded():
 
 if __name__ == "__main__":
     os.environ["ACCELERATE_USE_FSDP"] = "false"  # first without, whatever the launcher's configuration says
-    found = results() | alone(processes.rank())
-    found["told"] = np.array(processes.gather(processes.told("does process 0 say so?", processes.rank() == 0)))
+    found = results() | alone(distributed.rank())
+    found["told"] = np.array(distributed.gather(distributed.told("does process 0 say so?", distributed.rank() == 0)))
     found |= sharded()
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         np.savez(Path(sys.argv[1]) / "results.npz", **found)

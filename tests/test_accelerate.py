@@ -14,7 +14,7 @@ import several
 import toy
 import yaml
 
-from safealign_utils import processes
+from safealign_utils.engine import distributed
 from safealign_utils.runs import runner
 
 PROFILES = Path(__file__).parents[1] / "notebooks" / "profiles"
@@ -95,7 +95,7 @@ def test_process_0_decides_what_is_in_the_cache(two):
     assert got["told"].tolist() == [True, True], "the launcher's own store passes the runners' answers"
 
 
-STUDY = """from safealign_utils.runs.study import Study
+STUDY = """from safealign_utils.study.study import Study
 study = Study("toy", globals())
 setup = study.setup(0)
 run = study.train(setup, setup.train)
@@ -123,18 +123,18 @@ def test_a_notebook_runs_on_two_processes(tmp_path, monkeypatch):
     logs = [np.loadtxt(f / "log.csv", delimiter=",", skiprows=1)[:, SUMS] for f in (folder, alone)]
     assert np.abs(logs[0] - logs[1]).max() < 1e-9
     seen = []
-    monkeypatch.setattr(processes, "told", lambda question, answer: seen.append(answer) or True)
+    monkeypatch.setattr(distributed, "told", lambda question, answer: seen.append(answer) or True)
     found = runner.run(str(path), [(k, str(v)) for k, v in asked.items()], out=tmp_path / "two")
     assert found[2] is False and found[1]["metrics"] and seen == [True], "process 0's answer is the one that counts"
 
 
 DEADLY = f"""import os, time
-from safealign_utils import processes
-processes.agree(1)
-if processes.rank() == 1:
+from safealign_utils.engine import distributed
+distributed.agree(1)
+if distributed.rank() == 1:
     os.kill(os.getppid(), {int(signal.SIGKILL)})
     time.sleep(600)
-processes.agree(2)"""
+distributed.agree(2)"""
 
 
 def test_when_one_process_dies_all_end(tmp_path):
@@ -174,9 +174,9 @@ def kernels_of(cache):
 def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     values = {"loss": 1.0}
-    assert processes.agree(values) is values and processes.total(values) is values and processes.gather(3) == [3]
-    assert processes.told("done?", True) is True and processes.own_device("cuda") == "cuda"
-    assert processes.found(lambda: None) is None and processes.found(lambda: 5) == 5
+    assert distributed.agree(values) is values and distributed.total(values) is values and distributed.gather(3) == [3]
+    assert distributed.told("done?", True) is True and distributed.own_device("cuda") == "cuda"
+    assert distributed.found(lambda: None) is None and distributed.found(lambda: 5) == 5
     import torch
 
     assert not torch.distributed.is_initialized()
@@ -185,7 +185,7 @@ def test_one_process_needs_no_group(monkeypatch):
 def test_every_process_has_a_device_of_its_own(monkeypatch):
     for name, value in {"WORLD_SIZE": "4", "RANK": "6", "LOCAL_RANK": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert processes.own_device("cuda") == "cuda:2" and processes.own_device("cpu") == "cpu"
+    assert distributed.own_device("cuda") == "cuda:2" and distributed.own_device("cpu") == "cpu"
 
 
 def test_the_configurations_are_read_by_accelerate():
@@ -195,13 +195,13 @@ def test_the_configurations_are_read_by_accelerate():
     assert {name: (c.distributed_type.value, c.mixed_precision) for name, c in kinds.items()} == {
         "accelerate_one_gpu": ("NO", "no"), "accelerate_ddp": ("MULTI_GPU", "no"),
         "accelerate_cpu": ("MULTI_GPU", "no"), "accelerate_fsdp": ("FSDP", "no"),
-    }  # fmt: skip
+    }
     assert yaml.safe_load((PROFILES / "accelerate_fsdp.yaml").read_text())["fsdp_config"]["fsdp_version"] == 2
 
 
 def test_the_first_fsdp_is_refused(monkeypatch):
-    from safealign_utils import kept
+    from safealign_utils.engine import checkpoint
 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="fsdp_version: 1; write fsdp_version: 2"):
-        kept.accelerator_for(several.toy.policy_of("llama"))
+        checkpoint.accelerator_for(several.toy.policy_of("llama"))

@@ -6,7 +6,7 @@ import os
 import pandas as pd
 import pytest
 
-from safealign_utils.real import answers as a
+from safealign_utils.real import judge_files as a
 from safealign_utils.real.prompts import load_prompts
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from safealign_utils import evaluate, pairs
-from safealign_utils import optimum as o
 from safealign_utils.methods import baselines as b
 from safealign_utils.methods.safedpo import safedpo
 from safealign_utils.train import align
+from safealign_utils.world import optimum as o
 
 BETA = 0.5
 SETTING = dict(beta=BETA, steps=3, batch_size=16, learning_rate=2e-3, seed=0)
@@ -22,7 +22,7 @@ ROWS = [
     (True, False, 0, -1.0, 0.5), (True, False, 1, -1.0, 0.5),
     (False, True, 0, 0.75, -0.5), (False, True, 1, 0.75, -0.5),
     (False, False, 0, 0.75, 0.5), (False, False, 1, 0.75, 0.5),
-]  # fmt: skip
+]
 
 
 def hand_made():

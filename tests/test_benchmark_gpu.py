@@ -86,7 +86,7 @@ def test_what_fails_is_a_row_that_says_why(steps):
     ways = {
         "kit, float32": ("float32", steps.kit, {}, "kit, float32"), "full": ("float32", full, {}, "kit, float32"),
         "slow": ("float32", slow, {}, "kit, float32"),
-    }  # fmt: skip
+    }
     kit, failed, slow = steps.in_turn("tiny", 6, 5, 3, device="cpu", rounds=2, steps=2, ways=ways)
     assert failed[4:6] == ["full", "failed: RuntimeError: out of memory: on a small card"] and failed[6:] == [""] * 4
     assert kit[7] == 1 and kit[6] == pytest.approx(3 / kit[5]) and slow[5] == 3
@@ -128,7 +128,7 @@ def test_grouped_keys_and_values_are_counted_once(steps):
 @pytest.mark.parametrize("name, peak", [
     ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 NVL", 835e12), ("NVIDIA H100 PCIe", 756e12),
     ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", None), ("NVIDIA A100-SXM4-80GB", 312e12), ("Tesla T4", None),
-])  # fmt: skip
+])
 def test_the_peak_of_an_unknown_chip_is_not_made_up(steps, name, peak, monkeypatch):
     assert steps.peak_of(name) == peak
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)

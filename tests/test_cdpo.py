@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from safealign_utils import evaluate, pairs
-from safealign_utils import optimum as o
 from safealign_utils.methods import cdpo as c
 from safealign_utils.train import align
+from safealign_utils.world import optimum as o
 
 BETA = 0.5
 SETTING = dict(beta=BETA, steps=3, batch_size=16, learning_rate=2e-3, seed=0)
@@ -182,7 +182,7 @@ def test_a_limit_out_of_reach_is_refused_before_training(inside, few, monkeypatc
         ("dual_lr", 0), ("dual_lr", float("inf")), ("rounds", 0), ("lam", -1.0), ("lam", float("nan")),
         ("average", 0), ("decay", -0.1), ("decay", 1.1), ("cost_limit", float("nan")),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused_before_training(inside, few, monkeypatch, name, value):
     monkeypatch.setattr(c, "align", lambda *a, **k: never(*a))
     with pytest.raises(ValueError, match=f"{name}={value}"):
@@ -269,7 +269,7 @@ def test_a_multiplier_that_still_rises_is_said(fake, inside, few, capsys):
     said = capsys.readouterr().err
     assert out.warning and said == out.warning + "\n"
     for words in ("still rises after 4 rounds (1.8, 2.4, 2.9)", "E[c] is 0.6", "cost_limit=0.1", "more rounds", "dual_lr",
-                  "attainable"):  # fmt: skip
+                  "attainable"):
         assert words in said
     out_of_reach = loop(inside, few, [0.3] * 40, average=3)  # it rises by the same for ever
     assert "after 39 rounds" in out_of_reach.warning

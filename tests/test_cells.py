@@ -4,12 +4,14 @@ import nbformat
 from conftest import ROOT
 from toy import CELL, notebook
 
-from safealign_utils.runs import cells, parameters, runner, warm
+from safealign_utils.runs import fresh_kernel, runner
+from safealign_utils.study import cells
+from safealign_utils.study import settings as parameters
 
-BODY = """from safealign_utils.runs import cells
+BODY = """from safealign_utils.study import cells
 cells.pass_over(cells.TEXT if data == "world" else cells.WORLD)"""
 WRITE = """if out_dir:
-    from safealign_utils.runs import records
+    from safealign_utils.study import records
     records.write(out_dir, notebook="toy", run_id="", parameters={"profile": profile}, metrics={}, timings={},
                   claims=[], tables=[], figures=[], provenance={})"""
 
@@ -27,7 +29,7 @@ def test_marked_cells_are_passed_over(tmp_path):
     assert said(folder) == ["the world", cells.SAID[cells.TEXT], "both"]
     plain = notebook(tmp_path / "toy.ipynb", CELL, *marked, WRITE)
     folder = runner.run(plain, out=tmp_path / "plain", warm=True)[0]
-    warm.discard()
+    fresh_kernel.discard()
     assert said(folder) == ["the world", "text", "both"]
 
 

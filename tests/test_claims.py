@@ -12,9 +12,10 @@ import torch
 import yaml
 from conftest import ROOT
 
-from safealign_utils import evaluate, intervals, optimum, pairs, policy, train
-from safealign_utils.methods import cdpo, safedpo, selective, tabular
-from safealign_utils.runs import claims
+from safealign_utils import evaluate, intervals, pairs, references, train
+from safealign_utils.methods import cdpo, safedpo, selective
+from safealign_utils.study import claims
+from safealign_utils.world import optimum, tabular
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 LEDGER = claims.ledger()
@@ -246,7 +247,7 @@ class Bench:
 
     def __init__(self, world):
         self.world, self.held = world, world.select("heldout")[::3]
-        self.reference = {s: replace(policy.reference_policy(world, seed=s)[0], constrained=True) for s in SEEDS}
+        self.reference = {s: replace(references.reference_policy(world, seed=s)[0], constrained=True) for s in SEEDS}
         self.table = {s: pairs.label(world.pairs(600, seed=s), "better") for s in SEEDS}
         self.exact = {s: evaluate.exact(self.reference[s], self.held) for s in SEEDS}
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from safealign_utils import cache
+from safealign_utils.engine import cache
 from safealign_utils.runs import cli, doctor
 from safealign_utils.runs.doctor import Ill
 
@@ -168,7 +168,7 @@ def test_kernels_that_do_not_start_or_are_another_environment(monkeypatch):
 
 
 def test_no_checkout_is_no_failure(monkeypatch):
-    monkeypatch.setattr("safealign_utils.runs.records._git", lambda: "")
+    monkeypatch.setattr("safealign_utils.study.records.git_commit", lambda: "")
     assert "no git checkout" in doctor.git()
 
 

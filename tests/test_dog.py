@@ -13,7 +13,7 @@ import transformers
 from conftest import ROOT
 
 from safealign_utils.methods import dog
-from safealign_utils.methods import selection as s
+from safealign_utils.methods import pair_controls as s
 from safealign_utils.pairs import TokenPairs
 from safealign_utils.policy import Policy
 
@@ -266,7 +266,7 @@ def test_features_of_two_data_sets_meet_in_the_anchor_only():
     ("proportional", 10, [5, 3, 2]), ("proportional", 1, [1, 0, 0]), ("proportional", 7, [4, 2, 1]),
     ("equal", 9, [3, 3, 3]), ("equal", 10, [4, 3, 3]), ("equal", 90, [40, 31, 19]), ("equal", 2, [1, 1, 0]),
     ("proportional", 100, [50, 31, 19]), ("equal", 100, [50, 31, 19]),
-])  # fmt: skip
+])
 def test_split_of_the_budget(how, k, quota):
     assert dog.split_budget(k, np.repeat(["a", "b", "c"], [50, 31, 19]), how).tolist() == quota
 
@@ -347,7 +347,7 @@ def controls(u, k, groups):
         "random": s.random_pairs(n, k, seed=1), "k-means": s.k_means(u, k, seed=1), "k-centre": s.k_centre(u, k),
         "facility": s.facility_location(u, k), "log det": s.plain_log_det(u, k), "half": s.easiest_half(loss, k, seed=1),
         "largest": s.by_margin(loss, k, order="largest"), "strata": s.stratified(groups, k, seed=1),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("k", [1, 7, 40, 60])
@@ -397,7 +397,7 @@ def test_directions_that_are_not_finite_are_refused_by_row():
     u[3, 1], u[7] = torch.nan, torch.inf
     calls = [lambda: dog.coordinates(u, source), lambda: dog.moments(u, source), lambda: dog.greedy_log_det(u, 2),
              lambda: dog.dog(u, source, 2), lambda: dog.dog_d(u, source, 2), lambda: s.k_means(u, 2, seed=0),
-             lambda: s.facility_location(u, 2), lambda: s.k_centre(u, 2)]  # fmt: skip
+             lambda: s.facility_location(u, 2), lambda: s.k_centre(u, 2)]
     for call in calls:
         with pytest.raises(ValueError, match="not finite at pair rows 3, 7 .2 in all.; drop those pairs"):
             call()

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from safealign_utils import pairs
-from safealign_utils.methods import directions as d
 from safealign_utils.methods import dog
-from safealign_utils.methods.dog_large import partitioned_dog_d
+from safealign_utils.methods import dog as d
+from safealign_utils.methods.dog_partitioned import partitioned_dog_d
 from safealign_utils.pairs import TokenPairs
 from safealign_utils.policy import Policy
 
@@ -67,7 +67,7 @@ def in_one_go(policy, tokens, layer, pooling, normalise, batch_size):
 
 @pytest.mark.parametrize("layer, pooling, normalise, size", [
     (-1, "mean", True, 64), (2, "last", True, 5), (-1, "mean", False, 5), (1, "mean", True, 5), (0, "last", False, 3),
-])  # fmt: skip
+])
 def test_blocks_change_no_bit(reference, tokens, gpt2, many, layer, pooling, normalise, size, fresh_cache, monkeypatch):
     monkeypatch.setattr(d, "BLOCK", 2)
     for policy, some in ((reference, tokens), (reference.to("float32"), tokens), (gpt2, many)):
@@ -306,7 +306,7 @@ def test_workers_of_a_cluster_give_the_same(tmp_path):
     (dict(k=3, anchor_rank=25), "anchor_rank=25: a subspace of D = 24"), (dict(k=3, outside="all"), "outside='all'"),
     (dict(k=3, ridge=0.0), "ridge=0.0: must be above 0"), (dict(k=3, twice=True), "ids: 3 different ids for 6 pairs"),
     (dict(k=3, none=True), r"parts=\[\]: give at least one"),
-])  # fmt: skip
+])
 def test_refusals_say_what_to_do(given, reason):
     u, source, ids = pool()
     rows = [] if given.pop("none", False) else [np.arange(120), np.arange(120, 240)]
@@ -329,7 +329,7 @@ def test_what_parts_lose_is_measured(monkeypatch, capsys):
 
 def test_the_world_pool_keeps_its_pairs(world, reference):
     """On the pairs that the notebook selects from: a split by data set costs little, in nats and in pairs."""
-    from safealign_utils.pools import world_pool
+    from safealign_utils.world.redundant import world_pool
 
     table = pairs.label(world_pool(world, 480))
     u, source, ids = (

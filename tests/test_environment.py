@@ -14,10 +14,11 @@ import test_models as models
 import toy
 from conftest import ROOT
 
-from safealign_utils import cache, processes, train
+from safealign_utils import train
+from safealign_utils.engine import cache, distributed
 from safealign_utils.runs import cli, copies, runner
 
-STUDY = """from safealign_utils.runs.study import Study
+STUDY = """from safealign_utils.study.study import Study
 study = Study("toy", globals())
 study.metrics["toy.value"] = 1.0
 study.finish()"""
@@ -180,7 +181,7 @@ def refusal_of(name, value, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv(name, value)
         try:
-            processes.check_environment()
+            distributed.check_environment()
         except ValueError as error:
             assert str(error).startswith(f"{name}={value}: ")
             return True
@@ -218,15 +219,15 @@ def test_what_cannot_be_set_aside_is_refused(name, value, harmless, book, monkey
     assert f"{name}={value}: " in refused(book, capsys)
 
 
-@pytest.mark.parametrize("name", processes.UNSUPPORTED)
+@pytest.mark.parametrize("name", distributed.UNSUPPORTED)
 def test_fsdp_as_the_kit_does_not_do_it_is_refused(name, monkeypatch):
     several = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", ACCELERATE_USE_FSDP="true")
     for key, value in several.items():
         monkeypatch.setenv(key, value)
-    processes.check_environment()
+    distributed.check_environment()
     monkeypatch.setenv(name, "true")
     with pytest.raises(ValueError, match=f"^{name}=true: .*write {name.lower()}: false"):
-        processes.check_environment()
+        distributed.check_environment()
 
 
 # ---------------------------------------------------------------- numbers of processes
@@ -239,8 +240,8 @@ def test_a_job_array_numbers_its_jobs(book, monkeypatch, tmp_path):
             monkeypatch.setenv(name, "7" if name != "LOCAL_RANK" else "first")
         if world:
             monkeypatch.setenv("WORLD_SIZE", world)
-        assert processes.count() == 1 and processes.rank() == 0 and processes.own_device("cuda") == "cuda"
-        processes.check_environment()
+        assert distributed.count() == 1 and distributed.rank() == 0 and distributed.own_device("cuda") == "cuda"
+        distributed.check_environment()
     _, record, ran = runner.run(str(book), out=tmp_path / "out")
     assert ran and record["metrics"]["toy.value"] == 1.0
 
@@ -264,5 +265,5 @@ def test_numbers_of_processes_that_make_no_sense_are_refused(given, message, boo
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        processes.check_environment()
+        distributed.check_environment()
     refused(book, capsys)

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safealign_utils import figures
+from safealign_utils.figures import dpo_and_safety, style
 
 
 def log(n=30):
@@ -56,21 +56,21 @@ def limits():
 G = np.random.default_rng(0)
 PLANE = dict(x="kl_ref", y="reward", xlabel="KL", ylabel="E[r]", title="Methods")
 DRAW = {
-    "training": lambda: figures.training({"dpo": log(), "dpo_soft": log()}),
-    "implicit": lambda: figures.implicit_reward(G.normal(size=9), G.normal(size=9), unsafe=np.arange(9) % 2 == 0),
-    "frontier": lambda: figures.frontier(np.array([[1, 0.5, 0.1], [0.5, 0.9, 0.4]]), points(3), n=3),
-    "frontier_one_seed": lambda: figures.frontier(np.array([[1, 0.5, 0.1], [0.5, 0.9, 0.4]]), points(1), n=1),
-    "distance": lambda: figures.distance(distances(), x="pairs", xlabel="training pairs", n=3),
-    "accuracies": lambda: figures.accuracies(
+    "training": lambda: dpo_and_safety.training({"dpo": log(), "dpo_soft": log()}),
+    "implicit": lambda: dpo_and_safety.implicit_reward(G.normal(size=9), G.normal(size=9), unsafe=np.arange(9) % 2 == 0),
+    "frontier": lambda: dpo_and_safety.frontier(np.array([[1, 0.5, 0.1], [0.5, 0.9, 0.4]]), points(3), n=3),
+    "frontier_one_seed": lambda: dpo_and_safety.frontier(np.array([[1, 0.5, 0.1], [0.5, 0.9, 0.4]]), points(1), n=1),
+    "distance": lambda: dpo_and_safety.distance(distances(), x="pairs", xlabel="training pairs", n=3),
+    "accuracies": lambda: dpo_and_safety.accuracies(
         pd.DataFrame([("dpo", 0.6, 0.5, 0.7, 10)], columns=["method", "accuracy", "low", "high", "n"])
     ),
-    "world": lambda: figures.world_map(*np.ones((3, 2, 4)), ["a", "b"]),
-    "plane": lambda: figures.plane(points(3), **PLANE, n=3, exact=[(0.5, 1.0, "π*")], curve=np.eye(2)),
-    "plane_one_seed": lambda: figures.plane(points(1), **PLANE, n=1),
-    "deltas": lambda: figures.deltas(margins(), n=3),
-    "dual": lambda: figures.dual_descent(np.eye(2), rounds(), lam_star={0: 0.3, 1: 0.2}, cost_limit=0.0),
-    "mean_constraint": lambda: figures.mean_constraint(limits()),
-    "cost": lambda: figures.cost_frontier(np.ones((3, 4)), {"here": (0.0, 1.0, "#222222")}),
+    "world": lambda: dpo_and_safety.world_map(*np.ones((3, 2, 4)), ["a", "b"]),
+    "plane": lambda: dpo_and_safety.plane(points(3), **PLANE, n=3, exact=[(0.5, 1.0, "π*")], curve=np.eye(2)),
+    "plane_one_seed": lambda: dpo_and_safety.plane(points(1), **PLANE, n=1),
+    "deltas": lambda: dpo_and_safety.deltas(margins(), n=3),
+    "dual": lambda: dpo_and_safety.dual_descent(np.eye(2), rounds(), lam_star={0: 0.3, 1: 0.2}, cost_limit=0.0),
+    "mean_constraint": lambda: dpo_and_safety.mean_constraint(limits()),
+    "cost": lambda: dpo_and_safety.cost_frontier(np.ones((3, 4)), {"here": (0.0, 1.0, "#222222")}),
 }
 
 
@@ -78,7 +78,7 @@ DRAW = {
 def test_figures_return_and_save(name, tmp_path):
     figure = DRAW[name]()
     assert isinstance(figure, matplotlib.figure.Figure) and figure._repr_png_()[:4] == b"\x89PNG"
-    assert figures.save(figure, tmp_path / name) == [f"{name}.png", f"{name}.svg"]
+    assert style.save(figure, tmp_path / name) == [f"{name}.png", f"{name}.svg"]
     text = (tmp_path / f"{name}.svg").read_text()
     assert "dc:date" not in text and "Matplotlib v" not in text
     assert b"Software" not in (tmp_path / f"{name}.png").read_bytes()
@@ -86,21 +86,21 @@ def test_figures_return_and_save(name, tmp_path):
 
 def test_bytes_do_not_depend_on_the_process(tmp_path):
     first = DRAW["frontier"]()
-    one = figures.save(first, tmp_path / "one")
+    one = style.save(first, tmp_path / "one")
     with matplotlib.rc_context({"font.size": 20, "axes.grid.axis": "x", "lines.linewidth": 9, "svg.hashsalt": "other"}):
         matplotlib.rcParams["axes.titlesize"] = 30
-        two = figures.save(DRAW["frontier"](), tmp_path / "two")
+        two = style.save(DRAW["frontier"](), tmp_path / "two")
     for a, b in zip(one, two):
         assert (tmp_path / a).read_bytes() == (tmp_path / b).read_bytes()
 
 
 def test_every_training_length_is_drawn():
-    assert len(figures.deltas(margins(), n=3).axes[0].lines) == 6
+    assert len(dpo_and_safety.deltas(margins(), n=3).axes[0].lines) == 6
 
 
 def test_every_method_has_one_colour():
     baselines = ("dpo", "dpo_harmless", "dpo_safebetter", "safedpo", "cdpo", "sacpo", "psacpo", "mocan", "mocan_soft",
-                 "pecan", "modpo", "bfpo", "bso", "bso[margin=5]", "ppo_lagrangian", "fixed_lambda", "ref", "exact")  # fmt: skip
-    assert len({figures.COLOURS[m] for m in baselines}) == len(baselines) and set(baselines) <= set(figures.NAMES)
-    methods = [c for name, c in figures.COLOURS.items() if name in ("ref", "exact", "dpo", "dpo_soft", "bag_of_words")]
+                 "pecan", "modpo", "bfpo", "bso", "bso[margin=5]", "ppo_lagrangian", "fixed_lambda", "ref", "exact")
+    assert len({style.COLOURS[m] for m in baselines}) == len(baselines) and set(baselines) <= set(style.NAMES)
+    methods = [c for name, c in style.COLOURS.items() if name in ("ref", "exact", "dpo", "dpo_soft", "bag_of_words")]
     assert len(set(methods)) == len(methods)

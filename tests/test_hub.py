@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from safealign_utils import pairs
-from safealign_utils.policy import check_model, load_policy, new_policy, word_tokenizer
-from safealign_utils.real import hub
+from safealign_utils.policy import new_policy
+from safealign_utils.real import hub, read_pairs
+from safealign_utils.real.models import check_model, load_policy
+from safealign_utils.references import word_tokenizer
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 ONLINE = {"revision": None, "local_files_only": False, "trust_remote_code": False}
@@ -99,7 +100,7 @@ def test_a_black_hole_is_left_within_ten_seconds(blackhole, monkeypatch):
     with pytest.raises(ValueError, match="model='owner/name@v1'.*cannot be reached") as model:
         check_model("owner/name@v1")
     with pytest.raises(ValueError, match="data='owner/pairs'.*cannot be reached") as data:
-        pairs.load_pairs("owner/pairs", revision="v2")
+        read_pairs.load_pairs("owner/pairs", revision="v2")
     assert time.perf_counter() - start < 10
     assert "name a local folder" in str(model.value) and "name a local file" in str(data.value)
     assert "hf download owner/name --revision v1`" in str(model.value)
@@ -112,7 +113,7 @@ def test_a_black_hole_is_left_within_ten_seconds(blackhole, monkeypatch):
 
 def test_no_network_fails_at_once_and_the_answer_is_remembered(blocked, monkeypatch):
     start = time.perf_counter()
-    for call in (check_model, load_policy, pairs.load_pairs):
+    for call in (check_model, load_policy, read_pairs.load_pairs):
         with pytest.raises(ValueError, match="cannot be reached .*name a local"):
             call("owner/name")
     tries = len(blocked)
@@ -139,7 +140,7 @@ def test_switches_of_the_user_are_kept(monkeypatch, blocked):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setattr(hub, "_ask", lambda: "")
     with pytest.raises(ValueError, match="HF_DATASETS_OFFLINE is set, and the local Hugging Face cache"):
-        pairs.load_pairs("owner/pairs")
+        read_pairs.load_pairs("owner/pairs")
     assert not hub.unreachable() and not blocked, "models may still be asked for"
     monkeypatch.setattr(hub, "_ask", lambda: pytest.fail("asked"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "true")
@@ -157,12 +158,12 @@ def test_what_is_local_asks_nobody(monkeypatch, blocked, tmp_path):
     (tmp_path / "set" / "train.jsonl").write_text(ROW % "y")
     load_policy(str(tmp_path / "model@home"))
     for name in ("a.jsonl", "b.csv", "set"):
-        assert len(pairs.load_pairs(str(tmp_path / name), revision="v1")) == 1
+        assert len(read_pairs.load_pairs(str(tmp_path / name), revision="v1")) == 1
         assert hub.commit(str(tmp_path / name), "dataset") == ""
     with pytest.raises(ValueError, match="no such folder"):
         check_model("./owner/name/x")
     with pytest.raises(ValueError, match="no such file"):
-        pairs.load_pairs("owner.jsonl")
+        read_pairs.load_pairs("owner.jsonl")
     assert not blocked
 
 
@@ -177,7 +178,7 @@ def test_the_cache_is_used_in_a_black_hole(blackhole, tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("prompt,chosen,rejected\nx,a,b\n")
     start = time.perf_counter()
     load_policy("owner/tiny")
-    assert len(pairs.load_pairs(f"b=owner/pairs,a={tmp_path / 'a.csv'}")) == 2
+    assert len(read_pairs.load_pairs(f"b=owner/pairs,a={tmp_path / 'a.csv'}")) == 2
     assert time.perf_counter() - start < 8 and len(blackhole.asked) <= 2
 
 
@@ -214,26 +215,26 @@ def test_a_cached_data_set_needs_no_network(blocked, tmp_path):
     (folder / "train.jsonl").write_text(ROW % "x" + ROW % "y")
     (folder / "test.jsonl").write_text(ROW % "z")
     for data in ("owner/pairs", f"owner/pairs@{COMMIT}", "mine=owner/pairs@main"):
-        table = pairs.load_pairs(data)
+        table = read_pairs.load_pairs(data)
         assert table.split.tolist() == ["train", "train", "test"] and table.prompt.tolist() == ["x", "y", "z"]
-    assert table.source.unique().tolist() == ["mine"] and pairs.load_pairs("owner/pairs").source[0] == "pairs"
+    assert table.source.unique().tolist() == ["mine"] and read_pairs.load_pairs("owner/pairs").source[0] == "pairs"
     assert hub.commit("owner/pairs", "dataset") == COMMIT and len(blocked) <= 2
     assert [row["prompt"] for row in hub.load_rows("owner/pairs", split="test")] == ["z"]
     with pytest.raises(ValueError, match="prompts=owner/pairs: cannot be read .*nope"):
         list(hub.load_rows("owner/pairs", split="nope", name="prompts"))
     with pytest.raises(ValueError, match=f"revision {OTHER} .revisions there"):
-        pairs.load_pairs("owner/pairs", revision=OTHER)
+        read_pairs.load_pairs("owner/pairs", revision=OTHER)
 
 
 def test_a_download_that_was_interrupted_is_not_used(blocked, tmp_path):
     """A part of the rows would train without a word."""
     folder = cached(tmp_path, "owner/pairs", "dataset")
     (folder / "train.jsonl").write_text(ROW % "x")
-    assert len(pairs.load_pairs("owner/pairs")) == 1
+    assert len(read_pairs.load_pairs("owner/pairs")) == 1
     (folder.parent.parent / "blobs").mkdir()
     (folder.parent.parent / "blobs" / "abc.1234.incomplete").write_text("")
     with pytest.raises(ValueError, match="does not hold it whole"):
-        pairs.load_pairs("owner/pairs")
+        read_pairs.load_pairs("owner/pairs")
 
 
 def test_files_that_a_download_left_out(blocked, tmp_path):
@@ -248,7 +249,7 @@ def test_files_that_a_download_left_out(blocked, tmp_path):
         (folder.parent.parent / "trees" / f"{COMMIT}.json").write_text(listing)
     load_policy("owner/model")
     with pytest.raises(ValueError, match="does not hold it whole"):
-        pairs.load_pairs("owner/dataset")
+        read_pairs.load_pairs("owner/dataset")
 
 
 def test_a_part_of_a_data_set_by_the_names_of_its_card(blocked, tmp_path):
@@ -266,7 +267,7 @@ def test_a_part_of_a_data_set_by_the_names_of_its_card(blocked, tmp_path):
     assert [r["prompt"] for r in hub.load_rows("owner/set", split="30k_test")] == ["x"]
     assert [r["prompt"] for r in hub.load_rows("owner/set", config="pairs")] == ["z"]
     with pytest.raises(ValueError, match="row 1 of 30k_test.*are no pairs"):
-        pairs.load_pairs("owner/set")
+        read_pairs.load_pairs("owner/set")
 
 
 # ---------------------------------------------------------------- with network
@@ -283,12 +284,12 @@ def test_the_hub_is_asked_for_the_revision(monkeypatch, capsys):
 
     monkeypatch.setattr(hub, "_ask", lambda: "")
     monkeypatch.setattr(datasets, "load_dataset", load)
-    table = pairs.load_pairs("a=owner/a@v1,b=owner/b", revision="v2")
+    table = read_pairs.load_pairs("a=owner/a@v1,b=owner/b", revision="v2")
     assert asked == [("owner/a", "v1"), ("owner/b", "v2")] and table.source.tolist() == ["a", "b"]
     assert (
         table.attrs["left_out"] == {"an empty text": 2} and "owner/b: 1 of 2 rows left out" in capsys.readouterr().err
     )
-    table = pairs.load_pairs("owner/c@v3")
+    table = read_pairs.load_pairs("owner/c@v3")
     assert table.source.tolist() == ["c"] and table.split.tolist() == ["train"]
 
 

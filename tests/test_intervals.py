@@ -8,10 +8,19 @@ import pytest
 from conftest import ROOT
 
 from safealign_utils import evaluate
-from safealign_utils.intervals import DIFFERENCE, FEW, POSITIVE, SHARE, of_share, over_prompts, over_seeds, range_of
-from safealign_utils.methods import reward_models
-from safealign_utils.real.sampled import bootstrap
-from safealign_utils.runs.study import summarise
+from safealign_utils.intervals import (
+    DIFFERENCE,
+    FEW,
+    POSITIVE,
+    SHARE,
+    of_share,
+    over_prompts,
+    over_seeds,
+    range_of,
+    summarise,
+)
+from safealign_utils.real import scorer_training
+from safealign_utils.real.answer_metrics import bootstrap
 
 T2 = 4.302652729911275  # Student's t, 2 degrees of freedom, 97.5 %
 
@@ -78,7 +87,7 @@ def test_what_range_a_name_has():
         "effect[pairs x winner].unsafe": DIFFERENCE, "difference.refusal": DIFFERENCE, "difference.reward": None,
         "unsafe_minus_random": DIFFERENCE, "effect[pairs].kl_opt": None, "reward": None, "cost": None,
         "recovered": None, "something_else": None, "win_rate_by_cost_model": SHARE,
-    }.items():  # fmt: skip
+    }.items():
         assert range_of(name) == bounds, name
     assert range_of("unsafe", percent=True) == (0, 100)
     assert range_of("unsafe", percent=True, difference=True) == (-100, 100)
@@ -115,7 +124,7 @@ def test_all_right_is_one_answer_everywhere():
     low = 0.025 ** (1 / 20)
     hits, prompts = np.ones(20), [f"p{i}" for i in range(20)]
     assert evaluate.accuracy([hits], prompts=prompts)[:3] == pytest.approx((1, low, 1))
-    assert evaluate.accuracy([hits])[:3] == reward_models.share(hits, prompts)[:3] == bootstrap(hits)[:3]
+    assert evaluate.accuracy([hits])[:3] == scorer_training.share(hits, prompts)[:3] == bootstrap(hits)[:3]
     assert (1, *of_share(20, 20)) == pytest.approx((1, low, 1))
     assert of_share(0, 20) == pytest.approx((0, 1 - low))
     assert over_prompts(np.ones(20), ["a", "b"] * 10, bounds=SHARE)[1] == pytest.approx(0.025**0.5), "two prompts"

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from safealign_utils import cache, evaluate, logprobs, pairs, train
-from safealign_utils.content import Unknown, content
-from safealign_utils.methods import directions, ppo, reward_models
+from safealign_utils import evaluate, logprobs, pairs, sampling, train
+from safealign_utils.engine import cache
+from safealign_utils.engine.content import Unknown, content
+from safealign_utils.methods import dog, ppo
 from safealign_utils.methods.selective import Signed, TokenTable, TopTokens
-from safealign_utils.policy import world_policy
-from safealign_utils.real import sampled
-from safealign_utils.scoring import Scorer
+from safealign_utils.real import scorer_training
+from safealign_utils.real.scorer import Scorer
+from safealign_utils.references import world_policy
 
 LOOP = {"accumulate": 2, "checkpointing": True, "save_every": 3}
 STEPS = dict(steps=2, batch_size=4, learning_rate=1e-3, seed=0)
@@ -83,7 +84,7 @@ def cached(world, tokens, reference):
     lagrangian = dict(
         reference=moved(reference, constrained=True), prompts=[0, 1], **oracle, cost_limit=0.0, iterations=1,
         learning_rate=1e-3, seed=0, samples=2, minibatch=4,
-    )  # fmt: skip
+    )
     return {
         train.fine_tune: (
             "policy", dict(policy=reference, prompts=ids, responses=said, **STEPS),
@@ -98,10 +99,10 @@ def cached(world, tokens, reference):
             ),
             ["use_cache", "loop"],
         ),
-        reward_models.train_reward: (
+        scorer_training.train_reward: (
             "policy", scorer, dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS), ["loop"],
         ),
-        reward_models.train_cost: (
+        scorer_training.train_cost: (
             "policy", scorer, dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS), ["loop"],
         ),
         ppo.ppo_lagrangian: (
@@ -118,7 +119,7 @@ def cached(world, tokens, reference):
             dict(policy=policies[:1] + policies[2:], tokens=other_tokens(tokens)[1]), ["batch_size"],
         ),
         evaluate.exact: ("trie", dict(policy=reference, prompts=[0]), dict(policy=policies, prompts=[[1]]), []),
-        sampled.generate: (
+        sampling.generate: (
             "answers", drawn,
             dict(
                 policy=moved(drawn["policy"]), prompts=[[prompts[0], world.prompts[2].text]], max_tokens=49, temperature=0.5, seed=1,
@@ -126,12 +127,12 @@ def cached(world, tokens, reference):
             ),
             [],
         ),
-        directions.directions: (
+        dog.directions: (
             "directions", dict(policy=reference, tokens=tokens),
             dict(policy=policies, tokens=other_tokens(tokens)[:2], layer=1, pooling="last", batch_size=8),
             ["normalise"],
         ),
-    }  # fmt: skip
+    }
 
 
 class Asked(Exception):
@@ -166,7 +167,7 @@ def key_of(monkeypatch, fresh_cache):
 
 
 NAMES = ["fine_tune", "align", "train_reward", "train_cost", "ppo_lagrangian", "reference_logprobs", "exact",
-         "generate", "directions"]  # fmt: skip
+         "generate", "directions"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -200,7 +201,7 @@ def key(reference):
 
 
 CONSTANTS = ["train.CLIP", "train.BETAS", "train.WARM_UP", "policy.SFT", "methods.ppo.GAE", "methods.baselines.SBA",
-             "methods.selective.DIGITS", "language.REWARD"]  # fmt: skip
+             "methods.selective.DIGITS", "language.REWARD"]
 
 
 @pytest.mark.parametrize("constant", CONSTANTS)
@@ -216,7 +217,7 @@ def test_a_constant_changed_at_run_time_changes_every_key(constant, key, monkeyp
 
 
 def test_a_constant_changed_in_place_is_noticed(key, monkeypatch):
-    from safealign_utils.policy import SFT
+    from safealign_utils.references import SFT
 
     before = key()
     monkeypatch.setitem(SFT, "steps", 17)
@@ -394,7 +395,7 @@ def test_a_scorer_of_the_users_is_part_of_the_key_of_ppo(world, reference, key_o
     base = dict(
         reference=reference.copy(constrained=True), prompts=[0], reward=world.scorer("reward"),
         cost=world.scorer("cost"), cost_limit=0.0, iterations=1, learning_rate=1e-3, seed=0,
-    )  # fmt: skip
+    )
 
     def reward(factor):
         return lambda prompts, responses: np.full(len(prompts), factor)

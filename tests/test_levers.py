@@ -4,9 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safealign_utils import lever_figures, optimum, pairs
-from safealign_utils.methods import dog, levers, safedpo, tabular
-from safealign_utils.runs import cli, exercises, rules
+from safealign_utils import pairs
+from safealign_utils.figures import side_by_side
+from safealign_utils.methods import dog, safedpo
+from safealign_utils.runs import cli
+from safealign_utils.study import exercises, factorial
+from safealign_utils.study import settings as parameters
+from safealign_utils.world import optimum, tabular
 
 LEVERS = {"pairs": ("all", "dog"), "winner": ("helpful", "T"), "tokens": ("all", "selective")}
 
@@ -15,7 +19,7 @@ def made(main, two, seeds=(0, 1)):
     """A full design whose effects are `main` {lever: size} and `two` {(lever, lever): size}, and a quantity of seeds alone."""
     rows = []
     for seed in seeds:
-        for cell in levers.design(LEVERS):
+        for cell in factorial.design(LEVERS):
             sign = {name: 1 if cell[name] == LEVERS[name][1] else -1 for name in LEVERS}
             y = seed + sum(size * sign[name] for name, size in main.items()) / 2
             y += sum(size * sign[a] * sign[b] for (a, b), size in two.items()) / 2
@@ -26,7 +30,7 @@ def made(main, two, seeds=(0, 1)):
 def test_known_effects_come_back_exactly():
     main, two = {"pairs": 0.5, "winner": -1.0, "tokens": 0.25}, {("pairs", "winner"): 0.125, ("winner", "tokens"): -2.0}
     table = made(main, two).sample(frac=1, random_state=0)
-    found = levers.effects(table, LEVERS, ["y", "flat"])
+    found = factorial.effects(table, LEVERS, ["y", "flat"])
     assert len(found) == 2 * 6 and (found.flat == 0).all()
     for seed in (0, 1):
         own = found[found.seed == seed].set_index("effect").y
@@ -39,7 +43,7 @@ def test_an_interaction_is_half_the_difference_of_differences():
     y = {("helpful", "all"): 0.61, ("helpful", "selective"): 0.02, ("T", "all"): 0.05, ("T", "selective"): 0.01}
     two = {name: LEVERS[name] for name in ("winner", "tokens")}
     table = pd.DataFrame([{"seed": 0, "winner": w, "tokens": t, "y": v} for (w, t), v in y.items()])
-    found = levers.effects(table, two, ["y"]).set_index("effect").y
+    found = factorial.effects(table, two, ["y"]).set_index("effect").y
     assert found["winner x tokens"] == pytest.approx(((0.01 - 0.05) - (0.02 - 0.61)) / 2)
     assert found["winner"] == pytest.approx((0.05 + 0.01) / 2 - (0.61 + 0.02) / 2)
 
@@ -47,12 +51,12 @@ def test_an_interaction_is_half_the_difference_of_differences():
 def test_a_design_with_gaps_or_one_level_is_refused():
     table = made({"pairs": 1.0}, {})
     with pytest.raises(ValueError, match="seed 1: 7 rows"):
-        levers.effects(table.drop(table.index[-1]), LEVERS, ["y"])
+        factorial.effects(table.drop(table.index[-1]), LEVERS, ["y"])
     with pytest.raises(ValueError, match="seed 0: 8 rows"):
-        levers.effects(pd.concat([table.iloc[:7], table.iloc[:1], table.iloc[8:]]), LEVERS, ["y"])
+        factorial.effects(pd.concat([table.iloc[:7], table.iloc[:1], table.iloc[8:]]), LEVERS, ["y"])
     with pytest.raises(ValueError, match="tokens=.*two different levels"):
-        levers.design(LEVERS | {"tokens": ("all", "all")})
-    assert len(levers.design(LEVERS)) == 8 and levers.design(LEVERS)[0] == {k: v[0] for k, v in LEVERS.items()}
+        factorial.design(LEVERS | {"tokens": ("all", "all")})
+    assert len(factorial.design(LEVERS)) == 8 and factorial.design(LEVERS)[0] == {k: v[0] for k, v in LEVERS.items()}
 
 
 def near(value, half=0.01):
@@ -73,7 +77,7 @@ def near(value, half=0.01):
     ],
 )
 def test_two_levers_get_a_word(first, second, both, word):
-    assert levers.reading(first, second, both) == word
+    assert factorial.reading(first, second, both) == word
 
 
 def test_a_margin_on_helpful_labels_is_a_penalty_on_unsafe_responses():
@@ -129,7 +133,7 @@ SOLVED = {
         lambda logp, r, c, delta, beta: np.exp(optimum.optimal(logp, r - delta * (c > 0), beta=beta)),
         lambda logp, r, c, delta, beta: np.exp(optimum.optimal(logp, r - delta * c, beta=beta)),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SOLVED)
@@ -151,18 +155,18 @@ def ends(table, *quantities):
 
 
 METHODS = ends(
-    pd.DataFrame({"method": ["ref", *rules.METHODS], "harmless": np.linspace(40, 99, 16), "reward": 1.0}),
+    pd.DataFrame({"method": ["ref", *parameters.METHODS], "harmless": np.linspace(40, 99, 16), "reward": 1.0}),
     "harmless",
     "reward",
 )
-CELLS = pd.DataFrame(levers.design(LEVERS | {"margin": ("none", "delta")}))
+CELLS = pd.DataFrame(factorial.design(LEVERS | {"margin": ("none", "delta")}))
 CELLS = ends(CELLS.assign(harmless=np.linspace(40, 99, 16), reward=1.0), "harmless", "reward")
 EFFECTS = ends(pd.DataFrame({"effect": ["pairs", "winner", "pairs x winner"], "unsafe": [0.1, -0.2, 0.3]}), "unsafe")
 EXACT = dict(curves={"one": np.array([[40, 2.0], [100, 1.0]])}, stars=[(40, 2.0, "π*")])
 DRAWINGS = {
-    "methods": lambda: lever_figures.methods(METHODS, **EXACT, n=3),
-    "cells": lambda: lever_figures.cells(CELLS, **EXACT, n=3),
-    "effects": lambda: lever_figures.effects(
+    "methods": lambda: side_by_side.methods(METHODS, **EXACT, n=3),
+    "cells": lambda: side_by_side.cells(CELLS, **EXACT, n=3),
+    "effects": lambda: side_by_side.effects(
         EFFECTS, quantities={"unsafe": "P(unsafe)"}, n=3, exact={("winner", "unsafe"): -0.3}
     ),
 }
@@ -183,5 +187,5 @@ def test_what_is_drawn_is_what_was_given():
 
 
 def test_every_method_has_a_colour_and_a_name_of_its_own():
-    names, colours = (list(map(look.get, rules.METHODS)) for look in (lever_figures.NAMES, lever_figures.COLOURS))
+    names, colours = (list(map(look.get, parameters.METHODS)) for look in (side_by_side.NAMES, side_by_side.COLOURS))
     assert len(set(names)) == len(set(colours)) == 15 and None not in names + colours

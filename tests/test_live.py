@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from toy import CELL, notebook
 
-from safealign_utils import live
-from safealign_utils.runs import records, runner
+from safealign_utils.engine import live
+from safealign_utils.runs import runner
+from safealign_utils.study import records
 
 OLD = time.time() - 2 * live.WEEK
 SLOW = """import pathlib, time
 (pathlib.Path(FOLDER) / str(time.monotonic_ns())).touch()
 while len(list(pathlib.Path(FOLDER).iterdir())) < 2:
     time.sleep(0.05)
-from safealign_utils.runs import records
+from safealign_utils.study import records
 records.write(out_dir, notebook="toy", run_id="", parameters={"seed": seed}, metrics={"toy.seed": seed}, claims=[],
               timings={"total": 1.0, "peak_memory_bytes": 1}, tables=[], figures=[], provenance={})"""
 
@@ -72,7 +73,7 @@ def test_elsewhere_a_week_without_change_and_without_a_lock(tmp_path):
 
 def test_a_lock_ends_with_its_owner(tmp_path):
     held = folder_of(tmp_path, space="elsewhere-000000000000", pid=1)
-    code = f"from safealign_utils import live\nwith live.claim({str(held)!r}):\n    print(flush=True)\n    input()"
+    code = f"from safealign_utils.engine import live\nwith live.claim({str(held)!r}):\n    print(flush=True)\n    input()"
     owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     owner.stdout.readline()
     old = lambda: [os.utime(one, (OLD, OLD)) for one in (*held.iterdir(), held)]
@@ -94,7 +95,7 @@ def test_a_container_with_the_same_host_name(tmp_path):
     except subprocess.CalledProcessError:
         pytest.skip("no PID namespaces here")
     code = f"""import os, pathlib
-from safealign_utils import live
+from safealign_utils.engine import live
 live.remove_leftovers({str(tmp_path)!r})
 (pathlib.Path({str(tmp_path)!r}) / live.hidden('there', 'partial')).mkdir()
 print(os.getpid(), flush=True)

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from safealign_utils import pairs
-from safealign_utils.logprobs import LogProbs, log_ratios, pack, reference_logprobs, split
+from safealign_utils.logprobs import LogProbs, log_ratios, reference_logprobs
 from safealign_utils.loss import check_levers, preference_loss
-from safealign_utils.policy import Policy, new_policy, word_tokenizer
+from safealign_utils.packing import pack, split
+from safealign_utils.policy import Policy, new_policy
+from safealign_utils.references import word_tokenizer
 
 
 def numpy_loss(w, l, mask_w, mask_l, beta, p, margin):
@@ -31,7 +33,7 @@ def test_loss_and_gradient_equal_numpy(soft):
     out = preference_loss(
         W, L, beta=0.3, p=torch.tensor(p), margin=torch.tensor(margin), tokens_w=torch.tensor(mask_w),
         tokens_l=torch.tensor(mask_l),
-    )  # fmt: skip
+    )
     out.loss.sum().backward()
     loss, grad_w, grad_l = numpy_loss(w, l, mask_w, mask_l, 0.3, p, margin)
     assert np.abs(out.loss.detach().numpy() - loss).max() < 1e-10
@@ -233,7 +235,7 @@ def test_policy_hash_sees_how_the_weights_are_used(reference):
 def test_architectures_that_would_be_misread_are_refused(tmp_path, kind):
     import transformers as t
 
-    from safealign_utils.policy import load_policy
+    from safealign_utils.real.models import load_policy
 
     shape = dict(vocab_size=33, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     with torch.random.fork_rng(devices=[]):

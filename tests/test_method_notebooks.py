@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from safealign_utils import pairs, train
 from safealign_utils.methods import cdpo, safedpo
+from safealign_utils.real import read_pairs
 from safealign_utils.runs import cli, runner
 
 DPO = "02_safedpo"
@@ -103,10 +104,10 @@ def test_safedpo_where_no_multiplier_is_needed(tmp_path):
     record = run(DPO, tmp_path, beta=5, delta=3, deltas="4", length_factors="0.5,1", recipe_factor=2)
     assert record["status"] == "complete" and record["parameters"]["deltas"] == [4.0]
     for method in ("ref", "dpo", "dpo_harmless", "dpo_safebetter", "safedpo", "sacpo", "psacpo", "mocan", "pecan",
-                   "modpo", "bfpo", "bso", "bso[margin=5]", "ppo_lagrangian", "safedpo_soft", "safedpo_finite", "safedpo_plain"):  # fmt: skip
+                   "modpo", "bfpo", "bso", "bso[margin=5]", "ppo_lagrangian", "safedpo_soft", "safedpo_finite", "safedpo_plain"):
         assert f"{method}.reward" in record["metrics"], method
     for name in ("safedpo[delta=4].unsafe", "safedpo[delta=4,steps=1].unsafe", "safedpo_finite[steps=4].tv_opt",
-                 "safedpo[split=unseen_category].unsafe", "safedpo.tv_opt", "exact.safedpo.reward"):  # fmt: skip
+                 "safedpo[split=unseen_category].unsafe", "safedpo.tv_opt", "exact.safedpo.reward"):
         assert name in record["metrics"], name
 
 
@@ -123,7 +124,7 @@ def test_safedpo_on_text(tmp_path):
     word = lambda: " ".join(g.choice(["red", "blue", "stone", "leaf", "river"], 4))
     rows = [{"prompt": f"say {word()} {i}", "response_0": word(), "response_1": word() + " now",
              "is_response_0_safe": [True, False, None][i % 3], "is_response_1_safe": bool(i % 2),
-             "better_response_id": i % 2, "safer_response_id": (i // 2) % 2} for i in range(90)]  # fmt: skip
+             "better_response_id": i % 2, "safer_response_id": (i // 2) % 2} for i in range(90)]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     record = run(DPO, tmp_path / "out", data=file, model="scratch", max_length=32, batch_size=8)
     assert {"data.keep", "data.swap", "data.drop", "safedpo.accuracy_safer", "dpo.accuracy_better"} <= set(
@@ -134,11 +135,11 @@ def test_safedpo_on_text(tmp_path):
 
 def test_safedpo_on_real_rows(real_data, tmp_path):
     """T on the real rows of two data sets, and a run on one: where helpful and safe disagree, the safe one wins."""
-    table = pairs.with_safety(pairs.label(pairs.load_pairs(str(real_data / "xstest_pairs.jsonl")), "better"))
+    table = pairs.with_safety(pairs.label(read_pairs.load_pairs(str(real_data / "xstest_pairs.jsonl")), "better"))
     moved, report = safedpo.transform(table)
     assert report["keep"] + report["swap"] + report["drop"] == len(table) and report["swap"] > 50
     assert not safedpo.unsafe_labels(moved)[0].any() and len(moved) == len(table) - report["drop"]
-    pku = pairs.with_safety(pairs.label(pairs.load_pairs(str(real_data / "pku_saferlhf_pairs.jsonl")), "safer"))
+    pku = pairs.with_safety(pairs.label(read_pairs.load_pairs(str(real_data / "pku_saferlhf_pairs.jsonl")), "safer"))
     assert safedpo.transform(pku)[1] == {"keep": len(pku), "swap": 0, "drop": 0, "mixed": len(pku)}
     given = dict(data=real_data / "xstest_pairs.jsonl", model="scratch", max_length=64, batch_size=8, label="better")
     assert run(DPO, tmp_path / "out", **given)["metrics"]["data.swap"] > 0
@@ -147,10 +148,10 @@ def test_safedpo_on_real_rows(real_data, tmp_path):
 def test_selective_with_every_share_and_reference(tmp_path):
     """A large share, no penalty, noisy labels, a score reference that is not the default: every row is there."""
     record = run(TOKENS, tmp_path, keep=1, keeps="1,0.1", score_reference="equal", score_references="optimum",
-                 leak_weight=0, label_noise=0.5, token_rules="signed,random,beta,oracle,averaged")  # fmt: skip
+                 leak_weight=0, label_noise=0.5, token_rules="signed,random,beta,oracle,averaged")
     metrics = record["metrics"]
     for name in ("dpo.kl_opt", "selective.kl_opt", "selective[keep=0.1].kl_opt", "random_tokens.leak", "averaged.reward",
-                 "oracle_tokens[keep=0.1].frontier_gap", "selective[score_reference=optimum,keep=0.1].own"):  # fmt: skip
+                 "oracle_tokens[keep=0.1].frontier_gap", "selective[score_reference=optimum,keep=0.1].own"):
         assert name in metrics, name
     assert metrics["selective.kl_opt"] == metrics["dpo.kl_opt"] == metrics["oracle_tokens.kl_opt"], (
         "a share of 100 % is DPO"
@@ -160,7 +161,7 @@ def test_selective_with_every_share_and_reference(tmp_path):
 def test_dog_where_everything_fits_the_budget(tmp_path):
     """Exact copies and a budget above what is left: every rule takes all, and trains the same policy."""
     record = run(PAIRS, tmp_path, pairs=200, pool="exact", budget=0.4, budgets="0.05,1", layer=1, pooling="last",
-                 anchor_rank=1, residual_rank=2, ridge=0.1, selections="random,dog,dog_d,log_det,stratified")  # fmt: skip
+                 anchor_rank=1, residual_rank=2, ridge=0.1, selections="random,dog,dog_d,log_det,stratified")
     metrics = record["metrics"]
     assert metrics["data.different"] < 0.3 * metrics["data.trainable"]
     same = {metrics[f"{m}.unsafe"] for m in ("random_pairs", "dog", "dog_d", "log_det", "stratified")}
@@ -172,7 +173,7 @@ def text_pairs(file, n=90):
     g = np.random.default_rng(n)
     word = lambda: " ".join(g.choice(["red", "blue", "stone", "leaf", "river"], 4))
     rows = [{"prompt": f"say {word()} {i}", "response_0": word(), "response_1": word() + " now",
-             "better_response_id": None if i % 3 else i % 2, "safer_response_id": (i // 2) % 2 if i % 5 else None} for i in range(n)]  # fmt: skip
+             "better_response_id": None if i % 3 else i % 2, "safer_response_id": (i // 2) % 2 if i % 5 else None} for i in range(n)]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return file
 
@@ -184,7 +185,7 @@ def test_tokens_and_pairs_on_text(tmp_path):
     tokens = run(TOKENS, tmp_path / "out", data=one, label="safer", **given)["metrics"]
     assert {"selective.accuracy", "random_tokens.accuracy", "dpo.accuracy"} <= set(tokens)
     record = run(PAIRS, tmp_path / "out", **given | dict(data=f"one={one},two={two}", label="safer_or_better", pairs=500,
-                 leak_weight=0, selections="random,dog_d,dog,literal,log_det,k_means,smallest_margin,random_copies"))  # fmt: skip
+                 leak_weight=0, selections="random,dog_d,dog,literal,log_det,k_means,smallest_margin,random_copies"))
     metrics = record["metrics"]
     assert {f"dog_d[source={s}].accuracy" for s in ("one", "two", "all")} <= set(metrics)
     assert "accuracy_by_source.png" in record["figures"]
@@ -212,7 +213,7 @@ def test_levers_combine(world, reference):
     )
     everything = fit(safedpo.safedpo(hard, delta=2.0), token_lever=FirstHalf())
     others = [fit(safedpo.safedpo(hard, delta=2.0)), fit(safedpo.safedpo(hard), token_lever=FirstHalf()),
-              fit(hard, token_lever=FirstHalf()), fit(safedpo.safedpo(chosen, delta=2.0), token_lever=FirstHalf())]  # fmt: skip
+              fit(hard, token_lever=FirstHalf()), fit(safedpo.safedpo(chosen, delta=2.0), token_lever=FirstHalf())]
     assert len({everything, *others}) == 5
 
 

@@ -11,9 +11,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from safealign_utils import adapters, cache, train
-from safealign_utils.logprobs import LogProbs, pack, reference_logprobs
-from safealign_utils.policy import Policy, word_tokenizer
+from safealign_utils import train
+from safealign_utils.engine import cache
+from safealign_utils.engine import lora as adapters
+from safealign_utils.logprobs import LogProbs, reference_logprobs
+from safealign_utils.packing import pack
+from safealign_utils.policy import Policy
+from safealign_utils.references import word_tokenizer
 from safealign_utils.tokens import TokenPairs
 
 KINDS = ("llama", "qwen2", "mistral", "gpt2")
@@ -228,7 +232,7 @@ def test_training_goes_on_with_the_same_adapter(bf16):
     again = train.align(reference, tokens, **SETTING | more | {"batch_size": 16, "steps": 1})
     one, two = (reference_logprobs(p, tokens) for p in (first.policy, reference.base))
     h = [sum(x.sum() for x in (w, -l)) - sum(x.sum() for x in (rw, -rl))
-         for w, l, rw, rl in zip(one.chosen, one.rejected, two.chosen, two.rejected)]  # fmt: skip
+         for w, l, rw, rl in zip(one.chosen, one.rejected, two.chosen, two.rejected)]
     assert again.log.loss[0] == pytest.approx(np.log1p(np.exp(-0.5 * np.array(h))).mean(), abs=2e-3 if bf16 else 1e-5)
     assert same(kept, weights(first.policy.model)) and adapters.described(again.policy.model) == [2, 4.0]
     assert not same(kept, weights(again.policy.model))
@@ -282,12 +286,12 @@ def test_checkpointing_changes_nothing_but_the_memory(kind, lora, monkeypatch):
     for checkpointing in (False, True):
         calls.clear()
         runs.append(train.align(policy, tokens, lora=lora, checkpointing=checkpointing, use_cache=False,
-                                live_reference=True, **SETTING))  # fmt: skip
+                                live_reference=True, **SETTING))
         assert len(calls) == SETTING["steps"] * 2 * (3 if checkpointing else 2), "two layers, twice for the gradient"
     one, two = runs
     assert np.abs(one.log.to_numpy() - two.log.to_numpy()).max() < 1e-5
     assert (one.policy.model.base_model(torch.tensor([[5, 6]])).last_hidden_state
-            - two.policy.model.base_model(torch.tensor([[5, 6]])).last_hidden_state).abs().max() < 1e-4  # fmt: skip
+            - two.policy.model.base_model(torch.tensor([[5, 6]])).last_hidden_state).abs().max() < 1e-4
     parts = [m for m in two.policy.model.modules() if isinstance(m, torch.nn.Dropout)]
     rates = [m.attention_dropout for m in two.policy.model.modules() if hasattr(m, "attention_dropout")]
     assert {m.p for m in parts} == {0.1} if kind == "gpt2" else set(rates) == {0.1}, "dropout is there again"
@@ -336,14 +340,14 @@ def test_a_module_with_a_head_is_trained_stored_and_resumed(fresh_cache, monkeyp
 
     setting = dict(wrap=WithHead, name="head", learning_rate=1e-2, seed=3)
     stop = False
-    one = train._train(policy, loss_of, order, asked=None, **setting)
+    one = train.run_training(policy, loss_of, order, asked=None, **setting)
     calls.clear()
     stop = True
     with pytest.raises(Stop):
-        train._train(policy, loss_of, order, asked={}, save_every=3, **setting)
+        train.run_training(policy, loss_of, order, asked={}, save_every=3, **setting)
     stop = False
-    two = train._train(policy, loss_of, order, asked={}, save_every=3, **setting)
-    three = train._train(policy, loss_of, order, asked={}, save_every=3, **setting)
+    two = train.run_training(policy, loss_of, order, asked={}, save_every=3, **setting)
+    three = train.run_training(policy, loss_of, order, asked={}, save_every=3, **setting)
     assert three.cached and not two.cached and isinstance(three.module, WithHead)
     assert same(weights(one.module), weights(two.module)) and same(weights(one.module), weights(three.module))
     with torch.random.fork_rng(devices=[]):

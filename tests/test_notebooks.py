@@ -8,7 +8,8 @@ import statistics
 import pytest
 from conftest import ROOT
 
-from safealign_utils.runs import parameters, study
+from safealign_utils.study import records
+from safealign_utils.study import settings as parameters
 
 NUMBERED = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ALL = NUMBERED + sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
@@ -16,7 +17,7 @@ COMMON = {
     "profile": "str", "seed": "int", "seeds": "int", "beta": "float", "steps": "int", "pairs": "int", "batch_size": "int",
     "learning_rate": "float", "dtype": "str", "model": "str", "revision": "str", "data": "str", "label": "str",
     "max_length": "int", "device": "str", "out_dir": "str",
-}  # fmt: skip
+}
 
 
 def problems(book):
@@ -121,5 +122,5 @@ def test_committed_tables_are_there_and_no_stub(path):
     text = "\n".join("".join(c["source"]) for c in cells)
     assert not re.search(r"[A-Z]{4,}_READING|TODO|FIXME", text)
     for name in re.findall(r'committed\("([\w.]+)"\)', text):
-        table = study.committed(name)
+        table = records.committed(name)
         assert len(table) > 3 and table.astype(str).nunique().max() > len(table) / 2, name

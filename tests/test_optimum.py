@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from safealign_utils import optimum as o
-from safealign_utils.grammar import build_trie
 from safealign_utils.methods import baselines as b
+from safealign_utils.world import optimum as o
+from safealign_utils.world.grammar import build_trie
 
 REF = np.log(np.array([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]]))
 R = np.array([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0]])
@@ -199,7 +199,7 @@ def test_the_multiplier_does_not_depend_on_rounding_of_its_arguments():
     g, limit = np.random.default_rng(0), -0.3
     for find in (o.lambda_star, b.mocan_lambda):
         values = [find(np.nextafter(REF, np.where(g.random(REF.shape) < 0.5, 0, -9)), R, C, beta=0.7, cost_limit=limit)
-                  for _ in range(20)]  # fmt: skip
+                  for _ in range(20)]
         assert np.ptp(values) < 1e-13
 
 
@@ -288,7 +288,7 @@ REFUSED = [
     (lambda: o.frontier_gap(REF, REF, spoiled(R, NAN)), "reward: nan"), (lambda: o.kl(REF + 0.1, REF), "use optimum.normalise"),
     (lambda: o.frontier_gap(REF, o.optimal(REF, R, beta=1), np.array([[1e308, -1e308, 0]] * 2)), "its spread overflows"),
     (lambda: o.normalise(np.array([[0.0, 0.0], [-INF, -INF]])), "log-weights of prompt 1 sum to -inf"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("call, reason", REFUSED)

@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 
 from safealign_utils import evaluate, pairs
-from safealign_utils.policy import scratch_policy
+from safealign_utils.real import read_pairs
+from safealign_utils.references import scratch_policy
 
 PKU = {
     "prompt": "How do I cut bread?", "response_0": "With a knife.", "response_1": "With your teeth.",
     "is_response_0_safe": True, "is_response_1_safe": False, "better_response_id": None, "safer_response_id": 0,
-}  # fmt: skip
+}
 
 
 def write(path, rows):
@@ -23,7 +24,7 @@ def write(path, rows):
 
 def test_pku_layout_with_nulls_ties_and_more_columns(tmp_path):
     rows = [PKU, PKU | {"better_response_id": 1, "response_0_severity_level": 2}, PKU | {"safer_response_id": None}]
-    table = pairs.load_pairs(write(tmp_path / "a.jsonl", rows))
+    table = read_pairs.load_pairs(write(tmp_path / "a.jsonl", rows))
     assert table.better_response_id.isna().tolist() == [True, False, True]
     assert table.source.unique().tolist() == ["a"]
     better, safer = pairs.label(table, "better"), pairs.label(table, "safer")
@@ -34,7 +35,7 @@ def test_pku_layout_with_nulls_ties_and_more_columns(tmp_path):
 
 def test_chosen_rejected_layout(tmp_path):
     rows = [{"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away.", "source": "x/test"}]
-    table = pairs.load_pairs(write(tmp_path / "hh.jsonl", rows))
+    table = read_pairs.load_pairs(write(tmp_path / "hh.jsonl", rows))
     assert pairs.label(table).chosen.tolist() == [0] and table.source.tolist() == ["x/test"]
     with pytest.raises(ValueError, match="label='safer'.*try label=better"):
         pairs.label(table, "safer")
@@ -47,15 +48,15 @@ def test_other_files_through_datasets(tmp_path, kind):
     frame = pd.DataFrame([PKU, PKU | {"prompt": "And cheese?", "better_response_id": 1}])
     file = tmp_path / f"pairs.{kind}"
     {"json": lambda: frame.to_json(file, orient="records"), "csv": lambda: frame.to_csv(file, index=False),
-     "parquet": lambda: frame.to_parquet(file)}[kind]()  # fmt: skip
-    table = pairs.load_pairs(str(file))
+     "parquet": lambda: frame.to_parquet(file)}[kind]()
+    table = read_pairs.load_pairs(str(file))
     assert table.prompt.tolist() == ["How do I cut bread?", "And cheese?"]
     assert table.better_response_id.tolist()[1] == 1 and table.is_response_1_safe.tolist() == [False, False]
 
 
 def test_several_sources_become_a_column(tmp_path):
     one, two = write(tmp_path / "a.jsonl", [PKU]), write(tmp_path / "b.jsonl", [PKU, PKU])
-    table = pairs.load_pairs(f"bread={one}, more={two}")
+    table = read_pairs.load_pairs(f"bread={one}, more={two}")
     assert table.source.tolist() == ["bread", "more", "more"]
 
 
@@ -76,22 +77,22 @@ def test_several_sources_become_a_column(tmp_path):
 )
 def test_bad_rows_name_line_column_and_reason(tmp_path, row, column, reason):
     with pytest.raises(ValueError, match="line 2") as error:
-        pairs.load_pairs(write(tmp_path / "bad.jsonl", [PKU, row, PKU]))
+        read_pairs.load_pairs(write(tmp_path / "bad.jsonl", [PKU, row, PKU]))
     assert repr(column) in str(error.value) and reason in str(error.value) and "bad.jsonl" in str(error.value)
 
 
 def test_bad_files(tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps(PKU) + "\n\n{broken\n")
     with pytest.raises(ValueError, match="x.jsonl, line 3: not JSON"):
-        pairs.load_pairs(str(tmp_path / "x.jsonl"))
+        read_pairs.load_pairs(str(tmp_path / "x.jsonl"))
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds no pairs"):
-        pairs.load_pairs(str(tmp_path / "empty.jsonl"))
+        read_pairs.load_pairs(str(tmp_path / "empty.jsonl"))
     with pytest.raises(ValueError, match="no such file"):
-        pairs.load_pairs(str(tmp_path / "missing.jsonl"))
+        read_pairs.load_pairs(str(tmp_path / "missing.jsonl"))
     (tmp_path / "x.txt").write_text("hello")
     with pytest.raises(ValueError, match="unknown ending"):
-        pairs.load_pairs(str(tmp_path / "x.txt"))
+        read_pairs.load_pairs(str(tmp_path / "x.txt"))
 
 
 def test_split_by_column_and_by_prompt():
@@ -141,16 +142,16 @@ def test_whole_dialogues_are_split_before_the_last_answer(tmp_path, capsys):
         {"chosen": "\n\nHuman: Hi\n\nAssistant: A", "rejected": "\n\nHuman: Ho\n\nAssistant: A"},
         {"chosen": TALK + " I", "rejected": TALK + " I would.\n\nHuman: Fine.\n\nAssistant: Good."},
     ]
-    table = pairs.load_pairs(write(tmp_path / "hh.jsonl", rows))
+    table = read_pairs.load_pairs(write(tmp_path / "hh.jsonl", rows))
     assert table.prompt.tolist() == [TALK.strip(), "Hi"] and table.response_0.tolist() == ["With a spoon.", "Hello."]
     assert table.response_1.tolist() == ["With a fork.", "Go away."] and table.better_response_id.tolist() == [0, 0]
-    assert table.attrs["left_out"] == {pairs.PARTED: 3, "an empty answer": 1}
+    assert table.attrs["left_out"] == {read_pairs.PARTED: 3, "an empty answer": 1}
     said = capsys.readouterr().err
     assert "3 of 6 rows left out: the two dialogues part" in said and "1 of 6 rows left out: an empty answer" in said
     assert pairs.turns(table.prompt[0])[-1] == {"role": "user", "content": "And soup?"}
     write(tmp_path / "none.jsonl", rows[4:])
     with pytest.raises(ValueError, match="no pairs: 2 of 2 rows left out: the two dialogues part before"):
-        pairs.load_pairs(str(tmp_path / "none.jsonl"))
+        read_pairs.load_pairs(str(tmp_path / "none.jsonl"))
 
 
 def test_lists_of_messages_become_a_dialogue(tmp_path, capsys):
@@ -170,7 +171,7 @@ def test_lists_of_messages_become_a_dialogue(tmp_path, capsys):
         {"prompt": [hi], "chosen": [hello], "rejected": [m("assistant", " ")]},
         {"prompt": [hi, hello, m("user", "x\n\nHuman: y")], "chosen": [hello], "rejected": [away]},
     ]
-    table = pairs.load_pairs(write(tmp_path / "trl.jsonl", rows))
+    table = read_pairs.load_pairs(write(tmp_path / "trl.jsonl", rows))
     assert table.prompt[:4].tolist() == ["Hi"] * 4 and table.response_1[:4].tolist() == ["Go away."] * 4
     assert table.prompt[4] == "System: Be kind.\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And now?\n\nAssistant:"
     assert table.prompt[5] == table.prompt[6] == table.prompt[4]
@@ -179,13 +180,13 @@ def test_lists_of_messages_become_a_dialogue(tmp_path, capsys):
     assert sorted(table.attrs["left_out"].values()) == [1, 1, 1] and len(table) == 7
     for bad in ([m("tool", "x")], ["Hello."], [m("assistant", None)]):
         with pytest.raises(ValueError, match="line 1, column 'chosen': a message has a role"):
-            pairs.load_pairs(write(tmp_path / "bad.jsonl", [{"prompt": [hi], "chosen": bad, "rejected": [away]}]))
+            read_pairs.load_pairs(write(tmp_path / "bad.jsonl", [{"prompt": [hi], "chosen": bad, "rejected": [away]}]))
 
 
 def test_rows_with_one_response_are_no_pairs(tmp_path):
     row = {"prompt": "Hi", "response": "Hello.", "category": {"drugs": False}, "is_safe": True}
     with pytest.raises(ValueError, match="line 1.*one response each and are no pairs.*PKU-SafeRLHF"):
-        pairs.load_pairs(write(tmp_path / "beaver.jsonl", [row]))
+        read_pairs.load_pairs(write(tmp_path / "beaver.jsonl", [row]))
 
 
 def test_harm_categories(tmp_path):
@@ -198,8 +199,8 @@ def test_harm_categories(tmp_path):
         PKU | {"type": "homonyms"},
         PKU | {"category": "own", "type": "homonyms"},
         PKU | {"response_0_harm_category": None, "category": {"drugs": True}},
-    ]  # fmt: skip
-    table = pairs.load_pairs(write(tmp_path / "a.jsonl", rows))
+    ]
+    table = read_pairs.load_pairs(write(tmp_path / "a.jsonl", rows))
     assert table.category.tolist() == ["", "", "Violence; Cybercrime", "homonyms", "own", ""]
 
 
@@ -207,15 +208,15 @@ def test_harm_categories(tmp_path):
 def test_a_wrong_hash_is_refused(tmp_path, k):
     sha = lambda j: hashlib.sha256((PKU["prompt"] + PKU[f"response_{j}"]).encode()).hexdigest()
     row = PKU | {"response_0_sha256": sha(0), "response_1_sha256": sha(1).upper()}
-    assert len(pairs.load_pairs(write(tmp_path / "a.jsonl", [row, row | {f"response_{k}_sha256": None}]))) == 2
+    assert len(read_pairs.load_pairs(write(tmp_path / "a.jsonl", [row, row | {f"response_{k}_sha256": None}]))) == 2
     altered = row | {f"response_{k}": row[f"response_{k}"][:-1] + "!"}
     with pytest.raises(ValueError, match=f"a.jsonl, line 2, column 'response_{k}_sha256': is not the SHA-256"):
-        pairs.load_pairs(write(tmp_path / "a.jsonl", [row, altered]))
+        read_pairs.load_pairs(write(tmp_path / "a.jsonl", [row, altered]))
 
 
 def test_the_data_hash_is_what_it_was(tmp_path, world):
     """The hash stands in committed records; further columns do not enter it."""
-    table = pairs.load_pairs(write(tmp_path / "a.jsonl", [PKU, PKU | {"prompt": "And cheese?", "category": "dairy"}]))
+    table = read_pairs.load_pairs(write(tmp_path / "a.jsonl", [PKU, PKU | {"prompt": "And cheese?", "category": "dairy"}]))
     assert pairs.data_hash(table) == "f68c7888475c9006" and pairs.data_hash(pairs.label(table)) == "795526199fa22d59"
     assert pairs.data_hash(world.pairs(200, seed=0)) == "cebb3de3342500c0"
 
@@ -254,31 +255,31 @@ def test_bag_of_words_learns_a_word():
     g = np.random.default_rng(0)
     words = ["red", "green", "blue", "grey"]
     rows = [PKU | {"prompt": str(i), "response_0": " ".join(g.choice(words, 5)) + " please", "response_1": " ".join(g.choice(words, 5))}
-            for i in range(80)]  # fmt: skip
+            for i in range(80)]
     table = pairs.label(pd.DataFrame(rows).sample(frac=1, random_state=0), "safer")
     share, *_ = evaluate.accuracy([evaluate.bag_of_words(table[:60], table[60:])])
     assert share == 1.0
 
 
 def test_real_files_load(real_data):
-    table = pairs.load_pairs(str(real_data / "pku_saferlhf_pairs.jsonl"))
+    table = read_pairs.load_pairs(str(real_data / "pku_saferlhf_pairs.jsonl"))
     assert len(table) == 975 and table.better_response_id.isna().all()
     with pytest.raises(ValueError, match="try label=safer"):
         pairs.label(table, "better")
     train, test, _ = pairs.split_pairs(pairs.label(table))
     assert len(train) + len(test) <= 975 and len(test) > 50
-    full = pairs.load_pairs(str(real_data / "pku_saferlhf_full_schema.jsonl"))
+    full = read_pairs.load_pairs(str(real_data / "pku_saferlhf_full_schema.jsonl"))
     assert len(full) == 7 and (full.better_response_id != full.safer_response_id).any()
     assert full.category[full.category != ""].tolist() == ["Endangering National Security; Violence",
-        "Mental Manipulation; Psychological Harm", "Privacy Violation; Economic Crime; White-Collar Crime"]  # fmt: skip
-    xstest = pairs.load_pairs(str(real_data / "xstest_pairs.jsonl"))
+        "Mental Manipulation; Psychological Harm", "Privacy Violation; Economic Crime; White-Collar Crime"]
+    xstest = read_pairs.load_pairs(str(real_data / "xstest_pairs.jsonl"))
     assert len(xstest) == 1184 and 0 < xstest.better_response_id.isna().sum() < len(xstest)
     assert "homonyms" in set(xstest.category) and not (xstest.category == "").any()
     for name, rows in (("hh_rlhf_harmless", 872), ("hh_rlhf_helpful", 1428)):
-        hh = pairs.load_pairs(str(real_data / f"{name}.jsonl"))
+        hh = read_pairs.load_pairs(str(real_data / f"{name}.jsonl"))
         assert len(hh) == rows and (hh.category == "").all() and hh.attrs["left_out"] == {}
         assert (pairs.label(hh).chosen == 0).all() and hh.is_response_0_safe.isna().all()
-    both = pairs.load_pairs(f"pku={real_data / 'pku_saferlhf_pairs.jsonl'},hh={real_data / 'hh_rlhf_harmless.jsonl'}")
+    both = read_pairs.load_pairs(f"pku={real_data / 'pku_saferlhf_pairs.jsonl'},hh={real_data / 'hh_rlhf_harmless.jsonl'}")
     assert set(both.source) == {"pku", "hh"}
 
 
@@ -289,18 +290,18 @@ def test_one_altered_byte_of_a_real_row_is_refused(real_data, tmp_path):
         row[column] = row[column].replace("e", "a", 1)
         copy = write(tmp_path / "copy.jsonl", [*map(json.loads, lines[:3]), row])
         with pytest.raises(ValueError, match="copy.jsonl, line 4, column 'response_[01]_sha256'"):
-            pairs.load_pairs(copy)
+            read_pairs.load_pairs(copy)
 
 
 def test_real_dialogues_written_whole_load_as_they_were(real_data, tmp_path):
     """hh-rlhf in the hub's layout, made from the rows at hand: the same prompts and answers come back."""
-    table = pairs.load_pairs(str(real_data / "hh_rlhf_helpful.jsonl"))
+    table = read_pairs.load_pairs(str(real_data / "hh_rlhf_helpful.jsonl"))
     talk = lambda x: x if x.startswith("Human:") else f"Human: {x}"
     whole = lambda x, y: f"\n\n{talk(x)}\n\nAssistant: {y}"
     rows = [
         {"chosen": whole(r.prompt, r.response_0), "rejected": whole(r.prompt, r.response_1)} for r in table.itertuples()
     ]
-    again = pairs.load_pairs(write(tmp_path / "hub.jsonl", rows))
+    again = read_pairs.load_pairs(write(tmp_path / "hub.jsonl", rows))
     assert len(again) == 1428 and again.attrs["left_out"] == {}
     assert (again.response_0 == table.response_0.str.strip()).all()
     assert (again.response_1 == table.response_1.str.strip()).all()

@@ -3,8 +3,10 @@
 import pytest
 from toy import CELL, notebook
 
-from safealign_utils.runs import parameters, strict_yaml, sweep
-from safealign_utils.runs.parameters import Refusal
+from safealign_utils.runs import sweep
+from safealign_utils.study import settings as parameters
+from safealign_utils.study import strict_yaml
+from safealign_utils.study.settings import Refusal
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safealign_utils import figures, intervals
+from safealign_utils import intervals
+from safealign_utils.figures import style
 from safealign_utils.runs import cli
-from safealign_utils.runs.parameters import Refusal
 from safealign_utils.runs.plot import draw, read, summarise
+from safealign_utils.study.settings import Refusal
 
 G = np.random.default_rng(0)
 DELTAS, SEEDS = (0.0, 2.0, 10.0), (0, 1, 2)
@@ -45,7 +46,7 @@ def test_the_values_drawn_are_the_values_computed():
         values = [TABLE[(TABLE.method == method) & (TABLE.delta == d)].unsafe for d in DELTAS]
         mean, low, high = np.array([intervals.over_seeds(v, intervals.SHARE) for v in values]).T
         assert np.array_equal(line.get_xdata(), DELTAS) and np.allclose(line.get_ydata(), mean, rtol=0, atol=1e-15)
-        assert line.get_color() == figures.COLOURS[method]
+        assert line.get_color() == style.COLOURS[method]
         corners = band.get_paths()[0].vertices
         assert all(np.isclose(corners[:, 1], end).any() for end in (*low, *high))
     assert ax.get_xscale() == ax.get_yscale() == "linear"

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from safealign_utils import cache, pairs
+from safealign_utils import pairs
+from safealign_utils.engine import cache
 from safealign_utils.methods.dog import merge_copies
-from safealign_utils.pools import KINDS, NAMES, OWN, SHARED, world_pool
+from safealign_utils.world.redundant import KINDS, NAMES, OWN, SHARED, world_pool
 
 N, RARE = 480, 3  # four data sets of 120 rows: 3 of their own category, 3 originals of the shared one, 114 copies
 PAIR = ["prompt_id", "y_0", "y_1"]
@@ -118,7 +119,7 @@ def test_a_seed_names_a_pool(world, pools):
 @pytest.mark.parametrize("given, reason", [
     (dict(n=400, kind="fuzzy"), "^pool='fuzzy': choose one of near, exact, spread$"),
     (dict(n=159), "^pairs=159: .* needs at least 160$"), (dict(n=0), "^pairs=0: "),
-])  # fmt: skip
+])
 def test_refusals_say_what_to_do(world, given, reason):
     with pytest.raises(ValueError, match=reason):
         world_pool(world, **given)
@@ -161,7 +162,7 @@ PINNED = {
     "near": "52b5f0698c31a863", "exact": "5fe1bd34dd23c979", "spread": "52b5f0698c31a863",
     "source of near": "46ff0cfcd8ee2d82", "source of exact": "46ff0cfcd8ee2d82", "source of spread": "534c49dbf79f42b3",
     "World.pairs": "aba53091880dc5d5",
-}  # fmt: skip
+}
 
 
 def test_data_are_pinned(world, pools):

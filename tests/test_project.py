@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from safealign_utils import pairs
+from safealign_utils.real import read_pairs
 
 OWNERS = {
     "jupyterlab",
@@ -50,7 +50,7 @@ def test_top_level_is_the_agreed_one():
     if not listed:
         pytest.skip("no git checkout")
     allowed = {"notebooks", "safealign_utils", "tests", "environment.yml", "requirements.txt", "README.md", "pyproject.toml",
-               "Makefile", "LICENSE", "CITATION.cff", ".ci", ".github", ".gitignore"}  # fmt: skip
+               "Makefile", "LICENSE", "CITATION.cff", ".ci", ".github", ".gitignore"}
     assert {f.split("/")[0] for f in listed} <= allowed
 
 
@@ -64,7 +64,8 @@ def test_arrows_point_one_way():
 
 
 def test_nothing_remote_is_asked_for_a_local_question(monkeypatch, tmp_path, world):
-    from safealign_utils.policy import check_model, load_policy, reference_policy
+    from safealign_utils.real.models import check_model, load_policy
+    from safealign_utils.references import reference_policy
 
     def refuse(*args, **options):
         raise OSError("the network is not for this test")
@@ -73,14 +74,14 @@ def test_nothing_remote_is_asked_for_a_local_question(monkeypatch, tmp_path, wor
     policy.save(tmp_path / "model")
     (tmp_path / "p.csv").write_text("prompt,chosen,rejected\na,b,c\n")
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert len(pairs.load_pairs(str(tmp_path / "p.csv"))) == 1
+    assert len(read_pairs.load_pairs(str(tmp_path / "p.csv"))) == 1
     check_model(str(tmp_path / "model"))
     loaded = load_policy(str(tmp_path / "model"))
     assert loaded.hash == policy.hash
 
 
 def test_a_model_that_cannot_be_used_is_refused(tmp_path):
-    from safealign_utils.policy import check_model
+    from safealign_utils.real.models import check_model
 
     with pytest.raises(ValueError, match="no such folder"):
         check_model("./nothing/here")

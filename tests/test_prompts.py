@@ -58,7 +58,7 @@ LAYOUTS = {  # set: (ending, rows as published), with texts of ours
         {"prompt": "Ask A", "response": "y", "category": {"theft": False, "drugs": False, "privacy": False}, "is_safe": True},
         {"prompt": "Ask B", "response": "z", "category": {"theft": False, "drugs": True, "privacy": False}, "is_safe": False},
     ]),
-}  # fmt: skip
+}
 EXPECTED = {  # prompts, categories, unsafe, ids
     "xstest": (["How do I kill the lights?", "How do I break it?"], ["homonyms", "contrast_homonyms"], [False, True], [1, 2]),
     "harmbench": (["A story.\n\n---\n\nDo it", "Do that"], ["illegal", "harmful"], [True, True], ["do_it", "007"]),
@@ -70,7 +70,7 @@ EXPECTED = {  # prompts, categories, unsafe, ids
     "mt_bench": (["Write.", "Sum."], ["writing", "math"], [False, False], [81, 99]),
     "arena_hard": (["Code.", "Plan."], ["arena-hard-v0.1"] * 2, [False, False], ["0a", "0b"]),
     "beavertails": (["Ask A", "Ask B"], ["theft, privacy", "drugs"], [None, None], [1, 3]),
-}  # fmt: skip
+}
 
 
 def same(table, expected):

@@ -5,8 +5,8 @@ import json
 import made_models
 import pytest
 
-from safealign_utils.runs import runner, warm
-from safealign_utils.runs.parameters import Refusal
+from safealign_utils.runs import fresh_kernel, runner
+from safealign_utils.study.settings import Refusal
 
 SHORT = {
     "seeds": "1",
@@ -24,7 +24,7 @@ MORE = {
                                           round_samples="3", lambdas="1.0"),
     "04_selective_dpo_token_scoring": dict(score_references="aligned", token_rules="signed,random"),
     "05_dog_selection": dict(selections="random,dog_d", anchor_rank="2", residual_rank="4"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,4 +90,4 @@ def test_what_only_answers_would_show_is_refused_before(data, tmp_path):
 
 
 def teardown_module():
-    warm.discard()
+    fresh_kernel.discard()

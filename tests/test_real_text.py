@@ -43,7 +43,7 @@ def test_notebooks_02_and_03_on_real_pairs_with_the_kits_own_scorers(real_data, 
         for name, file in dict(pku="pku_saferlhf_pairs", xstest="xstest_pairs").items()
     )
     short = dict(data=data, steps="2", pairs="120", batch_size="8", max_length="48", scorer_steps="3", eval_size="12", new_tokens="6",
-                 eval_prompts=f"xstest={real_data / 'xstest_prompts.csv'}")  # fmt: skip
+                 eval_prompts=f"xstest={real_data / 'xstest_prompts.csv'}")
     loop = dict(rounds="1", round_steps="2", round_samples="4", lambdas="1.0")
     profile = ROOT / "notebooks" / "profiles" / "real_text_safety.yaml"
     for name, more in (("02_safedpo", {}), ("03_cdpo_dual_gradient_descent", loop)):

@@ -4,7 +4,13 @@ import pandas as pd
 import pytest
 
 from safealign_utils.real import refusals
-from safealign_utils.real.refusals import count_errors, error_table, human_labels, is_refusal, refusal_rate
+from safealign_utils.real.refusals import (
+    count_errors,
+    error_table,
+    human_labels,
+    is_refusal,
+    refusal_rate,
+)
 
 REFUSES = [
     "I'm sorry, but I can't help with that.",

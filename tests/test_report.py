@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from safealign_utils import figures
-from safealign_utils.runs import claims, cli, pages, records, reference, report
-from safealign_utils.runs.parameters import Refusal
+from safealign_utils.figures import style
+from safealign_utils.runs import cli, pages, reference, report
+from safealign_utils.study import claims, records
+from safealign_utils.study.settings import Refusal
 
 EVIL = "<script>alert(1)</script>"
 PROVENANCE = dict(code="c0de", git="abc1234", python="3.11", cpu="a CPU; AVX2", device="cpu", threads=1, data_hash="d0",
-                  reference_hash="r0", packages={"torch": "2.13.0"})  # fmt: skip
+                  reference_hash="r0", packages={"torch": "2.13.0"})
 
 
 def finished(folder, name="02_safedpo", verdicts=(), title="02 · SafeDPO", markdown="", **changes):
@@ -32,7 +33,7 @@ def finished(folder, name="02_safedpo", verdicts=(), title="02 · SafeDPO", mark
     points = pd.DataFrame(dict(line="dpo", x=[1.0, 2.0], mean=[1.0, 2.0], low=np.nan, high=np.nan, n=1))
     from safealign_utils.runs.plot import draw
 
-    names = figures.save(draw(points, xlabel="x", ylabel="y"), folder / "curve")
+    names = style.save(draw(points, xlabel="x", ylabel="y"), folder / "curve")
     cells = [
         nbformat.v4.new_markdown_cell(f"# {title}\n\nWhat it is *about*, $\\pi^*$.\n\n{markdown}"),
         nbformat.v4.new_code_cell("beta = 1", metadata={"tags": ["parameters"]}, execution_count=1),
@@ -44,14 +45,14 @@ def finished(folder, name="02_safedpo", verdicts=(), title="02 · SafeDPO", mark
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
     whole = dict(notebook=name, run_id="id01", parameters=dict(seed=0, seeds=3, dtype="float64", pairs=1500, beta=0.5, data=EVIL),
                  metrics={"dpo.unsafe": 0.25, "dpo.reward": 1.5, "safedpo[delta=1].unsafe": 0.125}, tables=["methods.csv"],
-                 timings=dict(total=61.0, peak_memory_bytes=2**30), claims=list(verdicts), figures=names, provenance=PROVENANCE)  # fmt: skip
+                 timings=dict(total=61.0, peak_memory_bytes=2**30), claims=list(verdicts), figures=names, provenance=PROVENANCE)
     records.write(folder, **whole | changes)
     return folder
 
 
 def claim(id, **changes):
     values = dict(id=id, paper="kit", says=f"{id} is so.", evidence="bar", refuted_by=f"{id} is not so", notebook="02_safedpo",
-                  metric=f"{id}.metric", rule={"below": 0.5}, scope="statistical")  # fmt: skip
+                  metric=f"{id}.metric", rule={"below": 0.5}, scope="statistical")
     return claims.Claim(**values | changes)
 
 
@@ -60,9 +61,9 @@ def verdict(id, word, value=0.4, low=0.3, high=0.45, n=3):
 
 
 LEDGER = [claim("a"), claim("b", paper="2505.20065, Table 17", evidence="S"), claim("c", scope="exact"), claim("d"), claim("e", notebook="03_x"),
-          claim("f", scope="only at scale", profile="a 7B model & real data")]  # fmt: skip
+          claim("f", scope="only at scale", profile="a 7B model & real data")]
 VERDICTS = [verdict("a", "holds"), verdict("b", "does_not_hold", 0.9, 0.8, 0.95), verdict("c[keep=0.2]", "holds"),
-            verdict("c[keep=0.4]", "undecided", low=None, high=None, n=1)]  # fmt: skip
+            verdict("c[keep=0.4]", "undecided", low=None, high=None, n=1)]
 
 
 @pytest.fixture
@@ -267,7 +268,7 @@ def test_the_ledger_itself_can_be_shown(tmp_path):
 
 
 @pytest.mark.parametrize("value, text", [(0.25, "0.2500"), (-1.5, "−1.5000"), (3, "3"), (12345.0, "12,345"), (1e-7, "1.0e−07"), (-3e-17, "0"),
-                                         (123.456, "123.5"), (float("nan"), ""), (float("inf"), "∞"), (None, ""), ("dpo", "dpo")])  # fmt: skip
+                                         (123.456, "123.5"), (float("nan"), ""), (float("inf"), "∞"), (None, ""), ("dpo", "dpo")])
 def test_numbers_as_they_are_shown(value, text):
     assert pages.number(value) == text
 

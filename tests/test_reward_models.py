@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from safealign_utils import pairs
-from safealign_utils.methods import reward_models as R
 from safealign_utils.policy import Policy
+from safealign_utils.real import read_pairs
+from safealign_utils.real import scorer_training as R
 
 SHORT = dict(seed=0, steps=3, batch_size=8, learning_rate=2e-3)
 WORLD = dict(seed=0, steps=60, batch_size=32, learning_rate=2e-3)
@@ -58,7 +59,7 @@ def test_what_labels_say_of_the_cost():
         (None, None, 0, 1),  # only the order
         (None, False, 0, None),
         (None, None, 0, None),
-    ])  # fmt: skip
+    ])
     expected = [(-1, -1, 1), (1, 1, -1), (1, -1, -1), (-1, 1, 1), (0, 1, 1), (1, 0, 0), (0, 0, 1), (0, 0, 0)]
     assert np.stack(R.cost_labels(table), axis=1).tolist() == [list(map(float, row)) for row in expected]
 
@@ -109,7 +110,7 @@ def text_table(n=24):
         "prompt": prompts, "response_0": np.where(safer == 0, safe, unsafe), "response_1": np.where(safer == 1, safe, unsafe),
         "is_response_0_safe": pd.array(safer == 0, "boolean"), "is_response_1_safe": pd.array(safer == 1, "boolean"),
         "better_response_id": pd.array(1 - safer, "Int64"), "safer_response_id": pd.array(safer, "Int64"),
-    })  # fmt: skip
+    })
 
 
 def by_hand(policy, module, prompt_ids, response_ids):
@@ -185,7 +186,7 @@ def test_long_texts_are_cut_as_in_training():
 @pytest.fixture(scope="module")
 def learned(world):
     """Both models, trained in the world in float32, and held-out pairs."""
-    from safealign_utils.policy import reference_policy
+    from safealign_utils.references import reference_policy
 
     policy, _ = reference_policy(world, seed=0)
     table = world.pairs(1200, seed=0)
@@ -228,8 +229,8 @@ def test_the_same_again_is_the_same_and_is_not_trained_twice(reference, world, f
     table = world.pairs(24, seed=0)
     first = R.train_cost(reference, table, **SHORT)
     before = scores(first, table)
-    runs, train = [], R._train
-    monkeypatch.setattr(R, "_train", lambda *a, **k: runs.append(train(*a, **k)) or runs[-1])
+    runs, train = [], R.run_training
+    monkeypatch.setattr(R, "run_training", lambda *a, **k: runs.append(train(*a, **k)) or runs[-1])
     again = R.train_cost(reference, table, **SHORT)
     assert runs[-1].cached and again.hash == first.hash
     monkeypatch.setenv("SAFEALIGN_CACHE", str(fresh_cache / "other"))
@@ -295,7 +296,7 @@ def test_accuracies_by_hand():
 
 
 def test_real_rows(real_data):
-    table = pairs.load_pairs(str(real_data / "xstest_pairs.jsonl")).head(24)
+    table = read_pairs.load_pairs(str(real_data / "xstest_pairs.jsonl")).head(24)
     cost = R.train_cost(text_policy(), table, max_length=96, **SHORT)
     quality = R.harmless_accuracy([cost], table)
     assert (

@@ -11,12 +11,14 @@ import pytest
 from conftest import ROOT
 from toy import CELL, notebook
 
-from safealign_utils.runs import cli, folders, parameters, records, runner
-from safealign_utils.runs.parameters import Refusal
+from safealign_utils.runs import cli, folders, runner
+from safealign_utils.study import records
+from safealign_utils.study import settings as parameters
+from safealign_utils.study.settings import Refusal
 
 BODY = """import json, os
 if out_dir:
-    from safealign_utils.runs import records
+    from safealign_utils.study import records
     records.write(out_dir, notebook="toy", run_id="", parameters={"beta": beta}, metrics={"beta": beta}, timings={"total": 1.0, "peak_memory_bytes": 1},
                   claims=[], tables=[], figures=[], provenance={})"""
 
@@ -320,7 +322,7 @@ def test_broken_files_are_refusals_too(toy, tmp_path, capsys):
 
 
 def test_run_id_holds_libraries_and_shipped_policies(toy, monkeypatch):
-    from safealign_utils import cache
+    from safealign_utils.engine import cache
 
     before = runner.prepare(toy)[2]
     monkeypatch.setattr(cache, "library_versions", lambda: {"torch": "0"})

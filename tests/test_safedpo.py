@@ -9,11 +9,17 @@ import pytest
 import torch
 
 from safealign_utils import evaluate, pairs
-from safealign_utils import optimum as o
 from safealign_utils.loss import preference_loss
-from safealign_utils.methods.safedpo import safedpo, transform, unsafe_labels, with_finite_target, with_margin
-from safealign_utils.methods.tabular import all_pairs, fit
+from safealign_utils.methods.safedpo import (
+    safedpo,
+    transform,
+    unsafe_labels,
+    with_finite_target,
+    with_margin,
+)
 from safealign_utils.train import align
+from safealign_utils.world import optimum as o
+from safealign_utils.world.tabular import all_pairs, fit
 
 BETA = 0.5
 SETTING = dict(beta=BETA, batch_size=16, learning_rate=2e-3, seed=0, use_cache=False)
@@ -23,7 +29,7 @@ RULES = [
     (True, False, 0, 0), (True, False, 1, 0),
     (False, True, 0, 1), (False, True, 1, 1),
     (False, False, 0, None), (False, False, 1, None),
-]  # fmt: skip
+]
 
 
 def hand_made(p=1.0):

@@ -11,21 +11,19 @@ import torch
 import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from safealign_utils import evaluate, intervals, processes
-from safealign_utils.policy import load_policy
-from safealign_utils.real import sampled
-from safealign_utils.real.sampled import (
+from safealign_utils import evaluate, intervals, sampling
+from safealign_utils.engine import distributed
+from safealign_utils.real import answer_metrics
+from safealign_utils.real.answer_metrics import (
     Estimate,
-    answer,
     bootstrap,
     by_category,
     compare,
-    converse,
-    end_ids,
     evaluate_answers,
-    generate,
     write_answers,
 )
+from safealign_utils.real.models import load_policy
+from safealign_utils.sampling import answer, converse, end_ids, generate
 
 TEXTS = [
     "Tell me a joke about the sea.",
@@ -133,7 +131,7 @@ def test_no_end_is_left_in_a_text(policies, monkeypatch):
             seen.append({policy.tokenizer.eos_token_id, *ends})
             return [np.array([*word, end])] * len(prompts)
 
-        monkeypatch.setattr(sampled, "sample", ended)
+        monkeypatch.setattr(answer_metrics, "sample", ended)
         assert generate(policy, TEXTS[:2], **SHORT) == ["Tell me"] * 2 and seen[0] == {1, end}
 
 
@@ -159,7 +157,7 @@ def test_an_end_of_turn_that_is_no_special_token_is_cut_too(policies):
 
 
 def test_a_run_that_was_cut_off_goes_on(policies, monkeypatch):
-    policy, real, calls = policies["llama"], sampled.sample, []
+    policy, real, calls = policies["llama"], answer_metrics.sample, []
 
     def fails_later(*args, **options):
         calls.append(len(args[1]))
@@ -167,7 +165,7 @@ def test_a_run_that_was_cut_off_goes_on(policies, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(sampled, "sample", fails_later)
+    monkeypatch.setattr(answer_metrics, "sample", fails_later)
     with pytest.raises(KeyboardInterrupt):
         generate(policy, TEXTS, batch_size=2, **SHORT)
     whole = generate(policy, TEXTS, batch_size=2, **SHORT)
@@ -184,10 +182,10 @@ def test_a_run_that_was_cut_off_goes_on(policies, monkeypatch):
 def test_several_processes_share_the_batches(policies, monkeypatch):
     policy = policies["llama"]
     whole, shares = generate(policy, TEXTS, batch_size=2, **SHORT), []
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
     for number in (0, 1):
-        monkeypatch.setattr(processes, "rank", lambda number=number: number)
-        monkeypatch.setattr(processes, "gather", lambda value: [shares.append(value) or value, dict.fromkeys(range(5))])
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        monkeypatch.setattr(distributed, "gather", lambda value: [shares.append(value) or value, dict.fromkeys(range(5))])
         generate(policy, TEXTS, batch_size=2, **SHORT)
     assert [len(s) for s in shares] == [3, 2] and not set(shares[0]) & set(shares[1])
     assert [(shares[0] | shares[1])[i] for i in range(5)] == whole
@@ -210,8 +208,8 @@ def test_bad_settings(policies, options):
 
 
 def test_a_prompt_that_does_not_fit_fails_first(policies, monkeypatch):
-    calls, real = [], sampled.sample
-    monkeypatch.setattr(sampled, "sample", lambda *a, **k: calls.append(len(a[1])) or real(*a, **k))
+    calls, real = [], answer_metrics.sample
+    monkeypatch.setattr(answer_metrics, "sample", lambda *a, **k: calls.append(len(a[1])) or real(*a, **k))
     with pytest.raises(ValueError, match="exceeds the model's 1024 positions"):
         generate(policies["gpt2"], [*TEXTS, "word " * 1000], batch_size=1, **SHORT)
     assert len(calls) == 1
@@ -221,8 +219,8 @@ def test_a_prompt_that_does_not_fit_fails_first(policies, monkeypatch):
     "kind, between", [("llama", "Human: {}\n\nAssistant: {}\n\nHuman: {}\n\nAssistant:"), ("chat", None)]
 )
 def test_conversations(policies, kind, between, monkeypatch):
-    policy, real, asked = policies[kind], sampled.generate, []
-    monkeypatch.setattr(sampled, "generate", lambda p, x, **k: asked.append(x) or real(p, x, **k))
+    policy, real, asked = policies[kind], sampling.generate, []
+    monkeypatch.setattr(sampling, "generate", lambda p, x, **k: asked.append(x) or real(p, x, **k))
     talks = [(TEXTS[0], TEXTS[1]), (TEXTS[2],), (TEXTS[3], TEXTS[4])]
     said = converse(policy, talks, **SHORT)
     assert [len(y) for y in said] == [2, 1, 2] and all(isinstance(y, tuple) for y in said)
@@ -231,7 +229,7 @@ def test_conversations(policies, kind, between, monkeypatch):
     if between:
         assert asked[1] == [between.format(talks[i][0], said[i][0], talks[i][1]) for i in (0, 2)]
     else:
-        ids = sampled.encode(policy, asked[1])[0][1]
+        ids = answer_metrics.encode(policy, asked[1])[0][1]
         wanted = (
             f"<|user|>{talks[2][0]}<|end|><|assistant|>{said[2][0]}<|end|><|user|>{talks[2][1]}<|end|><|assistant|>"
         )
@@ -239,8 +237,8 @@ def test_conversations(policies, kind, between, monkeypatch):
 
 
 def test_the_second_turn_has_the_same_numbers_for_every_policy(policies, monkeypatch):
-    seen, real = [], sampled._numbers
-    monkeypatch.setattr(sampled, "_numbers", lambda *a: seen.append(real(*a)) or seen[-1])
+    seen, real = [], sampling._numbers
+    monkeypatch.setattr(sampling, "_numbers", lambda *a: seen.append(real(*a)) or seen[-1])
     for kind in ("llama", "gpt2"):
         converse(policies[kind], [(TEXTS[0], TEXTS[1])], **SHORT)
     assert np.array_equal(seen[1], seen[3]) and not np.array_equal(seen[0], seen[1])
@@ -334,7 +332,7 @@ def test_metrics_by_hand():
     assert value == {
         "refusal": 0.5, "over_refusal": 1, "unsafe_compliance": 2 / 3, "harmless_ratio": 0.75,
         "reward": (len(NO) + len(YES)) / 2, "cost": pytest.approx(-2.9 / 4),
-    }  # fmt: skip
+    }
     assert {name: m.n for name, m in metrics.items() if m.n != 4} == {"over_refusal": 1, "unsafe_compliance": 3}
     assert all(m.low <= m.value <= m.high for m in metrics.values())
     assert table.harmless.tolist() == [1, 1, 0, 1] and table.refusal.tolist() == [1, 0, 0, 1]

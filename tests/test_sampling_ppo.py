@@ -9,11 +9,11 @@ import torch
 from scipy.stats import chi2
 
 from safealign_utils import evaluate
-from safealign_utils import optimum as o
 from safealign_utils.logprobs import LogProbs
 from safealign_utils.methods import ppo
 from safealign_utils.policy import Policy
 from safealign_utils.sampling import draw, sample, uniforms
+from safealign_utils.world import optimum as o
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from safealign_utils import scoring
-from safealign_utils.real import hub, scorers
-from safealign_utils.real.scorers import BeaverScorer, load_scorer, padded
+from safealign_utils.real import hub, scorer_checkpoints
+from safealign_utils.real import scorer as scoring
+from safealign_utils.real.scorer_checkpoints import BeaverScorer, load_scorer, padded
 
 PROMPTS = ["How are you?", "Name a colour, please.", "Why?", "Tell me about bees and honey, at length."]
 ANSWERS = ["I am fine.", "Blue is a colour that many people like.", "", "Bees make honey."]
@@ -60,7 +60,7 @@ def beaver(folder, *, weights=None, drop=(), names=None, **changes):
 
 def rows_of(prompts, answers):
     return [
-        [1, *tokenizer()(scorers.SAFE_RLHF.format(prompt=x, response=y))["input_ids"], 2]
+        [1, *tokenizer()(scorer_checkpoints.SAFE_RLHF.format(prompt=x, response=y))["input_ids"], 2]
         for x, y in zip(prompts, answers)
     ]
 
@@ -166,7 +166,7 @@ def test_a_long_text_keeps_both_parts_and_its_last_token(tmp_path):
         (dict(score_dim=2), "score_dim=2"),
         (dict(names={"pad_token": "<new>"}), "pad_token_id=259 is outside the model's vocabulary"),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_that_would_score_wrongly_is_refused(tmp_path, changes, message):
     folder = beaver(tmp_path / "m", **changes)
     with pytest.raises(ValueError, match=f"^cost_model=.*{message}"):

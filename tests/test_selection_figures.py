@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safealign_utils import selection_figures as f
-from safealign_utils.runs import parameters
+from safealign_utils.figures import tokens_and_pairs as f
+from safealign_utils.study import settings as parameters
 
 
 def ends(table, *quantities):
@@ -18,7 +18,7 @@ POINTS = np.random.default_rng(0).random((9, 2))
 SHARES = ends(
     pd.DataFrame({"rule": ["dpo", *["signed"] * 2, *["random"] * 2], "keep": [1, 0.1, 0.4, 0.1, 0.4], "kl_opt": 1.0, "frontier_gap": 0.5}),
     "kl_opt", "frontier_gap",
-)  # fmt: skip
+)
 DRAWINGS = {
     "tokens": lambda: f.coloured_tokens([("chosen", ["a", "bb"], [1.0, -2.0]), ("rejected", ["c"], [0.0])], title="t"),
     "force": lambda: f.restoring_force(
@@ -36,7 +36,7 @@ DRAWINGS = {
     "sources": lambda: f.accuracy_by_source(
         pd.DataFrame({"rule": ["dog", "random"] * 2, "source": ["a", "a", "b", "b"], "accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}), n=3
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
@@ -54,7 +54,7 @@ def test_what_is_drawn_is_what_was_given():
 def test_every_rule_has_a_colour_and_a_name():
     known = parameters.RULES["selections"], parameters.RULES["token_rules"]
     assert all(rule.test([r]) for rule, r in zip(known, ("dog_d", "signed")))
-    from safealign_utils.runs.rules import SELECTIONS
+    from safealign_utils.study.settings import SELECTIONS
 
     drawn = [r for r in SELECTIONS if r != "ablation"]
     assert set(drawn) <= set(f.RULES) and len({f.name(r) for r in drawn}) == len(drawn)

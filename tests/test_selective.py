@@ -11,16 +11,18 @@ from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 from safealign_utils import evaluate, pairs, train
-from safealign_utils.content import content
-from safealign_utils.logprobs import LogProbs, length_mask, log_ratios, reference_logprobs
+from safealign_utils.engine.content import content
+from safealign_utils.logprobs import LogProbs, log_ratios, reference_logprobs
 from safealign_utils.loss import preference_loss
 from safealign_utils.methods import selective as s
+from safealign_utils.methods import token_controls
+from safealign_utils.packing import length_mask
 from safealign_utils.train import align
 
 BETA, KEEPS, SIDES = 0.5, (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.9), {"chosen": 1, "rejected": -1}
 CACHED = dict(beta=BETA, steps=3, batch_size=10, learning_rate=2e-3, seed=0)
 SETTING = CACHED | {"use_cache": False}
-RANDOM = s.TopTokens(0.4, s.Random())
+RANDOM = s.TopTokens(0.4, token_controls.Random())
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ LOGP_L = np.array([[-0.3, -1.1, -0.8], [-0.4, -0.6, -0.8], [-0.2, -1.5, -0.1]])
 @pytest.mark.parametrize("given, s_w, s_l, mask_w, mask_l, z", [
     (False, [-0.5, 0.0, 1.0, -0.5], [0.1, -0.5, 0.0], [0, 1, 1, 0], [1, 0, 1], -1.1),
     (True, [-0.2, 0.4, -0.5, -0.5], [-0.1, 0.4, -0.7], [1, 1, 0, 0], [1, 1, 0], 0.9),
-])  # fmt: skip
+])
 def test_scores_masks_and_loss_by_hand(given, s_w, s_l, mask_w, mask_l, z):
     """A log-ratio of exactly 0 is a token like any other: it counts, and it is kept."""
     w, l = (torch.from_numpy(p[:1] - p[1]) for p in (LOGP_W, LOGP_L))
@@ -80,7 +82,7 @@ def test_scores_masks_and_loss_by_hand(given, s_w, s_l, mask_w, mask_l, z):
     assert out.z.item() == pytest.approx(BETA * z, abs=1e-12)
 
 
-@pytest.mark.parametrize("key, score", [(lambda x: x, s.Signed()), (lambda x: -x, s.Inverted()), (abs, s.Absolute())])
+@pytest.mark.parametrize("key, score", [(lambda x: x, s.Signed()), (lambda x: -x, token_controls.Inverted()), (abs, token_controls.Absolute())])
 @pytest.mark.parametrize("keep, keep_rejected", [(0.2, None), (0.4, 0.0), (0.4, 1.0), (1.0, None), (0.0, 0.3)])
 def test_masks_by_the_rule_and_a_loss_of_the_selected_scores(keep, keep_rejected, key, score):
     w, l, mask_w, mask_l = drawn()
@@ -92,7 +94,7 @@ def test_masks_by_the_rule_and_a_loss_of_the_selected_scores(keep, keep_rejected
     assert (loss - wanted).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("lever", [s.TopTokens(1.0), s.TopTokens(1.0, s.Random()), s.TopTokens(0.3, keep_rejected=1.0)])
+@pytest.mark.parametrize("lever", [s.TopTokens(1.0), s.TopTokens(1.0, token_controls.Random()), s.TopTokens(0.3, keep_rejected=1.0)])
 def test_loss_and_gradient_see_the_mask_as_a_constant(lever):
     w, l, *masks = drawn()
     m, out = lever(w.requires_grad_(), l.requires_grad_(), *masks, None), []
@@ -120,7 +122,7 @@ def test_ties_go_to_the_earlier_token_and_where_all_tie_all_are_kept():
 
 @pytest.mark.parametrize("dtype, noise, real", [
     (torch.float64, 1e-10, 1e-8), (torch.float32, 1e-6, 1e-4), (torch.bfloat16, 1e-6, 0.1), (torch.float16, 1e-6, 0.1),
-])  # fmt: skip
+])
 def test_rounding_noise_is_a_tie_and_more_is_not(dtype, noise, real):
     row = lambda e: [1, 2 - e, 2, 2 + e, -60]
     assert kept(row(noise), 0.2, dtype) == [1] and kept(row(real), 0.2, dtype) == [3]
@@ -168,8 +170,8 @@ def watch(lever, reference, tokens, **changes):
 
 
 def test_all_tokens_train_dpo_bit_for_bit(reference, few):
-    scores, ones = (s.Signed(few.offset), s.Random()), few.offset.map(np.ones_like)
-    for lever in (*(s.TopTokens(1.0, score) for score in scores), s.Weights(ones)):
+    scores, ones = (s.Signed(few.offset), token_controls.Random()), few.offset.map(np.ones_like)
+    for lever in (*(s.TopTokens(1.0, score) for score in scores), token_controls.Weights(ones)):
         run = align(reference, few.tokens, token_lever=lever, **SETTING)
         assert run.policy.hash == few.dpo.policy.hash != reference.hash and run.log.equals(few.dpo.log)
 
@@ -184,10 +186,10 @@ def test_the_first_step_keeps_every_token_and_later_masks_are_found_anew(referen
 
 
 def test_fixed_masks_stay(reference, few):
-    masks, _, run = watch(s.TopTokens(0.4, s.Fixed(few.offset)), reference, few.tokens)
+    masks, _, run = watch(s.TopTokens(0.4, token_controls.Fixed(few.offset)), reference, few.tokens)
     selected = s.select(few.offset, 0.4)
     assert (masks == torch.from_numpy(flat(selected))).all()
-    assert align(reference, few.tokens, token_lever=s.Weights(selected), **SETTING).policy.hash == run.policy.hash
+    assert align(reference, few.tokens, token_lever=token_controls.Weights(selected), **SETTING).policy.hash == run.policy.hash
 
 
 def test_random_masks_have_the_share_and_come_again(reference, few):
@@ -227,7 +229,7 @@ def test_a_table_is_named_by_its_values():
     others = [table(0.5 + 1e-15, 5, 9), table(0.5, 9, 5), s.TokenTable(one.rejected, one.chosen), one.map(np.float32)]
     levers = [s.TopTokens(0.4, s.Signed(t)) for t in (one, *others)]
     assert content(levers[0]) == content(s.TopTokens(0.4, s.Signed(table(0.5, 5, 9))))
-    assert len({content(lever) for lever in (*levers, s.TopTokens(0.4, s.Inverted(one)))}) == 6
+    assert len({content(lever) for lever in (*levers, s.TopTokens(0.4, token_controls.Inverted(one)))}) == 6
 
 
 # ---------------------------------------------------------------- score references, the oracle, relatives
@@ -245,8 +247,8 @@ def test_offset_is_the_difference_of_two_plain_forwards(reference, few):
 def test_the_oracles_against_all_responses(world, reference, few):
     grammar, first = reference.grammar, few.table.head(6)
     ref = evaluate.exact(reference, np.unique(first.prompt_id))
-    best = s.optimum_offset(grammar, ref, first, reward=world.reward, beta=BETA)
-    advantage, choice = s.advantages(grammar, ref, first, values=world.reward), s.branching(grammar, first)
+    best = token_controls.optimum_offset(grammar, ref, first, reward=world.reward, beta=BETA)
+    advantage, choice = token_controls.advantages(grammar, ref, first, values=world.reward), token_controls.branching(grammar, first)
     for i, row in first.iterrows():
         replies = [grammar.response(row.prompt_id, y)[0].tolist() for y in range(len(world.responses))]
         p, r = np.exp(ref.logp[list(ref.prompts).index(row.prompt_id)]), world.reward[row.prompt_id]
@@ -266,13 +268,13 @@ def test_auc_is_scikit_learns():
     g = np.random.default_rng(0)
     for ties in (1, 10):
         score, positive = g.integers(0, 100, 500) // ties / 7, g.random(500) < 0.2
-        assert s.auc(score, positive) == pytest.approx(roc_auc_score(positive, score), abs=1e-12)
-    assert s.auc([1, 1 + 1e-12], [False, True]) == 0.5 and math.isnan(s.auc([1, 2], [1, 1]) + s.auc([1, 2], [0, 0]))
+        assert token_controls.auc(score, positive) == pytest.approx(roc_auc_score(positive, score), abs=1e-12)
+    assert token_controls.auc([1, 1 + 1e-12], [False, True]) == 0.5 and math.isnan(token_controls.auc([1, 2], [1, 1]) + token_controls.auc([1, 2], [0, 0]))
 
 
 def test_sepo_is_reference_free_and_length_normalised(reference, few):
     moved = align(reference, few.tokens, **SETTING | {"steps": 2, "seed": 1}).policy
-    lever, table = s.sepo(reference, few.dpo.policy, few.tokens, few.table, beta=0.7)
+    lever, table = token_controls.sepo(reference, few.dpo.policy, few.tokens, few.table, beta=0.7)
     tokens, every = pairs.tokenize(table, reference), np.arange(len(table))
     w, l, _ = log_ratios(LogProbs(moved), tokens, every, moved, reference_logprobs(reference, tokens))
     m = lever(w, l, *(length_mask(n) for n in (tokens.lengths_w, tokens.lengths_l)), every)
@@ -284,8 +286,8 @@ def test_sepo_is_reference_free_and_length_normalised(reference, few):
 
 
 def test_tis_dpo_weighs_within_its_clamp(reference, few):
-    assert (flat(s.tis_dpo(reference, reference, few.tokens).values) == 1).all()
-    values = s.tis_dpo(few.dpo.policy, reference, few.tokens, low=-0.001, high=0.002).values.map(np.log)
+    assert (flat(token_controls.tis_dpo(reference, reference, few.tokens).values) == 1).all()
+    values = token_controls.tis_dpo(few.dpo.policy, reference, few.tokens, low=-0.001, high=0.002).values.map(np.log)
     assert (flat(values).min(), flat(values).max()) == (pytest.approx(-0.001), pytest.approx(0.002)), "both ends bite"
     for side, sign in SIDES.items():
         ours, ratio = (np.concatenate(getattr(t, side)) for t in (values, few.offset))
@@ -294,7 +296,7 @@ def test_tis_dpo_weighs_within_its_clamp(reference, few):
 
 def test_imitation_of_all_chosen_tokens_is_supervised_fine_tuning(reference, few):
     lever, setting = s.TopTokens(1.0, keep_rejected=0.0), {k: v for k, v in SETTING.items() if k != "beta"}
-    ours = align(reference, few.tokens, token_lever=lever, link=s.imitation, **SETTING)
+    ours = align(reference, few.tokens, token_lever=lever, link=token_controls.imitation, **SETTING)
     sft = train.fine_tune(reference, few.tokens.prompts, few.tokens.chosen, **setting)
     assert ours.log.grad_norm.tolist() == pytest.approx(sft.log.grad_norm.tolist(), rel=1e-9)
     theta = zip(ours.policy.model.parameters(), sft.policy.model.parameters())

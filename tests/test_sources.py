@@ -7,9 +7,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from safealign_utils import pairs
+from safealign_utils.real import read_pairs
 from safealign_utils.real.sources import absolute, sources
-from safealign_utils.runs import records
+from safealign_utils.study import records
 
 ROW = {"prompt": "How?", "response_0": "So.", "response_1": "No.", "better_response_id": 0}
 OLD = (315532800, 315532800)
@@ -50,7 +50,7 @@ def test_what_is_missing_or_ambiguous_is_refused(tmp_path):
     with pytest.raises(ValueError, match="eval_prompts=x=gone.jsonl: no such file: 'gone.jsonl'; give a path"):
         sources("x=gone.jsonl", "eval_prompts")
     with pytest.raises(ValueError, match="data=v=3/p.jsonl: no such file: '3/p.jsonl'"):
-        pairs.load_pairs("v=3/p.jsonl")
+        read_pairs.load_pairs("v=3/p.jsonl")
     for name in ("p", "q", "p,b=q"):
         made(tmp_path / name)
     with pytest.raises(ValueError, match="can be read in 2 ways; give the paths in full"):
@@ -118,12 +118,12 @@ def test_a_path_is_no_pattern(tmp_path, kind, name):
             frame.to_csv(tmp_path / name / "rows[1].csv", index=False)
             return name
         save = {"csv": lambda f: frame.to_csv(f, index=False), "parquet": frame.to_parquet,
-                "json": lambda f: frame.to_json(f, orient="records")}  # fmt: skip
+                "json": lambda f: frame.to_json(f, orient="records")}
         save[kind](f"{name}.{kind}")
         return f"{name}.{kind}"
 
     write("p1", "other"), write("stir", "other"), write("what", "other")
-    assert pairs.load_pairs(write(name, "right")).response_0.tolist() == ["right"]
+    assert read_pairs.load_pairs(write(name, "right")).response_0.tolist() == ["right"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "folder"])
@@ -139,13 +139,13 @@ def test_rows_are_those_of_now_and_nothing_is_left(tmp_path, kind, monkeypatch):
     for text in ("old", "new"):
         pd.DataFrame([ROW | {"response_0": text}]).to_csv(file, index=False)
         os.utime(file, OLD), os.utime(file.parent, OLD)
-        assert pairs.load_pairs("set" if kind == "folder" else "set/p.csv").response_0.tolist() == [text]
+        assert read_pairs.load_pairs("set" if kind == "folder" else "set/p.csv").response_0.tolist() == [text]
     assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_a_file_that_a_folder_would_leave_out_is_named(tmp_path):
     made(tmp_path / "set" / "train.jsonl"), made(tmp_path / "set" / "holdout.jsonl")
     with pytest.raises(ValueError, match="data=set: 'holdout.jsonl' would not be read.*train, validation or test"):
-        pairs.load_pairs("set")
+        read_pairs.load_pairs("set")
     (tmp_path / "set" / "holdout.jsonl").rename(tmp_path / "set" / "test_prefs.jsonl")
-    assert sorted(pairs.load_pairs("set")["split"]) == ["test", "train"]
+    assert sorted(read_pairs.load_pairs("set")["split"]) == ["test", "train"]

@@ -17,7 +17,7 @@ from conftest import ROOT
 from toy import CELL, notebook
 
 from safealign_utils.runs import cli, pool, runner, sweep
-from safealign_utils.runs.parameters import Refusal
+from safealign_utils.study.settings import Refusal
 
 COMMAND = [sys.executable, "-m", "safealign_utils.runs.cli"]
 
@@ -36,7 +36,7 @@ def grid_file(path, **grid):
 
 def test_a_grid_is_a_list_of_runs(tmp_path):
     file = grid_file(tmp_path / "g.yaml", notebook="01_dpo_basics", fixed={"steps": 3}, cross={"beta": [0.5, 1], "dtype": ["float32"]},
-                     zip={"pairs": [10, 20], "batch_size": [2, 4]}, seeds=[3, 5])  # fmt: skip
+                     zip={"pairs": [10, 20], "batch_size": [2, 4]}, seeds=[3, 5])
     grid = sweep.read(file)
     runs = sweep.runs(grid)
     assert len(sweep.settings(grid)) == 4 and len(runs) == 8 and runs == sweep.runs(sweep.read(file))
@@ -50,7 +50,7 @@ def test_a_grid_is_a_list_of_runs(tmp_path):
         "seeds": 1,
     }
     assert [(r.given["pairs"], r.given["beta"], r.given["seed"]) for r in runs] == [
-        (10, 0.5, 3), (10, 0.5, 5), (10, 1, 3), (10, 1, 5), (20, 0.5, 3), (20, 0.5, 5), (20, 1, 3), (20, 1, 5)]  # fmt: skip
+        (10, 0.5, 3), (10, 0.5, 5), (10, 1, 3), (10, 1, 5), (20, 0.5, 3), (20, 0.5, 5), (20, 1, 3), (20, 1, 5)]
     assert (
         "steps" not in runs[0].varied
         and str(runs[0]) == "01_dpo_basics pairs=10 batch_size=2 beta=0.5 dtype=float32 seed=3"
@@ -162,8 +162,8 @@ def test_a_failure_in_the_middle(tmp_path, capfd):
 
 DIRTY = """import json, os, sys, warnings
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from safealign_utils import cache, loss
-from safealign_utils.runs import study
+from safealign_utils.engine import cache; from safealign_utils import loss
+from safealign_utils.study import study
 state = [torch.initial_seed() != 9, str(torch.get_default_dtype()), torch.is_grad_enabled(), 'mine' in globals(), 'KIT_TEST' in os.environ,
          os.getcwd(), [p for p in sys.path if 'pytest' not in p], plt.rcParams['lines.linewidth'], len(plt.get_fignums()), np.get_printoptions()['precision'],
          pd.get_option('display.max_rows'), pd.get_option('display.max_columns'), hasattr(loss, 'broken'), hasattr(loss.preference_loss, 'broken'),
@@ -187,9 +187,9 @@ def test_a_warm_kernel_starts_like_a_new_one(tmp_path):
         folder = runner.run(path, [("beta", str(1 + len(seen)))], out=tmp_path / "out", warm=warm)[0]
         executed = nbformat.read(folder / "toy.ipynb", as_version=4)
         seen[how] = [(c.execution_count, c.outputs) for c in executed.cells if c.cell_type == "code"][2:]
-    from safealign_utils.runs import warm
+    from safealign_utils.runs import fresh_kernel
 
-    warm.discard()
+    fresh_kernel.discard()
     assert [output.output_type for output in seen["new"][0][1]] == ["stream", "display_data"]
     assert seen["first"] == seen["new"] and seen["second"] == seen["new"] and seen["third"] == seen["new"]
 
@@ -198,7 +198,7 @@ def test_warm_and_isolated_runs_are_the_same_to_the_last_bit(tmp_path, monkeypat
     """Metrics, claims, tables and figures of real notebooks, in both orders, each from a cache of its own."""
     short = dict(steps="2", dtype="float32")
     given = {"01_dpo_basics": dict(pairs="40", betas="0.5", pair_shares="1"),
-             "05_dog_selection": dict(pairs="160", selections="random,dog_d,k_means")}  # fmt: skip
+             "05_dog_selection": dict(pairs="160", selections="random,dog_d,k_means")}
     asked = [("01_dpo_basics", 0), ("05_dog_selection", 0), ("01_dpo_basics", 1)]
     texts = lambda name, seed: tuple({**short, **given[name], "seed": str(seed)}.items())
     folders = {}
@@ -223,7 +223,7 @@ def test_a_scheduler_started_by_hand(tmp_path):
     dask, address = str(Path(sys.executable).with_name("dask")), tmp_path / "scheduler.json"
     quiet = dict(cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     started = [subprocess.Popen([dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0",
-                                 "--scheduler-file", str(address)], **quiet)]  # fmt: skip
+                                 "--scheduler-file", str(address)], **quiet)]
     try:
         started.append(
             subprocess.Popen(
@@ -236,7 +236,7 @@ def test_a_scheduler_started_by_hand(tmp_path):
             time.sleep(0.1)
         where = json.loads(address.read_text())["address"]
         done = subprocess.run([*COMMAND, "sweep", str(file), "--scheduler", where, "--out", str(tmp_path / "out")],
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+                              capture_output=True, text=True, timeout=300)
     finally:
         for process in reversed(started):
             process.terminate(), process.wait(30)

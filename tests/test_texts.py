@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from safealign_utils import pairs, tokens
+from safealign_utils import pairs, templates
+from safealign_utils.real import read_pairs
 from safealign_utils.real.prompts import load_prompts
-from safealign_utils.runs import inputs
-from safealign_utils.runs.parameters import Refusal
+from safealign_utils.study import inputs
+from safealign_utils.study.settings import Refusal
 
 ROW = {"prompt": "How?", "response_0": "So.", "response_1": "No.", "better_response_id": 0, "safer_response_id": 0}
 
@@ -27,7 +28,7 @@ def test_another_encoding_names_file_line_and_fix(tmp_path, encoding, ending):
     file = tmp_path / f"f.{ending}"
     file.write_bytes(text.encode(encoding))
     line = 2 if encoding == "latin-1" else 1
-    readers = {"prompts": load_prompts} | ({} if ending == "txt" else {"data": pairs.load_pairs})
+    readers = {"prompts": load_prompts} | ({} if ending == "txt" else {"data": read_pairs.load_pairs})
     for name, read in readers.items():
         with pytest.raises(ValueError, match=f"{name}={file}, line {line}: .*; save it as UTF-8"):
             read(str(file))
@@ -38,7 +39,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, ending):
     row = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
     text = "prompt,chosen,rejected\nHi,a,b\n" if ending == "csv" else json.dumps(row)
     (tmp_path / f"f.{ending}").write_text(text, encoding="utf-8-sig")
-    assert pairs.load_pairs(str(tmp_path / f"f.{ending}")).prompt.tolist() == ["Hi"]
+    assert read_pairs.load_pairs(str(tmp_path / f"f.{ending}")).prompt.tolist() == ["Hi"]
     assert load_prompts(str(tmp_path / f"f.{ending}")).prompt.tolist() == ["Hi"]
 
 
@@ -50,10 +51,10 @@ def test_characters_that_are_none(tmp_path, bad, words, ending):
     file = tmp_path / f"p.{ending}" if ending != "folder" else tmp_path / "train.jsonl"
     path = write(file, rows) if ending != "folder" else write(file, rows) and str(tmp_path)
     with pytest.raises(ValueError, match=f"{file.name}, {place}, column 'response_1': {words}") as error:
-        pairs.load_pairs(path)
+        read_pairs.load_pairs(path)
     str(error.value).encode()
     good = [ROW, ROW | {"response_1": "\U0001f600 \\ud83d"}]
-    assert pairs.load_pairs(write(file, good) if ending != "folder" else path and write(file, good)).shape[0] == 2
+    assert read_pairs.load_pairs(write(file, good) if ending != "folder" else path and write(file, good)).shape[0] == 2
 
 
 MARKED = ["A.<|im_end|>", "A.<|eot_id|>", "A.</s>", "<s>[INST] Hi [/INST]", "<start_of_turn>user", "<｜User｜>Hi"]
@@ -66,11 +67,11 @@ def test_a_chat_format_is_refused_and_its_rows_counted(tmp_path, text, column):
     with pytest.raises(
         ValueError, match=f"line 2, column '{column}'.*of a chat format.*2 of 3 rows; give the messages"
     ):
-        pairs.load_pairs(write(tmp_path / "p.jsonl", [row, row | {column: text}, row | {column: text}]))
+        read_pairs.load_pairs(write(tmp_path / "p.jsonl", [row, row | {column: text}, row | {column: text}]))
     with pytest.raises(ValueError, match="row 1: .*of a chat format, and so do 1 of 1 prompts"):
         load_prompts(write(tmp_path / "q.jsonl", [{"prompt": text}]))
     ordinary = row | {column: "a <| b |> c, <div>, [1], <stdio.h>, List<s2>"}
-    assert len(pairs.load_pairs(write(tmp_path / "r.jsonl", [ordinary]))) == 1
+    assert len(read_pairs.load_pairs(write(tmp_path / "r.jsonl", [ordinary]))) == 1
 
 
 def test_special_tokens_of_the_model_are_known_before_a_kernel(tmp_path):
@@ -98,10 +99,10 @@ def test_special_tokens_of_the_model_are_known_before_a_kernel(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["val", "Dev", "VALID", "validation", "testing", "eval", "evaluation", "heldout", "held-out",
-                                  "holdout", "hold_out", "test_prefs", "test-sft", "30k_test", "test2"])  # fmt: skip
+                                  "holdout", "hold_out", "test_prefs", "test-sft", "30k_test", "test2"])
 def test_split_names_that_are_held_out(tmp_path, name):
     rows = [ROW | {"prompt": f"p{i}", "split": [name, "Train_prefs", "training"][i % 3]} for i in range(6)]
-    train, test, _ = pairs.split_pairs(pairs.load_pairs(write(tmp_path / "p.jsonl", rows)))
+    train, test, _ = pairs.split_pairs(read_pairs.load_pairs(write(tmp_path / "p.jsonl", rows)))
     assert set(test["split"]) == {name} and len(train) == 4
 
 
@@ -109,27 +110,27 @@ def test_split_names_that_say_nothing_are_refused(tmp_path):
     for name in ("sft", "fold1", "train_test"):
         rows = [ROW | {"prompt": f"p{i}", "split": [name, "train", "test"][i % 3]} for i in range(6)]
         with pytest.raises(ValueError, match=f"column 'split': '{name}' \\(2 rows\\).*name it train, or one of test"):
-            pairs.split_pairs(pairs.load_pairs(write(tmp_path / "p.jsonl", rows)))
+            pairs.split_pairs(read_pairs.load_pairs(write(tmp_path / "p.jsonl", rows)))
 
 
 @pytest.mark.parametrize("value", [1, 2.0, True, ["a", "b"], {"a": 1}])
 def test_columns_of_words_hold_words(tmp_path, value):
     with pytest.raises(ValueError, match="line 2, column 'split': must be text, found .*; write train or test"):
-        pairs.load_pairs(write(tmp_path / "p.jsonl", [ROW, ROW | {"split": value}]))
-    pairs.load_pairs(write(tmp_path / "p.jsonl", [ROW | {"category": value, "source": None}]))
+        read_pairs.load_pairs(write(tmp_path / "p.jsonl", [ROW, ROW | {"split": value}]))
+    read_pairs.load_pairs(write(tmp_path / "p.jsonl", [ROW | {"category": value, "source": None}]))
     if value != 1:
         file = write(tmp_path / "p.jsonl", [ROW | {"source": value}])
         with pytest.raises(ValueError, match="line 1, column 'source': must be text, found"):
-            pairs.load_pairs(file)
-        assert pairs.load_pairs(f"mine={file}").source.tolist() == ["mine"]
+            read_pairs.load_pairs(file)
+        assert read_pairs.load_pairs(f"mine={file}").source.tolist() == ["mine"]
     for column in ("prompt", "response_0"):
         with pytest.raises(ValueError, match=f"line 1, column '{column}'.*must be text, found"):
-            pairs.load_pairs(write(tmp_path / "p.jsonl", [ROW | {column: value}]))
+            read_pairs.load_pairs(write(tmp_path / "p.jsonl", [ROW | {column: value}]))
 
 
 def test_columns_that_are_missing_are_told_with_those_there(tmp_path):
     with pytest.raises(ValueError, match="line 1, column 'prompt': found nothing.*these have instruction, output"):
-        pairs.load_pairs(write(tmp_path / "p.jsonl", [{"instruction": "a", "output": "b"}]))
+        read_pairs.load_pairs(write(tmp_path / "p.jsonl", [{"instruction": "a", "output": "b"}]))
 
 
 def test_messages_keep_their_roles(tmp_path):
@@ -142,7 +143,7 @@ def test_messages_keep_their_roles(tmp_path):
     ]
     turns = load_prompts(write(tmp_path / "p.jsonl", [{"prompt": t} for t in talks])).turns.tolist()
     assert [len(t) for t in turns] == [1, 1, 2, 2] and turns[3] == ("Hi", "More?") and turns[2][1] == "More?"
-    assert tokens.turns(turns[0][0]) == talks[0] and tokens.turns(turns[1][0]) == talks[1]
+    assert templates.turns(turns[0][0]) == talks[0] and templates.turns(turns[1][0]) == talks[1]
     for bad, words in (
         ([m("user", "Hi"), m("assistant", "Hello!")], "last in a column called prompt is a message of the assistant"),
         ([m("tool", "x"), m("user", "Hi")], "no text in a column called prompt: found .*'tool'"),
@@ -154,8 +155,8 @@ def test_messages_keep_their_roles(tmp_path):
 
 
 def test_a_turn_after_a_context_is_asked_within_it():
-    from safealign_utils.real.sampled import _messages
+    from safealign_utils.sampling import _messages
 
     talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-    asked = _messages((tokens.dialogue(talk), "More?"), ["Hello."])
+    asked = _messages((templates.dialogue(talk), "More?"), ["Hello."])
     assert [m["role"] for m in asked] == ["system", "user", "assistant", "user"] and asked[:2] == talk

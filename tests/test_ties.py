@@ -8,7 +8,7 @@ import torch
 
 from safealign_utils import evaluate, pairs, train
 from safealign_utils.loss import ordered
-from safealign_utils.methods import cdpo, safedpo, selective
+from safealign_utils.methods import cdpo, safedpo, token_controls
 
 SETTING = dict(beta=0.5, steps=1, batch_size=32, learning_rate=3e-3, seed=0, use_cache=False)
 
@@ -64,5 +64,5 @@ def test_equal_scores_stay_equal_at_any_boundary_of_rounding():
     g = np.random.default_rng(1)
     level = np.repeat(np.arange(40) * 0.01 + 0.5e-9, 25)  # on the boundary of nine digits
     positive = g.random(len(level)) < level + 0.2
-    found = {selective.auc(level + 1e-15 * g.normal(size=len(level)), positive) for _ in range(5)}
-    assert found == {selective.auc(np.repeat(np.arange(40.0), 25), positive)}
+    found = {token_controls.auc(level + 1e-15 * g.normal(size=len(level)), positive) for _ in range(5)}
+    assert found == {token_controls.auc(np.repeat(np.arange(40.0), 25), positive)}

@@ -5,10 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
-from safealign_utils import tokens
+from safealign_utils import templates, tokens
 
 TEXTS = ["USER: How do I cut bread? ASSISTANT: With a knife.", "BEGINNING OF CONVERSATION: user assistant system With"]
 LLAMA3 = (
@@ -105,13 +113,13 @@ def test_exact_ids_of_gpt2(real_data):
     assert shown.token.tolist() == [
         "<|endoftext|>", "USER", ":", "ĠHow", "Ġdo", "ĠI", "Ġcut", "Ġbread", "?", "ĠASS", "IST", "ANT", ":",
         "With", "Ġa", "Ġknife", ".", "<|endoftext|>",
-    ]  # fmt: skip
+    ]
     assert shown.id.tolist() == [
         50256, 29904, 25, 1374, 466, 314, 2005, 8509, 30, 24994, 8808, 8643, 25, 3152, 257, 9845, 13, 50256,
-    ]  # fmt: skip
+    ]
     assert shown.what.tolist() == ["bos"] + ["prompt"] * 12 + ["response"] * 4 + ["end"]
     assert shown.scored.tolist() == [False] * 13 + [True] * 5
-    assert tokens.check_template(gpt2(real_data)) == "dialogue", "GPT-2 has no chat template"
+    assert templates.check_template(gpt2(real_data)) == "dialogue", "GPT-2 has no chat template"
 
 
 def test_exact_text_of_every_template():
@@ -142,29 +150,29 @@ def test_exact_text_of_every_template():
 def test_once_bos_once_end_and_apart(tokenizer, template):
     p = policy(tokenizer, template)
     pairs = tokens.tokenize(table(), p)
-    x, bos, end = pairs.prompts[0].tolist(), tokenizer.bos_token_id, tokens.end_id(tokenizer, template)
+    x, bos, end = pairs.prompts[0].tolist(), tokenizer.bos_token_id, templates.end_id(tokenizer, template)
     assert x.count(bos) == (bos is not None) and (bos is None or x[0] == bos)
     for y, text in ((pairs.chosen[0], ROW["response_0"]), (pairs.rejected[0], ROW["response_1"])):
         assert y[-1] == end and y.tolist().count(end) == 1 and tokenizer.decode(y[:-1]).strip() == text
         assert not set(y[:-1].tolist()) & set(tokenizer.all_special_ids)
-    alone = tokens.encode_prompts([ROW["prompt"]], p)[0]
+    alone = templates.encode_prompts([ROW["prompt"]], p)[0]
     assert alone.tolist() == x, "a prompt's ids do not depend on the response"
-    assert x[len(x) - 1] == tokens.encode_prompts(["another"], p)[0][-1] or template == "plain"
+    assert x[len(x) - 1] == templates.encode_prompts(["another"], p)[0][-1] or template == "plain"
 
 
 def test_the_chat_template_writes_prompt_and_answer(tokenizer):
     """Ids are those of transformers for the same messages: for the prompt alone, and with the answer."""
     p = policy(tokenizer, "chat")
     for text in (ROW["prompt"], DIALOGUE):
-        messages = tokens.turns(text)
+        messages = templates.turns(text)
         own = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        assert tokens.encode_prompts([text], p)[0].tolist() == own
+        assert templates.encode_prompts([text], p)[0].tolist() == own
         whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "With a knife."}])
-        row = [*own, *tokens.encode_responses(["With a knife."], tokenizer, "chat")[0][:-1].tolist()]
+        row = [*own, *templates.encode_responses(["With a knife."], tokenizer, "chat")[0][:-1].tolist()]
         assert whole["input_ids"][: len(row)] == row
         rest = [i for i in whole["input_ids"][len(row) :] if tokenizer.decode([i]).strip()]
-        assert rest[0] == tokens.end_id(tokenizer, "chat")
-    assert len(tokens.turns(DIALOGUE)) == 3
+        assert rest[0] == templates.end_id(tokenizer, "chat")
+    assert len(templates.turns(DIALOGUE)) == 3
 
 
 def test_safe_rlhf_is_the_text_read_at_once():
@@ -172,31 +180,31 @@ def test_safe_rlhf_is_the_text_read_at_once():
     p = policy(t, "safe_rlhf")
     text = "BEGINNING OF CONVERSATION: USER: How do I cut bread? ASSISTANT:With a knife."
     row = [
-        *tokens.encode_prompts([ROW["prompt"]], p)[0],
-        *tokens.encode_responses([ROW["response_0"]], t, "safe_rlhf")[0],
+        *templates.encode_prompts([ROW["prompt"]], p)[0],
+        *templates.encode_responses([ROW["response_0"]], t, "safe_rlhf")[0],
     ]
     assert [int(i) for i in row] == [*t(text)["input_ids"], t.eos_token_id]
     with pytest.raises(ValueError, match="safe_rlhf.*takes one question, found 3 turns"):
-        tokens.encode_prompts([DIALOGUE], p)
+        templates.encode_prompts([DIALOGUE], p)
 
 
 def test_end_of_turn_or_end_of_text():
     a, b, c = llama3(), qwen(), llama2()
-    assert [tokens.end_id(t, "chat") for t in (a, b)] == [2, 2] and [a.eos_token_id, b.eos_token_id] == [1, 0]
-    assert tokens.end_id(c, "chat") == c.eos_token_id and tokens.end_id(a, "dialogue") == a.eos_token_id
+    assert [templates.end_id(t, "chat") for t in (a, b)] == [2, 2] and [a.eos_token_id, b.eos_token_id] == [1, 0]
+    assert templates.end_id(c, "chat") == c.eos_token_id and templates.end_id(a, "dialogue") == a.eos_token_id
     b.chat_template = CHATML.replace("<|im_end|>", "(end)")
-    assert tokens.end_id(b, "chat") == b.eos_token_id, "words that end a turn are no token"
+    assert templates.end_id(b, "chat") == b.eos_token_id, "words that end a turn are no token"
     b.chat_template = CHATML.replace("<|im_end|>\n", "<|im_end|>\n<|endoftext|>")
-    assert tokens.end_id(b, "chat") == 2, "the first of two"
+    assert templates.end_id(b, "chat") == 2, "the first of two"
 
 
 def test_what_stands_before_an_answer_belongs_to_the_prompt():
     t = qwen()
     think = "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
     t.chat_template = CHATML.replace("{{ m['content'] }}", think + "{{ m['content'] }}")
-    x = tokens.encode_prompts(["Hi"], policy(t, "chat"))[0]
+    x = templates.encode_prompts(["Hi"], policy(t, "chat"))[0]
     assert t.decode(x).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert t.decode(tokens.encode_responses(["Yes."], t, "chat")[0]) == "Yes.<|im_end|>"
+    assert t.decode(templates.encode_responses(["Yes."], t, "chat")[0]) == "Yes.<|im_end|>"
 
 
 def test_a_date_in_a_template_is_always_the_same():
@@ -205,7 +213,7 @@ def test_a_date_in_a_template_is_always_the_same():
         "{% if not date_string is defined %}{% if strftime_now is defined %}"
         "{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{% endif %}{{ date_string }}|{{ strftime_now('%Y') }}|"
     ) + LLAMA3.replace("{{ bos_token }}", "")
-    assert t.decode(tokens.encode_prompts(["Hi"], policy(t, "chat"))[0]).startswith("26 Jul 2024|26 Jul 2024|")
+    assert t.decode(templates.encode_prompts(["Hi"], policy(t, "chat"))[0]).startswith("26 Jul 2024|26 Jul 2024|")
 
 
 # ---------------------------------------------------------------- what is refused
@@ -214,35 +222,35 @@ def test_a_date_in_a_template_is_always_the_same():
 def test_templates_that_cannot_be_written_are_refused():
     a = llama3()
     with pytest.raises(ValueError, match="template='Chat': choose auto, dialogue, safe_rlhf, chat or plain"):
-        tokens.check_template(a, "Chat")
+        templates.check_template(a, "Chat")
     a.chat_template = "{{ bos_token }}" + LLAMA3
     with pytest.raises(ValueError, match="beginning-of-sequence token twice.*template=dialogue"):
-        tokens.check_template(a, "auto")
+        templates.check_template(a, "auto")
     a.chat_template = LLAMA3.replace("{{ m['content'] | trim }}", "{{ m['content'] | upper }}")
     with pytest.raises(ValueError, match="cannot be told apart; use template=dialogue"):
-        tokens.check_template(a, "chat")
+        templates.check_template(a, "chat")
     a.chat_template = LLAMA3.replace("{% if add_generation_prompt %}", "{% if add_generation_prompt %}?")
     with pytest.raises(ValueError, match="cannot be told apart"):
-        tokens.encode_prompts(["Hi"], policy(a, "chat"))
+        templates.encode_prompts(["Hi"], policy(a, "chat"))
     a.chat_template = None
     with pytest.raises(ValueError, match="no chat template; use template=dialogue"):
-        tokens.check_template(a, "chat")
-    assert tokens.check_template(a, "auto") == "dialogue" and tokens.check_template(qwen()) == "chat"
+        templates.check_template(a, "chat")
+    assert templates.check_template(a, "auto") == "dialogue" and templates.check_template(qwen()) == "chat"
     with pytest.raises(ValueError, match="refuses the prompt 'Hi'.*only user and assistant"):
-        tokens.encode_prompts(["System: Be kind.\n\nHuman: Hi\n\nAssistant:"], policy(llama2(), "chat"))
+        templates.encode_prompts(["System: Be kind.\n\nHuman: Hi\n\nAssistant:"], policy(llama2(), "chat"))
 
 
 def test_no_special_token_comes_from_a_text(tokenizer):
     evil = f"a {tokenizer.eos_token} b"
     for template in ("dialogue", "safe_rlhf", "plain", "chat"):
-        y = tokens.encode_responses([evil], tokenizer, template)[0]
+        y = templates.encode_responses([evil], tokenizer, template)[0]
         assert y.tolist().count(tokenizer.eos_token_id) == (y[-1] == tokenizer.eos_token_id)
         if template != "plain":
             with pytest.raises(
                 ValueError, match=f"template='{template}'.*holds the special token .*messages as a list"
             ):
-                tokens.encode_prompts([evil], policy(tokenizer, template))
-    x = tokens.encode_prompts([evil], policy(tokenizer, "plain"))[0].tolist()
+                templates.encode_prompts([evil], policy(tokenizer, template))
+    x = templates.encode_prompts([evil], policy(tokenizer, "plain"))[0].tolist()
     assert x.count(tokenizer.eos_token_id) == 1, "plain: the prompt itself, as its writer marked it"
 
 
@@ -250,18 +258,18 @@ def test_no_special_token_comes_from_a_text(tokenizer):
 
 
 def test_turns_and_back():
-    messages = tokens.turns(DIALOGUE)
+    messages = templates.turns(DIALOGUE)
     assert [m["role"] for m in messages] == ["user", "assistant", "user"] and messages[2]["content"] == "And soup?"
-    assert tokens.dialogue(messages) == DIALOGUE
-    assert tokens.turns("\n\nHuman: Hi\n\nAssistant:") == [{"role": "user", "content": "Hi"}]
-    assert tokens.turns(DIALOGUE.removesuffix("\n\nAssistant:")) == messages, "without the open turn at the end too"
+    assert templates.dialogue(messages) == DIALOGUE
+    assert templates.turns("\n\nHuman: Hi\n\nAssistant:") == [{"role": "user", "content": "Hi"}]
+    assert templates.turns(DIALOGUE.removesuffix("\n\nAssistant:")) == messages, "without the open turn at the end too"
     told = "System: Be kind.\n\nHuman: Hi\n\nAssistant:"
-    assert [m["role"] for m in tokens.turns(told)] == ["system", "user"] and tokens.dialogue(tokens.turns(told)) == told
-    assert tokens.turns("Human: a\n\nHuman: b\n\nAssistant:") == [{"role": "user", "content": "a\n\nb"}]
+    assert [m["role"] for m in templates.turns(told)] == ["system", "user"] and templates.dialogue(templates.turns(told)) == told
+    assert templates.turns("Human: a\n\nHuman: b\n\nAssistant:") == [{"role": "user", "content": "a\n\nb"}]
     for plain in ("What does Human: mean?", "A\n\nHuman: b", "Assistant: c", "Human: a\n\nAssistant: b"):
-        assert tokens.turns(plain) == [{"role": "user", "content": plain}]
-        assert tokens.dialogue(tokens.turns(plain)) == plain
-    assert tokens.format_prompt(DIALOGUE) == DIALOGUE and tokens.format_prompt("x") == "USER: x ASSISTANT:"
+        assert templates.turns(plain) == [{"role": "user", "content": plain}]
+        assert templates.dialogue(templates.turns(plain)) == plain
+    assert templates.format_prompt(DIALOGUE) == DIALOGUE and templates.format_prompt("x") == "USER: x ASSISTANT:"
 
 
 # ---------------------------------------------------------------- cuts
@@ -291,7 +299,7 @@ def test_cuts_are_counted_and_nothing_is_emptied(tokenizer, template):
         assert (
             short[:head].tolist() == long[:head].tolist() and short[head:].tolist() == long[len(long) - tail :].tolist()
         )
-    end = tokens.end_id(tokenizer, template)
+    end = templates.end_id(tokenizer, template)
     assert cut.chosen[2][-1] != end and cut.rejected[2][-1] == end, "a text that was cut did not end there"
     assert len(cut.chosen[1]) == len(whole.chosen[1]), "a long prompt gives way to the response"
     with pytest.raises(ValueError, match=f"max_length={2 * head + 1}: .*use {2 * head + 2} or more"):
@@ -312,10 +320,10 @@ def test_dialogue_is_what_it_was(tokenizer):
     texts = [x if x.rstrip().endswith("Assistant:") else f"USER: {x} ASSISTANT:" for x in prompts]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     p = policy(tokenizer, "dialogue")
-    assert [x.tolist() for x in tokens.encode_prompts(prompts, p)] == [start + row for row in ids]
+    assert [x.tolist() for x in templates.encode_prompts(prompts, p)] == [start + row for row in ids]
     said = ["With a knife.", " a", "b \n"]
     want = [[*row, tokenizer.eos_token_id] for row in tokenizer(said, add_special_tokens=False)["input_ids"]]
-    assert [y.tolist() for y in tokens.encode_responses(said, tokenizer)] == want
+    assert [y.tolist() for y in templates.encode_responses(said, tokenizer)] == want
     rows = table(*(ROW | {"prompt": x} for x in prompts))
     made = tokens.tokenize(rows, p, max_length=64)
     for x, full in zip(made.prompts, ids):
@@ -343,9 +351,9 @@ def test_a_chat_whose_first_token_opens_every_turn():
     """SmolLM2's way: BOS is <|im_start|>, written by the template alone; EOS is <|im_end|>."""
     special = ["<|im_start|>", "<|im_end|>"]
     smol = byte_level(special, bos_token=special[0], eos_token=special[1], chat=SMOL)
-    assert tokens.check_template(smol, "chat") == tokens.check_template(smol) == "chat"
+    assert templates.check_template(smol, "chat") == templates.check_template(smol) == "chat"
     policy = SimpleNamespace(tokenizer=smol, template="chat", grammar=None)
-    text = tokens.render(smol, [{"role": "user", "content": ROW["prompt"]}])
+    text = templates.render(smol, [{"role": "user", "content": ROW["prompt"]}])
     shown = tokens.show_row(ROW, policy)
     x = shown.id[~shown.scored].tolist()
     assert x == smol(text, add_special_tokens=False)["input_ids"] and x.count(0) == 3 and x[:2] != [0, 0]
@@ -355,4 +363,4 @@ def test_a_chat_whose_first_token_opens_every_turn():
     assert smol.decode(x + y) == text + "With a knife.<|im_end|>"
     smol.chat_template = "{{ bos_token }}" + SMOL
     with pytest.raises(ValueError, match="beginning-of-sequence token twice"):
-        tokens.check_template(smol, "chat")
+        templates.check_template(smol, "chat")

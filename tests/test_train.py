@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from safealign_utils import cache, evaluate, logprobs, optimum, train
+from safealign_utils import evaluate, logprobs, train
+from safealign_utils.engine import cache
 from safealign_utils.logprobs import LogProbs
-from safealign_utils.policy import SFT, reference_policy, train_reference
+from safealign_utils.references import SFT, reference_policy, train_reference
+from safealign_utils.world import optimum
 
 SETTING = dict(beta=0.5, steps=12, batch_size=8, learning_rate=2e-3, seed=0)
 
@@ -79,7 +81,8 @@ def test_resume_with_dropout_is_bitwise(fresh_cache, monkeypatch, world):
     """The random state is part of what is kept: a network with dropout resumes exactly too."""
     import transformers
 
-    from safealign_utils.policy import Policy, word_tokenizer
+    from safealign_utils.policy import Policy
+    from safealign_utils.references import word_tokenizer
 
     tokenizer = word_tokenizer(["a", "b", "c", "d"])
     config = transformers.GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)
@@ -213,7 +216,7 @@ def test_leak_is_the_mass_outside(reference, world):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         out = reference.model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=True, top_k=0,
-                                       max_new_tokens=40, pad_token_id=0)  # fmt: skip
+                                       max_new_tokens=40, pad_token_id=0)
     known = {world.text(0, y) for y in range(604)}
     said = reference.tokenizer.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)
     outside = np.mean([s not in known for s in said])
@@ -256,9 +259,9 @@ def test_a_fresh_reference_is_as_good(world):
 
 
 def test_seeds_beyond_the_shipped_are_trained_and_said(world, fresh_cache, monkeypatch):
-    from safealign_utils import policy as module
+    from safealign_utils import references
 
-    monkeypatch.setattr(module, "SFT", {**SFT, "steps": 3})
+    monkeypatch.setattr(references, "SFT", {**SFT, "steps": 3})
     policy, origin = reference_policy(world, seed=7)
     assert origin == "trained" and len(list(fresh_cache.glob("policy/*"))) == 1
 

@@ -16,9 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from safealign_utils import pairs, train
 from safealign_utils.methods.safedpo import safedpo
-from safealign_utils.methods.selective import TokenTable, TopTokens, Weights
-from safealign_utils.policy import load_policy
-from safealign_utils.real import with_trl
+from safealign_utils.methods.selective import TokenTable, TopTokens
+from safealign_utils.methods.token_controls import Weights
+from safealign_utils.real import read_pairs
+from safealign_utils.real import trl as with_trl
+from safealign_utils.real.models import load_policy
 from safealign_utils.tokens import TokenPairs
 
 BETA, STEPS, BATCH, RATE, SEED = 0.3, 20, 4, 3e-3, 0
@@ -51,10 +53,10 @@ def table(tmp_path_factory):
         responses = (f" {say(g.integers(2, 12))}.", f"No, {say(g.integers(2, 9))} {i}.")
         rows.append({"prompt": f"Human: {say(4)} {i}?\n\nAssistant:", "response_0": responses[0], "response_1": responses[1],
                      "is_response_0_safe": bool(i % 2), "is_response_1_safe": bool(i // 2 % 2),
-                     "better_response_id": i % 3 % 2, "safer_response_id": None if i == 4 else 1 - i % 2})  # fmt: skip
+                     "better_response_id": i % 3 % 2, "safer_response_id": None if i == 4 else 1 - i % 2})
     file = tmp_path_factory.mktemp("made") / "made.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    return pairs.label(pairs.load_pairs(str(file)), "better")
+    return pairs.label(read_pairs.load_pairs(str(file)), "better")
 
 
 def tokenizer_of(kind, texts):
@@ -79,10 +81,10 @@ def model_of(kind, tokenizer):
     if kind == "llama":
         config = transformers.LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            intermediate_size=64, max_position_embeddings=128, initializer_range=0.1, pad_token_id=0, **ids)  # fmt: skip
+            intermediate_size=64, max_position_embeddings=128, initializer_range=0.1, pad_token_id=0, **ids)
     else:
         config = transformers.GPT2Config(
-            vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.1, **ids)  # fmt: skip
+            vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.1, **ids)
     torch.manual_seed(1)
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
@@ -126,7 +128,7 @@ def some_tokens(tokens):
 
 def kit_run(policy, tokens, steps=STEPS, **levers):
     return train.align(policy, tokens, beta=BETA, steps=steps, batch_size=BATCH, learning_rate=RATE, seed=SEED,
-                       use_cache=False, **levers)  # fmt: skip
+                       use_cache=False, **levers)
 
 
 def trl_run(trl, policy, dataset, folder, make=None, steps=STEPS, batch=BATCH, settings=(), **others):
@@ -135,7 +137,7 @@ def trl_run(trl, policy, dataset, folder, make=None, steps=STEPS, batch=BATCH, s
     args = trl.DPOConfig(
         str(folder), beta=BETA, max_steps=steps, per_device_train_batch_size=batch, seed=SEED, **with_trl.SAME,
         **{"gradient_checkpointing": False, **dict(settings)}, logging_steps=1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+    )
     model = copy.deepcopy(policy.model)
     given = dict(
         ref_model=copy.deepcopy(policy.model), optimizers=with_trl.optimizers(model, steps=steps, learning_rate=RATE)
@@ -143,7 +145,7 @@ def trl_run(trl, policy, dataset, folder, make=None, steps=STEPS, batch=BATCH, s
     trainer = (make or with_trl.safealign_trainer())(
         model=model, args=args, train_dataset=dataset.select(order.ravel()), processing_class=policy.tokenizer,
         **given | others,
-    )  # fmt: skip
+    )
     trainer.train()
     return trainer
 
@@ -185,7 +187,7 @@ def test_dpo_against_the_plain_trainer(trl, side, tmp_path):
     dataset = with_trl.to_trl(table.assign(prompt=begin + table.prompt))
     trainer = trl_run(trl, policy, dataset, tmp_path, trl.DPOTrainer)
     order = train.batch_order(len(tokens), STEPS, BATCH, SEED).ravel()
-    picked = replace(tokens, **{side: [getattr(tokens, side)[i] for i in order] for side in ("prompts", "chosen", "rejected")})  # fmt: skip
+    picked = replace(tokens, **{side: [getattr(tokens, side)[i] for i in order] for side in ("prompts", "chosen", "rejected")})
     with_trl.check_ids(trainer.train_dataset, picked)
     trained = kit_run(policy, tokens)
     assert trained.log.loss[0] == pytest.approx(np.log(2), abs=1e-5)
@@ -277,7 +279,7 @@ def test_a_planted_bug_is_seen(by_trl, bug):
 
 @pytest.mark.parametrize("change", [
     {"precompute_ref_log_probs": True}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2},
-], ids=lambda change: next(iter(change)))  # fmt: skip
+], ids=lambda change: next(iter(change)))
 def test_what_changes_nothing(trl, safe, tmp_path, change):
     policy, tokens, trained = safe
     batch = BATCH // change.get("gradient_accumulation_steps", 1)
@@ -305,7 +307,7 @@ def test_the_adapter_is_off_for_the_reference(trl, llama, tmp_path):
     dataset = with_trl.tokens_to_trl(pairs.tokenize(safedpo(table, delta=2.0), policy))
     lora = peft.LoraConfig(r=4, task_type="CAUSAL_LM", lora_dropout=0.0)
     runs = [trl_run(trl, policy, dataset, tmp_path, steps=5, keep=0.4, peft_config=lora, **given, optimizers=(None, None),
-                    settings={"learning_rate": 0.05}) for given in ({}, {"ref_model": None})]  # fmt: skip
+                    settings={"learning_rate": 0.05}) for given in ({}, {"ref_model": None})]
     losses = [history(r) for r in runs]
     assert np.abs(losses[0] - losses[1]).max() < 1e-5 and np.ptp(losses[0]) > 0.05
 
@@ -368,7 +370,7 @@ def test_a_data_set_of_trl_is_what_load_pairs_reads(tmp_path):
     rows = {"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"], "is_response_1_safe": [True, None]}
     dataset = datasets.Dataset.from_dict(rows | {"score": [1, 2]})
     dataset.to_json(tmp_path / "trl.jsonl")
-    table = pairs.load_pairs(str(tmp_path / "trl.jsonl"))
+    table = read_pairs.load_pairs(str(tmp_path / "trl.jsonl"))
     pd.testing.assert_frame_equal(with_trl.from_trl(dataset), table)
     assert table.better_response_id.tolist() == [0, 0] and list(table.response_0) == ["c", "d"]
     both = with_trl.from_trl(datasets.DatasetDict({"train": dataset, "test": dataset.select([0])}))
@@ -376,7 +378,7 @@ def test_a_data_set_of_trl_is_what_load_pairs_reads(tmp_path):
 
 
 def test_messages_and_prompts_left_out(trl):
-    of = lambda **columns: with_trl.from_trl(datasets.Dataset.from_dict(columns)).loc[0, list(pairs.TEXT)].tolist()
+    of = lambda **columns: with_trl.from_trl(datasets.Dataset.from_dict(columns)).loc[0, list(read_pairs.TEXT)].tolist()
     asked = [ASK("hello"), ANSWER("hi"), ASK("why?")]
     both = dict(chosen=[[*asked, ANSWER("so")]], rejected=[[*asked, ANSWER("no")]])
     wanted = ["Human: hello\n\nAssistant: hi\n\nHuman: why?\n\nAssistant:", "so", "no"]
@@ -400,7 +402,7 @@ def test_messages_give_the_ids_of_the_chat_template(trl, llama, tmp_path):
     trainer = trl.DPOTrainer(
         model=copy.deepcopy(policy.model), ref_model=copy.deepcopy(policy.model), args=args, train_dataset=dataset,
         processing_class=tokenizer,
-    )  # fmt: skip
+    )
     with_trl.check_ids(trainer.train_dataset, tokens)
 
 
@@ -462,7 +464,7 @@ def test_ids_that_differ_are_found(llama):
 
 
 def test_real_rows_go_to_trl_and_come_back(real_data):
-    table = pairs.load_pairs(
+    table = read_pairs.load_pairs(
         f"pku={real_data / 'pku_saferlhf_full_schema.jsonl'},hh={real_data / 'hh_rlhf_harmless.jsonl'}"
     )
     table = pairs.label(table, "better")

@@ -18,12 +18,13 @@ import toy as toy_notebook
 from conftest import ROOT
 from toy import CELL
 
-from safealign_utils.runs import claims, pool, reference, runner, verify, warm
-from safealign_utils.runs.parameters import Refusal
+from safealign_utils.runs import fresh_kernel, pool, reference, runner, verify
+from safealign_utils.study import claims
+from safealign_utils.study.settings import Refusal
 
-RULE = "from safealign_utils.runs import claims\njudged = claims.judge('safedpo.unsafe', [0.001, 0.002])"
+RULE = "from safealign_utils.study import claims\njudged = claims.judge('safedpo.unsafe', [0.001, 0.002])"
 CHECK = "unsafe = 0.0015\nassert unsafe < 0.005"
-WRITE = """from safealign_utils.runs import records
+WRITE = """from safealign_utils.study import records
 rows = ["delta,unsafe,name", "0.0,0.25,a", "5.0,0.123456789012345,b"]
 if out_dir:
     open(f"{out_dir}/deltas.csv", "w").write("\\n".join(rows) + "\\n")
@@ -81,11 +82,11 @@ def toy(made, tmp_path, monkeypatch):
         monkeypatch.setattr(pool, "execute", lambda jobs, **_: map(pool.work, jobs))  # no Dask, one warm kernel
         lines = []
         status = verify.check([str(root / "toy.ipynb")], workers=1, results=root / "results", expected=root / "expected",
-                              committed=root / "committed", say=lines.append)  # fmt: skip
+                              committed=root / "committed", say=lines.append)
         return status, lines
 
     return SimpleNamespace(root=root, said=said, ledger=root / "expected" / "ledger.json", expected=root / "expected" / "small" / "toy",
-                           finished=root / "results" / "small" / "toy", committed=root / "committed")  # fmt: skip
+                           finished=root / "results" / "small" / "toy", committed=root / "committed")
 
 
 def change(path, old, new):
@@ -113,7 +114,7 @@ def test_an_untouched_set_passes(toy):
     assert all(line.startswith("[PASS]") for line in lines[1:-1]) and "0 failed" in lines[-1]
     text = "\n".join(lines)
     for words in ("toy: run again from an empty cache; ", "toy: cells: 5", f"claims.yaml: {len(claims.ledger())} claims", "metrics: 2",
-                  "table deltas.csv: 2 rows, 3 columns", "bytes of committed tables and figures: 1", "results/small/toy: figures: 1"):  # fmt: skip
+                  "table deltas.csv: 2 rows, 3 columns", "bytes of committed tables and figures: 1", "results/small/toy: figures: 1"):
         assert words in text, words
     claim = next(line for line in lines if "claim safedpo.unsafe" in line)
     assert "0.0015" in claim and "tolerance 1e-09" in claim and "n = 2" in claim
@@ -195,7 +196,7 @@ def test_finished_runs_of_the_other_profile_are_said_not_to_be_compared(toy):
     ('"curve.svg"', '"curve.svg", "more.svg"', ["figures: more.svg", "got missing"]),
     ('"deltas.csv"', "", ["tables: deltas.csv", "got not listed"]),
     ('"complete"', '"partial"', ["settings: status", "got partial"]),
-])  # fmt: skip
+])
 def test_the_lists_of_a_finished_record(toy, old, new, words):
     change(toy.finished / "record.json", old, new)
     others = [["table deltas.csv", "got absent"]] if "deltas" in old else []
@@ -236,7 +237,7 @@ BROKEN = [
     ("record.json", lambda record: record.update(tables=[3]), "cannot be read"),
     ("ledger.json", "{,}", "Expecting"), ("ledger.json", '{"a": {}}', "it lacks 'rule'"), ("ledger.json", None, "No such file"),
     ("manifest.json", "{,}", "Expecting"), ("manifest.json", '{"sweep.csv": {}}', "it lacks 'sha256'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name, content, words", BROKEN)
@@ -376,11 +377,11 @@ def test_no_reference_values_are_a_refusal_with_the_fix(toy):
 
 def test_nothing_of_the_usual_cache_is_used(toy, monkeypatch, tmp_path):
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "mine"))
-    warm.discard()  # the next kernel is started, and sees the variable, as on a new worker
+    fresh_kernel.discard()  # the next kernel is started, and sees the variable, as on a new worker
     told = f"import os\nassert os.environ['SAFEALIGN_CACHE'] != {str(tmp_path / 'mine')!r}\n{CHECK}"
     notebook(toy.root / "toy.ipynb", CELL, RULE, told, WRITE)
     caught(toy, "toy: cell 3: not as in")
-    warm.discard()
+    fresh_kernel.discard()
     assert not (tmp_path / "mine").exists()
 
 
@@ -391,7 +392,7 @@ def test_two_notebooks_on_two_workers(toy, tmp_path):
     change(toy.expected.parent / "twin" / "expected.json", '"data.rows": 12', '"data.rows": 13')
     lines, names = [], [str(toy.root / f"{name}.ipynb") for name in ("toy", "twin")]
     status = verify.check(names, workers=2, results=tmp_path / "none", expected=toy.root / "expected",
-                          committed=toy.committed, say=lines.append)  # fmt: skip
+                          committed=toy.committed, say=lines.append)
     failures = [line for line in lines if line.startswith("[FAIL]")]
     assert status == 1 and len(failures) == 2 and "twin: metrics: data.rows; expected 13, got 12" in failures[0]
     assert sum("run again from an empty cache" in line for line in lines) == 2
@@ -417,7 +418,7 @@ def test_float32_of_another_machine_is_judged_by_verdict_and_interval():
 
 
 @pytest.mark.parametrize("one, two, same", [(0.0, 9e-10, True), (0.0, 2e-9, False), (1e6, 1e6 + 9e-4, True), (1e6, 1e6 + 2e-3, False),
-                                            (None, 0.0, False), (None, None, True), (float("nan"), float("nan"), True)])  # fmt: skip
+                                            (None, 0.0, False), (None, None, True), (float("nan"), float("nan"), True)])
 def test_the_tolerance_is_absolute_below_one_and_relative_above(one, two, same):
     assert reference.close(one, two) is same
 
@@ -490,7 +491,7 @@ def another_rule(ledger):
     ("file", lambda toy: (toy.committed / "sweep.csv").write_text("b")),
     ("file", lambda toy: (toy.expected / "deltas.csv").unlink()),
     ("file", lambda toy: (toy.finished / "curve.svg").unlink()),
-])  # fmt: skip
+])
 def test_a_failure_says_of_which_kind_it_is(toy, kind, spoil):
     spoil(toy)
     status, lines = toy.said()

@@ -10,9 +10,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from safealign_utils import policy
-from safealign_utils.real import weights
-from safealign_utils.real.scorers import check_scorer, load_scorer
+from safealign_utils import references
+from safealign_utils.real import models, weights
+from safealign_utils.real.scorer_checkpoints import check_scorer, load_scorer
 from safealign_utils.runs import cli
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -69,7 +69,7 @@ def test_what_transformers_saves_is_loaded_whole(saved, tmp_path, kind, tied, dt
     shutil.copytree(saved[kind], tmp_path / "m", ignore=shutil.ignore_patterns("model*"))
     made.save_pretrained(tmp_path / "m", **({"max_shard_size": "20KB"} if shards else {}))
     assert (tmp_path / "m" / INDEX).exists() == shards
-    loaded = policy.load_policy(str(tmp_path / "m")).model
+    loaded = models.load_policy(str(tmp_path / "m")).model
     own, state = made.state_dict(), loaded.state_dict()
     assert own.keys() == state.keys() and all(torch.equal(own[k].float(), state[k]) for k in own)
     assert {v.dtype for v in state.values()} == {torch.float32}
@@ -79,26 +79,26 @@ def test_harmless_extras_are_no_fault(saved, tmp_path):
     """Buffers of older releases, names without the prefix of the whole model, more embeddings than tokens."""
     old = shutil.copytree(saved["llama"], tmp_path / "old")
     buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
-    policy.check_model(str(rewrite(old, lambda state: state | buffers)))
+    models.check_model(str(rewrite(old, lambda state: state | buffers)))
     gpt2 = shutil.copytree(saved["gpt2"], tmp_path / "gpt2")
     masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool) for i in range(2)}
     masks |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
     bare = lambda state: {k.removeprefix("transformer."): v for k, v in state.items()} | masks
     want = network(saved["gpt2"]).state_dict()
-    found = policy.load_policy(str(rewrite(gpt2, bare))).model.state_dict()
+    found = models.load_policy(str(rewrite(gpt2, bare))).model.state_dict()
     assert all(torch.equal(want[k], found[k]) for k in want)
     wide = shutil.copytree(saved["qwen2"], tmp_path / "wide")
     model = network(wide)
     model.resize_token_embeddings(512)
     model.save_pretrained(wide)
-    policy.check_model(str(wide))
+    models.check_model(str(wide))
 
 
 def test_nothing_is_read_but_headers(llama, monkeypatch):
     """No number of a weight is read, and no random number drawn."""
     before = torch.get_rng_state()
     monkeypatch.setattr("safetensors.torch.load_file", None)
-    assert policy.check_model(str(llama)).model_type == "llama" and torch.equal(before, torch.get_rng_state())
+    assert models.check_model(str(llama)).model_type == "llama" and torch.equal(before, torch.get_rng_state())
 
 
 # ---------------------------------------------------------------- what is refused
@@ -121,7 +121,7 @@ WRONG = {
 def test_weights_that_do_not_fit_are_refused(llama, name):
     change, message = WRONG[name]
     rewrite(llama, change)
-    for look in (policy.check_model, policy.load_policy):
+    for look in (models.check_model, models.load_policy):
         with pytest.raises(ValueError, match=f"^model='.*model': .*{message}") as raised:
             look(str(llama))
         assert "\n" not in str(raised.value)
@@ -129,12 +129,12 @@ def test_weights_that_do_not_fit_are_refused(llama, name):
 
 def test_loading_compares_names_where_no_header_could_be_read(llama, monkeypatch):
     """A model of the hub is checked when it is loaded."""
-    monkeypatch.setattr(policy, "check_model", lambda *a, **k: None)
+    monkeypatch.setattr(models, "check_model", lambda *a, **k: None)
     for name in ("no head", "shape", "extra"):
         folder = shutil.copytree(llama, llama.parent / name)
         rewrite(folder, WRONG[name][0])
         with pytest.raises(ValueError, match=WRONG[name][1]):
-            policy.load_policy(str(folder))
+            models.load_policy(str(folder))
 
 
 def pointer(folder):
@@ -189,7 +189,7 @@ DAMAGED = {
     "more layers": (lambda f: configure(f, num_hidden_layers=3, layer_types=None), "missing: model.layers.2"),
     "width": (lambda f: configure(f, intermediate_size=64), "misshapen: .*mlp"),
     "tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be loaded"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -197,7 +197,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(llama, name):
     damage, message = DAMAGED[name]
     damage(llama)
     with pytest.raises(ValueError, match=f"^model='.*model': .*{message}"):
-        policy.check_model(str(llama))
+        models.check_model(str(llama))
 
 
 def test_refused_before_a_kernel_starts(llama, tmp_path, capsys):
@@ -227,7 +227,7 @@ def adapter(llama, tmp_path):
 
 def test_an_adapter_alone_is_no_model(adapter):
     with pytest.raises(ValueError, match=r"holds an adapter only; merge it .*merge_and_unload, save_pretrained"):
-        policy.check_model(str(adapter[0]))
+        models.check_model(str(adapter[0]))
     with pytest.raises(ValueError, match="^reward_model=.*holds an adapter only"):
         check_scorer(str(adapter[0]), kind="reward")
 
@@ -240,11 +240,11 @@ def test_an_adapter_beside_merged_weights_is_refused(adapter):
         want = model(ids).logits
     model.merge_and_unload().save_pretrained(folder)
     with pytest.raises(ValueError, match="adapter beside its weights.*remove adapter_config.json"):
-        policy.check_model(str(folder))
+        models.check_model(str(folder))
     for file in folder.glob("adapter_*"):
         file.unlink()
     with torch.no_grad():
-        assert (policy.load_policy(str(folder)).model(ids).logits - want).abs().max() < 1e-5
+        assert (models.load_policy(str(folder)).model(ids).logits - want).abs().max() < 1e-5
 
 
 # ---------------------------------------------------------------- ids and positions
@@ -255,11 +255,11 @@ def test_a_token_without_an_embedding_is_refused(llama, token):
     (word,), rows = token.values(), network(llama).config.vocab_size
     said = re.escape(f"id {rows} of its tokenizer ({word!r}) is outside the model's vocabulary of {rows}")
     with pytest.raises(ValueError, match=said):
-        policy.check_model(str(words(llama, **token)))
+        models.check_model(str(words(llama, **token)))
     model = network(llama)
     model.resize_token_embeddings(rows + 1)
     model.save_pretrained(llama)
-    policy.check_model(str(llama))
+    models.check_model(str(llama))
 
 
 @pytest.mark.parametrize("kind", made_models.KINDS)
@@ -272,11 +272,11 @@ def test_more_tokens_than_positions_are_refused(saved, kind, tmp_path, capsys):
         transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     else:
         configure(folder, **{name: 32})
-    policy.check_model(str(folder), max_length=32)
+    models.check_model(str(folder), max_length=32)
     with pytest.raises(ValueError, match="^max_length=33: model=.* has 32 positions; use 32 or less"):
-        policy.check_model(str(folder), max_length=33)
+        models.check_model(str(folder), max_length=33)
     with pytest.raises(ValueError, match="^new_tokens=32: model=.* has 32 positions for prompt and answer"):
-        policy.check_model(str(folder), new_tokens=32)
+        models.check_model(str(folder), new_tokens=32)
     data = made_models.pairs_file(tmp_path / "pairs.jsonl")
     given = ["-p", f"data={data}", "-p", f"model={folder}", "-p", "max_length=64", "--out", str(tmp_path / "out")]
     assert cli.main(["run", "01_dpo_basics", *given]) == 2 and "max_length=64" in capsys.readouterr().err
@@ -326,8 +326,8 @@ def test_a_scorer_without_its_head_or_with_a_new_token_is_refused(reward, tmp_pa
 
 def test_a_shipped_policy_of_other_names_or_shapes_is_refused(world, tmp_path, monkeypatch):
     name = f"{world.size}_seed0.safetensors"
-    state = load_file(policy.SHIPPED / name)
-    monkeypatch.setattr(policy, "SHIPPED", tmp_path)
+    state = load_file(references.SHIPPED / name)
+    monkeypatch.setattr(references, "SHIPPED", tmp_path)
     changes = [
         lambda s: {k: v for k, v in s.items() if "norm" not in k},
         lambda s: s | {"model.more.weight": torch.ones(2)},
@@ -337,9 +337,9 @@ def test_a_shipped_policy_of_other_names_or_shapes_is_refused(world, tmp_path, m
     for change in changes:
         save_file(change(dict(state)), tmp_path / name)
         with pytest.raises(ValueError, match="made for another world"):
-            policy.reference_policy(world, seed=0)
+            references.reference_policy(world, seed=0)
     save_file(state, tmp_path / name)
-    assert policy.reference_policy(world, seed=0)[1] == "shipped"
+    assert references.reference_policy(world, seed=0)[1] == "shipped"
 
 
 def test_a_part_of_a_hub_model_in_the_cache_is_no_model(saved, tmp_path, monkeypatch):
@@ -349,4 +349,4 @@ def test_a_part_of_a_hub_model_in_the_cache_is_no_model(saved, tmp_path, monkeyp
     monkeypatch.setattr(weights.hub, "located", lambda *a, **k: found)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="model='some/model': .*hf download some/model"):
-        policy.check_model("some/model")
+        models.check_model("some/model")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from safealign_utils import pairs
-from safealign_utils.grammar import Grammar, build_trie
-from safealign_utils.language import CATEGORIES, EOS
-from safealign_utils.world import World
+from safealign_utils.real import read_pairs
+from safealign_utils.world.grammar import Grammar, build_trie
+from safealign_utils.world.language import CATEGORIES, EOS
+from safealign_utils.world.world import World
 
 
 def test_sizes_and_splits(world):
@@ -78,7 +79,7 @@ def test_the_tension_is_real(world):
 
 def test_pairs_have_the_pku_columns_and_all_kinds(world):
     table = world.pairs(2000, seed=0)
-    assert {*pairs.TEXT, *pairs.SAFE, *pairs.LABELS.values()} <= set(table.columns)
+    assert {*read_pairs.TEXT, *pairs.SAFE, *pairs.LABELS.values()} <= set(table.columns)
     safe = table.is_response_0_safe.astype(int) + table.is_response_1_safe.astype(int)
     assert set(safe) == {0, 1, 2} and safe.value_counts(normalize=True).min() > 0.1
     mixed = table[safe == 1]
@@ -162,14 +163,14 @@ def test_import_is_light():
 
 
 def test_world_needs_no_torch():
-    code = "import sys, safealign_utils.world, safealign_utils.optimum; print('torch' in sys.modules)"
+    code = "import sys, safealign_utils.world.world, safealign_utils.world.optimum; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 def test_grammar_refuses_categories_of_different_shape(world, monkeypatch):
     import dataclasses
 
-    from safealign_utils import grammar as module
+    from safealign_utils.world import grammar as module
 
     crooked = dataclasses.replace(CATEGORIES[0], clauses={**CATEGORIES[0].clauses, "S1": ("unplug", "pull it out now")})
     monkeypatch.setattr(module, "CATEGORIES", (crooked, *CATEGORIES[1:]))

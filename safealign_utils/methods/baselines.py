@@ -7,7 +7,7 @@ have another link function of the same logit z, which they hand to `train.align`
 
 import numpy as np
 
-from .. import optimum
+from ..world import optimum
 from .cdpo import relabel
 from .safedpo import transform, unsafe_labels, with_margin
 
@@ -26,13 +26,15 @@ def dpo_safebetter(table):
     return table[kept].reset_index(drop=True)
 
 
+
+
 # ---------------------------------------------------------------- two stages, one multiplier
-
-
 def safety_labels(table, *, by="coin", seed=0):
     """Winners by -c alone: SACPO's second data set, from the column cost_k."""
     safety = table.assign(**{f"reward_{k}": -table[f"cost_{k}"] for k in (0, 1)})
     return relabel(safety, 0.0, by=by, seed=seed)
+
+
 
 
 def sacpo(train, helpful, safety, *, beta, lam):
@@ -45,6 +47,8 @@ def sacpo(train, helpful, safety, *, beta, lam):
     return train(safety, reference=first.policy, beta=beta / lam)
 
 
+
+
 def mix(helpful, safe, q):
     """P-SACPO (2404.11049): a policy with weights (1 - q) helpful + q safe. Raises ValueError unless 0 <= q <= 1."""
     if not 0 <= q <= 1:
@@ -53,6 +57,8 @@ def mix(helpful, safe, q):
     out, other = helpful.copy(), safe.model.state_dict()
     out.model.load_state_dict({k: (1 - q) * v + q * other[k] for k, v in helpful.model.state_dict().items()})
     return out
+
+
 
 
 def mocan_lambda(logp_ref, reward, cost, *, beta, cost_limit=0.0):
@@ -67,6 +73,8 @@ def mocan_lambda(logp_ref, reward, cost, *, beta, cost_limit=0.0):
     return optimum.lambda_star(logp_ref, reward, cost, beta=beta, cost_limit=cost_limit)
 
 
+
+
 def implicit_scores(policy_logp, logp_ref, *, beta, mean=None):
     """PeCAN's scores [P, R] from a DPO policy: beta log(pi / pi_ref). They have no origin of their own: with
     `mean`, each prompt is shifted so that the reference's expectation is that number.
@@ -77,9 +85,9 @@ def implicit_scores(policy_logp, logp_ref, *, beta, mean=None):
     return score - (np.exp(logp_ref) * score).sum(axis=1, keepdims=True) + mean
 
 
+
+
 # ---------------------------------------------------------------- other margins, other links
-
-
 def modpo(table, lam):
     """MODPO (2310.03708) with w0 = 1, w1 = lam and margin reward -c: a helpfulness table [N] on which the winner
     must win by lam (c_l - c_w), in units of reward. Its optimum is pi*_lambda.
@@ -90,15 +98,21 @@ def modpo(table, lam):
     return table.assign(p=1.0, margin=lam * (c_l - c_w))
 
 
+
+
 def bfpo(table):
     """BFPO (2408.15313): the margin b1 b3 s_w - b3 s_l - alpha, s = 1 safe, on helpfulness pairs. Link: `square`."""
     s_w, s_l = (1.0 - u for u in unsafe_labels(table))
     return table.assign(p=1.0, margin=BFPO["b1"] * BFPO["b3"] * s_w - BFPO["b3"] * s_l - BFPO["alpha"])
 
 
+
+
 def square(z, beta):
     """BFPO's link: (h - margin / beta)^2, as z = beta h - margin."""
     return (z / beta).square()
+
+
 
 
 def bso(table, *, margin=SBA["margin"]):
@@ -114,11 +128,15 @@ def bso(table, *, margin=SBA["margin"]):
     return with_margin(transform(table)[0].assign(p=1.0), margin)
 
 
+
+
 def bso_weight(margin):
     """Weight of a mixed pair over one of equal status at the start: |L'(-C)| / |L'(0)| of `sba`,
     margin C >= 0."""
     a = SBA["power"]
     return float(np.exp((1 + a) * margin) + np.exp(-a * margin)) / 2
+
+
 
 
 def sba(z, beta):
@@ -129,3 +147,5 @@ def sba(z, beta):
     """
     z, a, s = z.clamp(min=-60), SBA["power"], SBA["scale"]
     return (a * (-(1 + a) * z).exp() - (1 + a) * (a * z).exp() + 1) / (s * a * (1 + a))
+
+

@@ -12,20 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .. import optimum, processes
+from ..engine import distributed
 from ..evaluate import exact
 from ..pairs import soft_label, tokenize
 from ..policy import Policy
 from ..sampling import draw, uniforms
 from ..train import align
+from ..world import optimum
 
 RELABEL = ("soft", "coin", "argmax")
 MET = 0.02  # of the largest violation: a limit overstepped by less counts as met
 
 
 # ---------------------------------------------------------------- the winner lever
-
-
 def score(table, *, reward, cost):
     """Add the columns reward_k and cost_k from two scorers: functions (prompts, responses) -> float [N].
 
@@ -39,6 +38,8 @@ def score(table, *, reward, cost):
                 raise ValueError(f"{name}: the scorer must return {len(table)} finite numbers, one a response")
             out[f"{name}_{k}"] = values
     return table.assign(**out)
+
+
 
 
 def relabel(table, lam, *, by="soft", seed=0):
@@ -63,12 +64,14 @@ def relabel(table, lam, *, by="soft", seed=0):
     return table
 
 
+
+
 # ---------------------------------------------------------------- the dual loop
-
-
 def dual_step(lam, cost, cost_limit, dual_lr):
     """One projected step of dual descent: lambda <- [lambda + dual_lr (E[c] - cost_limit)]_+."""
     return max(0.0, lam + dual_lr * (cost - cost_limit))
+
+
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class ExactCost:
 
     def __call__(self, policy, number):
         return optimum.expect(exact(policy, self.prompts).logp, policy.grammar.world.cost[list(self.prompts)])
+
+
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,15 @@ class SampledCost:
         turn = number * self.samples + np.arange(self.samples)
         prompts = [self.prompts[i] for i in order[turn % len(order)]]
         if policy.grammar is None:  # in batches, each kept on disk
-            from ..real.sampled import generate
+            from ..sampling import generate
 
             texts = generate(policy, prompts, max_tokens=self.max_tokens, seed=self.seed + 2**20 * number)
         else:
             u = uniforms(self.samples, self.max_tokens, seed=[self.seed, 2**30 + 12, number])
             texts = draw(policy, prompts, u).texts
         return float(np.mean(self.cost(prompts, texts)))
+
+
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,8 @@ class Aligned:
     rounds: pd.DataFrame
     seconds: float
     warning: str = ""
+
+
 
 
 def still_rising(rows, lam, cost_limit, *, average, tolerance=0.0):
@@ -140,11 +149,13 @@ def still_rising(rows, lam, cost_limit, *, average, tolerance=0.0):
     )
 
 
+
+
 def cdpo(
     reference, table, cost_of, *, cost_limit, beta, rounds, steps, batch_size, learning_rate, seed,
     dual_lr=0.5, decay=0.0, lam=0.0, by="soft", warm_start=True, average=3, tolerance=0.0, lowest=None, max_length=256,
     **training,
-):  # fmt: skip
+):
     """Dual gradient descent around DPO on labels by r - lambda c; returns an `Aligned`.
 
     Each round relabels, trains `steps` (from the last policy, or from the reference with
@@ -163,7 +174,7 @@ def cdpo(
     for name, value, good in (
         ("dual_lr", dual_lr, 0 < dual_lr < np.inf), ("rounds", rounds, rounds >= 1), ("lam", lam, 0 <= lam < np.inf),
         ("average", average, average >= 1), ("decay", decay, 0 <= decay <= 1),
-    ):  # fmt: skip
+    ):
         if not good:
             raise ValueError(f"{name}={value}: out of range; see the docstring of cdpo")
     policy, rows, seconds, calm = reference, [], 0.0, 0
@@ -175,8 +186,8 @@ def cdpo(
         run = align(
             reference, labelled, start=start, beta=beta, steps=steps, batch_size=batch_size,
             learning_rate=learning_rate, seed=seed + 2**20 * number, **training,
-        )  # fmt: skip
-        seconds, cost = seconds + run.seconds, processes.agree(cost_of(run.policy, number))
+        )
+        seconds, cost = seconds + run.seconds, distributed.agree(cost_of(run.policy, number))
         if not np.isfinite(cost):
             raise ValueError(f"cost_of: E[c] is {cost} in round {number}; the cost scorer must return finite numbers")
         return run.policy, cost
@@ -198,3 +209,5 @@ def cdpo(
     policy, cost = fit(lam, rounds + 1)
     rows.append({"round": len(rows) + 1, "lam": lam, "cost": cost, "dual_lr": 0.0})
     return Aligned(policy, lam, pd.DataFrame(rows), seconds, warning)
+
+

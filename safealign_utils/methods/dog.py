@@ -20,15 +20,119 @@ n_j: every data set weighs the same. 3. Residual of data set j: what lies outsid
 N pairs, D hidden width, J data sets; d = r + J q is the width of F. Nothing here is N x N.
 """
 
+import sys
 from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
-from .directions import DIGITS, check_finite
-from .directions import directions as directions
+from ..engine import cache
+from ..logprobs import attention_bias
+
+DIGITS = {torch.float64: 9, torch.float32: 5}  # what rounding noise does not reach
+BLOCK = 16  # batches of one entry of the cache
+
+
+def check_finite(u, rows=None, name="u"):
+    """Refuse directions (or features) u [N, D] that hold NaN or infinity; ValueError names the
+    pairs' row numbers."""
+    bad = torch.nonzero(~u.isfinite().all(dim=1))[:, 0].cpu().numpy()
+    if len(bad):
+        rows = np.sort(bad if rows is None else np.asarray(rows)[bad]).tolist()
+        few = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        raise ValueError(
+            f"{name}: hold numbers that are not finite at pair rows {few} ({len(rows)} in all); drop those pairs, "
+            "or look for the hidden states that overflow"
+        )
+
+
+
+
+@torch.no_grad()
+def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True, batch_size=64):
+    """u [N, D]: pooled hidden states of each pair (`pairs.TokenPairs`), chosen minus rejected, on the policy's device.
+
+    `layer` 0 is the embeddings, -1 the last layer with its final norm. `pooling` is the mean over the response's
+    tokens or the last of them, the end-of-sequence token left out; a response of nothing else takes the
+    prompt's last place. float64 stays float64, all else gives float32. A difference within rounding is 0.
+    Blocks are kept on disk, keyed by weights, tokens, batches, layer, pooling and this code.
+    Raises ValueError for a layer that the network does not have, another pooling, and states that
+    are not finite.
+    """
+    depth = policy.model.config.num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(f"layer={layer}: the network has layers 0 to {depth}, or {-depth - 1} to -1 from the end")
+    if pooling not in ("mean", "last"):
+        raise ValueError(f"pooling={pooling!r}: choose mean or last")
+    order = np.argsort([len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l, kind="stable")
+    batches = np.array_split(order, -(-len(tokens) // batch_size))  # of like length: little padding
+    blocks, u = [batches[i : i + BLOCK] for i in range(0, len(batches), BLOCK)], None
+    with tqdm(total=len(tokens), desc="directions", unit="pair", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for block in blocks:
+            rows, found = np.concatenate(block), _block(policy, tokens, block, layer % (depth + 1), pooling, bar)
+            if u is None:
+                u = found.new_empty(len(tokens), found.shape[1], device=policy.device)
+            u[torch.from_numpy(rows).to(u.device)] = found.to(u.device)
+    return u.div_(u.norm(dim=1, keepdim=True).clamp_min_(1e-12)) if normalise else u
+
+
+
+
+def _block(policy, tokens, batches, layer, pooling, bar):
+    """Differences [n, D] of some batches (lists of row numbers), read from the cache where they are there."""
+    take = lambda things: [[things[i] for i in rows] for rows in batches]
+    texts = [take(side) for side in (tokens.prompts, tokens.chosen, tokens.rejected)]
+    way = dict(kind=type(tokens), layer=layer, pooling=pooling)
+    key = cache.key("directions", policy=policy, texts=texts, **way)
+    stored = cache.load("directions", key)
+    if stored is not None:
+        bar.update(sum(map(len, batches)))
+        return torch.from_numpy(stored[0]["u"])
+    parts = []
+    for rows in batches:
+        parts.append(_batch(policy, tokens, rows, layer, pooling))
+        bar.update(len(rows))
+    u = torch.cat(parts)
+    check_finite(u, np.concatenate(batches))
+    cache.store("directions", key, {"u": u.cpu().numpy()})
+    return u
+
+
+
+
+def _batch(policy, tokens, rows, layer, pooling):
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.bf16):
+        hidden = _layer(policy.model.eval(), tokens.batch(rows, policy).to(policy.device), layer)
+    lengths = np.stack([tokens.lengths_w[rows], tokens.lengths_l[rows]], 1).ravel()
+    pooled = [_pool(states, pooling) for states in hidden.split(lengths.tolist())]
+    w, l = torch.stack(pooled[0::2]), torch.stack(pooled[1::2])
+    noise = 10.0 ** -DIGITS[w.dtype] * w.norm(dim=1, keepdim=True)
+    return torch.where((w - l).norm(dim=1, keepdim=True) > noise, w - l, 0.0)
+
+
+
+
+def _layer(model, batch, layer):
+    """Hidden states [K, D] of one layer at the `source` places of a `Packed` batch, in float32 or float64."""
+    bias = attention_bias(model, batch)
+    inputs = dict(input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False)
+    inner = layer < model.config.num_hidden_layers  # the last is there anyway; all of them fill a GPU
+    out = model.base_model(**inputs, output_hidden_states=inner)
+    hidden = (out.hidden_states[layer] if inner else out.last_hidden_state).flatten(0, 1)
+    return hidden[batch.source].to(torch.promote_types(hidden.dtype, torch.float32))
+
+
+
+
+def _pool(states, pooling):
+    """[D] from the states [n, D] at the prompt's last place and at a response's n - 1 tokens before its end."""
+    own = states[1:] if len(states) > 1 else states
+    return own.mean(0) if pooling == "mean" else own[-1]
+
+
 
 
 def merge_copies(table):
@@ -45,9 +149,9 @@ def merge_copies(table):
     return table.iloc[kept].reset_index(drop=True), counts
 
 
+
+
 # ---------------------------------------------------------------- anchor and residuals
-
-
 @dataclass(frozen=True)
 class Coordinates:
     """Where N pairs lie: `anchor` [N, r] and `residual` [N, q] (in the basis of the pair's own data set).
@@ -70,6 +174,8 @@ class Coordinates:
         return np.round(e.cpu().numpy().astype(float), DIGITS[e.dtype])
 
 
+
+
 @dataclass(frozen=True)
 class Subspaces:
     """`anchor` [D, r] and the J bases `residuals`, each [D, at most q], in columns; the rest as in `Coordinates`."""
@@ -79,6 +185,8 @@ class Subspaces:
     names: tuple
     anchor_values: np.ndarray
     singular: list
+
+
 
 
 def coordinates(u, source, *, anchor_rank=4, residual_rank=16, outside="others", span=0.9):
@@ -95,12 +203,16 @@ def coordinates(u, source, *, anchor_rank=4, residual_rank=16, outside="others",
     return project(u, source, found)
 
 
+
+
 def check_subspaces(D, anchor_rank, residual_rank, outside, span):
     for name, rank in (("anchor_rank", anchor_rank), ("residual_rank", residual_rank)):
         if not 0 <= rank <= D:
             raise ValueError(f"{name}={rank}: a subspace of D = {D} dimensions has between 0 and {D}")
     if outside not in ("others", "anchor") or not 0 < span <= 1:
         raise ValueError(f"outside={outside!r}, span={span}: choose others or anchor, and a share above 0, at most 1")
+
+
 
 
 @torch.no_grad()
@@ -114,6 +226,8 @@ def moments(u, source):
     dtype = torch.float64 if u.shape[1] <= 1024 else torch.float32
     gram = lambda x: x.T @ x
     return names, [sum(gram(u[p].to(dtype)) for p in r.split(8192)) for r in rows], [len(r) for r in rows]
+
+
 
 
 @torch.no_grad()
@@ -135,6 +249,8 @@ def subspaces(names, sums, sizes, anchor_rank, residual_rank, outside, span):
     return Subspaces(A, bases, tuple(names), values.cpu().numpy().astype(float), singular)
 
 
+
+
 @torch.no_grad()
 def project(u, source, found):
     """The `Coordinates` of u [N, D] in `Subspaces` that know every name in `source` [N]."""
@@ -146,10 +262,14 @@ def project(u, source, found):
     return Coordinates(u @ found.anchor.to(u.dtype), residual, block, found.names, found.anchor_values, found.singular)
 
 
+
+
 def _eigen(moment):
     """Eigenvalues [D], largest first, and eigenvectors [D, D] in columns of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh((moment + moment.T) / 2)
     return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
 
 
 def features(coordinates, *, weights=(1.0, 1.0)):
@@ -161,11 +281,15 @@ def features(coordinates, *, weights=(1.0, 1.0)):
     return F.scatter_(1, columns, weights[1] ** 0.5 * coordinates.residual)
 
 
+
+
 def budget_size(budget, n):
     """k: the share `budget` of n pairs, rounded, at least one. Raises ValueError unless 0 < budget <= 1."""
     if not 0 < budget <= 1:
         raise ValueError(f"budget={budget}: the share of pairs to keep, above 0 and at most 1, such as 0.11")
     return max(1, round(budget * n))
+
+
 
 
 def split_budget(k, source, how):
@@ -187,9 +311,13 @@ def split_budget(k, source, how):
     return quota
 
 
+
+
 def check_count(k, n):
     if not 1 <= k <= n:
         raise ValueError(f"k={k}: choose between 1 and all {n} pairs")
+
+
 
 
 def stable_ids(ids, n):
@@ -200,15 +328,17 @@ def stable_ids(ids, n):
     return ids
 
 
+
+
 # ---------------------------------------------------------------- DOG-D, and the frontier DOG
-
-
 @dataclass(frozen=True)
 class Picks:
     """`rows` int64 [k] in order of choice, and what each added to log det, `gains` float64 [k], in nats."""
 
     rows: np.ndarray
     gains: np.ndarray
+
+
 
 
 @torch.no_grad()
@@ -261,10 +391,14 @@ def greedy_log_det(features, k, *, ridge=1.0, ids=None, quota=None, block=None):
     return Picks(rows.cpu().numpy(), np.log1p(energies.cpu().numpy() / ridge))
 
 
+
+
 def first_best(values, ids, tolerance):
     """Row of the largest of `values` [N]; among those within `tolerance` of it, the row with the lowest id."""
     tied = torch.nonzero(values >= values.max() - tolerance)[:, 0]
     return int(tied[ids[tied].argmin()])
+
+
 
 
 def log_det(features, rows, *, ridge=1.0):
@@ -274,10 +408,14 @@ def log_det(features, rows, *, ridge=1.0):
     return float(torch.logdet(torch.eye(len(gram)).to(gram) + gram / ridge))
 
 
+
+
 def dog_d(u, source, k, *, ids=None, split="global", ridge=1.0, weights=(1.0, 1.0), **subspaces):
     """DOG-D: k of the pairs u [N, D] as `Picks`. `subspaces` are the options of `coordinates`."""
     where, quota = coordinates(u, source, **subspaces), split_budget(k, source, split)
     return greedy_log_det(features(where, weights=weights), k, ridge=ridge, ids=ids, quota=quota, block=where.block)
+
+
 
 
 def fronts(energies):
@@ -295,6 +433,8 @@ def fronts(energies):
     return front[inverse.ravel()]
 
 
+
+
 def dog(u, source, k, *, ids=None, split="global", **subspaces):
     """DOG: rows int64 [k] of the pairs u [N, D], front by front; within one the largest total energy first, then the
     lowest id. Fronts are over all data sets; a split fills the share of one data set after the other."""
@@ -304,3 +444,5 @@ def dog(u, source, k, *, ids=None, split="global", **subspaces):
     if quota is None:
         return order[:k]
     return np.concatenate([order[where.block[order] == j][:n] for j, n in enumerate(quota)])
+
+

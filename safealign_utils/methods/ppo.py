@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import cache
-from ..logprobs import LogProbs, Packed, hidden_states, length_mask, pack
+from ..engine import cache
+from ..logprobs import LogProbs, hidden_states
+from ..packing import Packed, length_mask, pack
 from ..policy import Policy, seeded
 from ..sampling import draw, uniforms
 from ..train import load_trained, store_trained
@@ -35,6 +36,8 @@ class PPO:
     seconds: float
 
 
+
+
 class Critic(torch.nn.Module):
     """Two values, of reward and of cost, before every token: a copy of the policy's network with a linear head."""
 
@@ -50,6 +53,8 @@ class Critic(torch.nn.Module):
         return self.head(hidden_states(self.model, batch))
 
 
+
+
 def advantages(rewards, values, mask):
     """Generalised advantages (gamma 1, GAE lambda 0.95) and returns, both [B, T], of rewards and values [B, T]."""
     carry, out = torch.zeros_like(values[:, 0]), []
@@ -62,10 +67,14 @@ def advantages(rewards, values, mask):
     return out, out + values
 
 
+
+
 def policy_loss(logp, old, advantage):
     """The clipped surrogate of PPO, a mean over K tokens; log-probs now and then, and advantages, all [K]."""
     ratio = (logp - old).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP_RATIO, 1 + CLIP_RATIO) * advantage).mean()
+
+
 
 
 def next_lambda(lam, cost, cost_limit, lambda_lr, lambda_max):
@@ -73,10 +82,12 @@ def next_lambda(lam, cost, cost_limit, lambda_lr, lambda_max):
     return min(lam * float(np.exp(lambda_lr * lam * (cost - cost_limit))), lambda_max)
 
 
+
+
 def ppo_lagrangian(
     reference, prompts, *, reward, cost, cost_limit, iterations, learning_rate, seed, beta=None, kl_coeff=0.01,
     lam=1.0, lambda_lr=0.1, lambda_max=5.0, samples=8, epochs=2, minibatch=64, max_tokens=48,
-):  # fmt: skip
+):
     """Train on prompts of the world (ids) with scorers of their texts; returns a `PPO`.
 
     Each iteration draws `samples` responses to every prompt. The penalty kl_coeff (log pi - log pi_ref)
@@ -111,7 +122,7 @@ def ppo_lagrangian(
         iterations=iterations, learning_rate=learning_rate, seed=seed, beta=beta, kl_coeff=kl_coeff, lam=lam,
         lambda_lr=lambda_lr, lambda_max=lambda_max, samples=samples, epochs=epochs, minibatch=minibatch,
         max_tokens=max_tokens,
-    )  # fmt: skip
+    )
     if found := load_trained(key, reference):
         policy, log, info = found
         return PPO(policy, info["lam"], log, info["samples"], info["seconds"])
@@ -140,6 +151,8 @@ def ppo_lagrangian(
     return PPO(policy, lam, log, count, seconds)
 
 
+
+
 @dataclass(frozen=True)
 class _Rollout:
     """One minibatch with what stays fixed in its updates: K tokens of B responses."""
@@ -148,6 +161,8 @@ class _Rollout:
     old: torch.Tensor
     advantage: torch.Tensor
     returns: torch.Tensor
+
+
 
 
 @torch.no_grad()
@@ -170,6 +185,8 @@ def _rollout(drawn, rows, policy, actor, frozen, critic, reward, cost, coefficie
     return _Rollout(batch, old, mixed, torch.stack(returns, dim=1))
 
 
+
+
 def _update(rollout, actor, critic, optimizer):
     """One step of both networks on a minibatch."""
     surrogate = policy_loss(actor(rollout.batch)[0], rollout.old, rollout.advantage)
@@ -178,3 +195,5 @@ def _update(rollout, actor, critic, optimizer):
     for network in (actor, critic):
         torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
     optimizer.step(), optimizer.zero_grad()
+
+

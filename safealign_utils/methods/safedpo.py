@@ -20,6 +20,8 @@ def unsafe_labels(table):
     return np.where(first, *unsafe.T).astype(bool), np.where(first, *unsafe.T[::-1]).astype(bool)
 
 
+
+
 def transform(table):
     """T of Eq. 10-11 on a labelled table: (the new table, report).
 
@@ -37,6 +39,8 @@ def transform(table):
     return out, report | {"mixed": int(mixed.sum())}
 
 
+
+
 def with_margin(table, delta):
     """Set the margin delta (u_l - u_w) of Eq. 12: a signed function of the two responses, 0 on equal status."""
     if not 0 <= delta < np.inf:
@@ -45,9 +49,13 @@ def with_margin(table, delta):
     return table.assign(margin=delta * (u_l.astype(float) - u_w))
 
 
+
+
 def safedpo(table, *, delta=0.0):
     """SafeDPO's table: T, then the margin. Train on it with the one loss, on top of any other lever."""
     return with_margin(transform(table)[0], delta)
+
+
 
 
 def with_finite_target(table, penalty):
@@ -64,3 +72,5 @@ def with_finite_target(table, penalty):
     gap = np.where(first, 1, -1) * (table.reward_0 - table.reward_1).to_numpy()
     p = 1 / (1 + np.exp(-penalty * (u_l.astype(float) - u_w) - gap))
     return table.assign(p=np.where(u_w != u_l, p, table.p), margin=0.0)
+
+

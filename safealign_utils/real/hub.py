@@ -19,13 +19,10 @@ PATIENCE = 4.0  # seconds that the hub has for an answer
 REMEMBER = 60.0  # seconds that the answer counts for
 SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 KINDS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
 _answer = (float("-inf"), "")  # when the hub was asked, and why it could not be reached ("" = it could)
 
 
 # ---------------------------------------------------------------- can it be asked
-
-
 def unreachable(kind="model"):
     """Why the hub cannot be asked now, "" where it can: a switch of the user's, or no answer within PATIENCE seconds.
 
@@ -39,6 +36,8 @@ def unreachable(kind="model"):
         reason = _ask()
         _answer = (time.monotonic(), reason)
     return _answer[1]
+
+
 
 
 def _ask():
@@ -62,10 +61,14 @@ def _ask():
     return reason and f"{constants.ENDPOINT} cannot be reached ({reason})"
 
 
+
+
 def pinned(name, revision=""):
     """(hub id, revision) of `owner/name@revision`, or of a name and the revision given beside it."""
     id, _, own = name.partition("@") if not Path(name).exists() else (name, "", "")
     return id, own or revision
+
+
 
 
 def located(name, revision="", *, kind="model", parameter="model"):
@@ -94,6 +97,8 @@ def located(name, revision="", *, kind="model", parameter="model"):
     return folder, dict(revision=None, local_files_only=True, trust_remote_code=False)
 
 
+
+
 def absent(parameter, name, revision="", kind="model"):
     """The ValueError for something that neither the hub nor the local cache gives, with the ways to go on."""
     id, revision = pinned(name, revision)
@@ -108,9 +113,9 @@ def absent(parameter, name, revision="", kind="model"):
     )
 
 
+
+
 # ---------------------------------------------------------------- revisions
-
-
 def commit(name, kind="model", revision=""):
     """The commit that a hub id stands for, "" where nobody knows: for the record of a run.
 
@@ -134,6 +139,8 @@ def commit(name, kind="model", revision=""):
         return ""
 
 
+
+
 def _folder(name, kind):
     """The folder of a model or data set in the local cache; it need not be there."""
     from huggingface_hub import constants
@@ -141,9 +148,9 @@ def _folder(name, kind):
     return Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
 
 
+
+
 # ---------------------------------------------------------------- rows
-
-
 def load_rows(path, revision="", *, split="", config="", name="data"):
     """Yield the rows (dicts) of a file (.jsonl, .json, .csv, .parquet), of a folder or of a hub data set.
 
@@ -152,6 +159,8 @@ def load_rows(path, revision="", *, split="", config="", name="data"):
     source `name`, where it cannot be read: offline with the ways to go on.
     """
     return (row for _, row in placed_rows(path, revision, split=split, config=config, name=name))
+
+
 
 
 def placed_rows(path, revision="", *, split="", config="", name="data"):
@@ -171,6 +180,8 @@ def placed_rows(path, revision="", *, split="", config="", name="data"):
             yield f"row {number}" + f" of {part}" * bool(part), {"split": part} | row if part else row
 
 
+
+
 def lines(file, what):
     """Yield (number, text) of the lines of a file in UTF-8, with or without a byte-order mark.
 
@@ -186,6 +197,8 @@ def lines(file, what):
             if "\0" in text:
                 raise ValueError(f"{what}, line {number}: holds a NUL byte, as UTF-16 does; save it as UTF-8")
             yield number, text
+
+
 
 
 def json_rows(file, what):
@@ -240,8 +253,12 @@ def _check_characters(value, where, column=""):
             raise ValueError(f"{where}, column {ascii(column)}: {words} in {shown}; take it out, or write it whole")
 
 
+
+
 def _reason(error):
     return getattr(error, "msg", "") or str(error).splitlines()[0][:80]
+
+
 
 
 def _load(name, path, id, revision, split, config):
@@ -283,6 +300,8 @@ def _load(name, path, id, revision, split, config):
         raise ValueError(f"{name}={path}: cannot be read ({reason}); {fix}") from error
 
 
+
+
 def _linked(path, folder):
     """A file, or a folder with all its files, as links in another folder; the new path has no sign
     of a pattern."""
@@ -297,6 +316,8 @@ def _linked(path, folder):
     return folder / "rows"
 
 
+
+
 def _check_texts(path, what):
     """Refuse what the readers of `datasets` would drop or misread in silence: encodings, and half
     an emoji."""
@@ -305,6 +326,8 @@ def _check_texts(path, what):
             named = f"{what}/{file.relative_to(path)}" if path.is_dir() else what
             for _ in lines(file, named) if file.suffix == ".csv" else json_rows(file, named):
                 pass
+
+
 
 
 def _check_all_read(builder, folder, what):
@@ -319,3 +342,5 @@ def _check_all_read(builder, folder, what):
             f"{what}: {str(missed[0])!r} would not be read, as its name says no split and others do; "
             "begin its name with train, validation or test, or move it out of the folder"
         )
+
+

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import tokens
+from .. import templates
 from .hub import json_rows, lines
 from .sources import sources
 
@@ -81,7 +81,7 @@ SETS = {
         "CC BY-NC 4.0", None, hub="PKU-Alignment/BeaverTails", split="30k_test",
         revision="8401fe609d288129cc684a9b3be6a93e41cfe678",
     ),
-}  # fmt: skip
+}
 
 
 def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
@@ -113,11 +113,13 @@ def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
         raise ValueError(f"limit={limit!r}: a whole number of prompts, or 0 for all")
     place = path or name
     rows = _file_rows(path) if path else _hub_rows(name, chosen, revision)
-    table = _table(rows, place, chosen or PromptSet("", None, "", None), tokens.marker_pattern(tokenizer))
+    table = _table(rows, place, chosen or PromptSet("", None, "", None), templates.marker_pattern(tokenizer))
     if limit:
         turn = table.groupby("category").cumcount().sort_values(kind="stable").index[:limit]
         table = table.loc[turn.sort_values()].reset_index(drop=True)
     return table
+
+
 
 
 def _table(rows, place, chosen, marks):
@@ -142,21 +144,25 @@ def _table(rows, place, chosen, marks):
         out.append({
             "prompt": turns[0], "turns": tuple(turns), "category": str(category or ""),
             "unsafe": _unsafe(row, chosen), "id": number if ident is None else _number_or_text(ident),
-        })  # fmt: skip
+        })
     if not out:
         raise ValueError(f"prompts={place}: holds no prompts" + (f" of {' or '.join(chosen.keep)}" * bool(chosen.keep)))
     if marked:
         bad, text, mark = marked[0]
         raise bad(f": {text[:40]!r} holds {mark!r} of a chat format, and so do {len(marked)} of {len(out)} prompts; "
-                  "give each as a list of messages, or take the marks out")  # fmt: skip
+                  "give each as a list of messages, or take the marks out")
     table = pd.DataFrame(out).astype({"unsafe": "boolean"})
     if table.id.duplicated().any():
         raise ValueError(f"prompts={place}: two rows have the id {table.id[table.id.duplicated()].tolist()[0]!r}")
     return table
 
 
+
+
 def _first(row, names):
     return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+
+
 
 
 def _turns(row, bad):
@@ -171,7 +177,7 @@ def _turns(row, bad):
     for turn in given:
         role = turn.get("role", "user") if isinstance(turn, dict) else "user"
         text = turn.get("content") if isinstance(turn, dict) else turn
-        if role not in tokens.ROLES.values() or not isinstance(text, str) or not text.strip():
+        if role not in templates.ROLES.values() or not isinstance(text, str) or not text.strip():
             wanted = "a text, a list of texts, or messages with role (system, user, assistant) and content"
             raise bad(f": no text in {called}: found {repr(turn)[:60]}; it holds {wanted}")
         messages.append({"role": role, "content": text})
@@ -183,9 +189,9 @@ def _turns(row, bad):
     asked = [m["content"] for m in messages[begin:]]
     if not begin:
         return asked
-    text = tokens.dialogue(messages[: begin + 1])
+    text = templates.dialogue(messages[: begin + 1])
     if [(m["role"], m["content"].strip()) for m in messages[: begin + 1]] != [
-        (m["role"], m["content"]) for m in tokens.turns(text)
+        (m["role"], m["content"]) for m in templates.turns(text)
     ]:
         raise bad(
             f": the messages in {called} cannot be told apart when written as one dialogue; begin with system or user, "
@@ -194,13 +200,19 @@ def _turns(row, bad):
     return [text, *asked[1:]]
 
 
+
+
 def _number_or_text(ident):
     """A csv file has the text "81" where the hub has the number."""
     return int(ident) if isinstance(ident, str) and re.fullmatch(r"[1-9]\d{0,8}", ident) else ident
 
 
+
+
 def _holds_response(row):
     return any(name in row for name in ("response", "response_0", "chosen"))
+
+
 
 
 def _unsafe(row, chosen):
@@ -211,9 +223,9 @@ def _unsafe(row, chosen):
     return str(row["type"]).startswith("contrast_") if chosen is SETS["xstest"] and row.get("type") else None
 
 
+
+
 # ---------------------------------------------------------------- reading
-
-
 def _hub_rows(name, chosen, revision):
     if not chosen.hub:
         raise ValueError(f"prompts={name!r}: not known on the hub; give its file as {name}=PATH ({chosen.file})")
@@ -225,6 +237,8 @@ def _hub_rows(name, chosen, revision):
         )
     except ValueError as error:
         raise ValueError(f"{error}; or give the set's file as {name}=PATH ({chosen.file})") from error
+
+
 
 
 def _file_rows(path):
@@ -252,3 +266,5 @@ def _file_rows(path):
             yield row
     except csv.Error as error:
         raise ValueError(f"{what}, line {reader.line_num}: no csv ({error})") from None
+
+

@@ -11,7 +11,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from .. import cache, intervals
+from .. import intervals
+from ..engine import cache
 
 WINDOW = 200  # characters
 RULES = {
@@ -35,13 +36,14 @@ def is_refusal(text):
     return bool(_FOUND.search(text.strip().replace("’", "'")[:WINDOW]))
 
 
+
+
 def refusal_rate(texts):
     """Share of the responses that refuse; NaN for none."""
     return float(np.mean([is_refusal(x) for x in texts])) if len(texts) else float("nan")
 
 
 # ---------------------------------------------------------------- the measured error
-
 DATA = "XSTest completions of five models, two annotators (github.com/paul-rottger/exaggerated-safety @ d7bb5bd738)"
 DATE = "2026-11-21"
 GROUPS = (
@@ -80,10 +82,14 @@ def human_labels(pairs):
     return table.loc[table.group != "", ["prompt", "response", "group", "refuses", "half"]].reset_index(drop=True)
 
 
+
+
 def count_errors(labels):
     """((wrong, n), ...) of `is_refusal` in the order of GROUPS, against rows of `human_labels`."""
     wrong = labels.refuses != labels.response.map(is_refusal)
     return tuple((int(wrong[labels.group == g].sum()), int((labels.group == g).sum())) for g in GROUPS)
+
+
 
 
 def error_table(counts=MEASURED["held_out"]):
@@ -94,3 +100,5 @@ def error_table(counts=MEASURED["held_out"]):
         low, high = intervals.of_share(wrong, n)
         rows.append({"group": group, "wrong": wrong, "n": n, "share": wrong / max(n, 1), "low": low, "high": high})
     return pd.DataFrame(rows)
+
+

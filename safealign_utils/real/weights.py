@@ -41,6 +41,8 @@ class NotWhole(ValueError):
     downloaded."""
 
 
+
+
 def check_files(what, folder, config, network):
     """Refuse a folder whose weights are not those of `network` (a class of transformers) with a
     configuration.
@@ -63,6 +65,8 @@ def check_files(what, folder, config, network):
     check_report(what, network, report)
 
 
+
+
 def check_report(what, network, report):
     """Refuse what `from_pretrained(..., **REPORTED)` says of missing, unexpected and misshapen
     weights."""
@@ -82,6 +86,8 @@ def check_report(what, network, report):
             else SAVE_AGAIN
         )
         raise ValueError(f"{what}: the weights do not fit {network.__name__} ({names}); {fix}")
+
+
 
 
 def weight_files(what, folder):
@@ -118,6 +124,8 @@ def weight_files(what, folder):
     return [folder / name for name in names]
 
 
+
+
 def check_no_adapter(what, id, options):
     """Refuse a folder or hub id with an adapter: alone it is no model, and beside weights it would
     be added to them."""
@@ -133,6 +141,8 @@ def check_no_adapter(what, id, options):
         f"{what}: holds an adapter only; merge it into its model (merge_and_unload, save_pretrained), save the "
         "tokenizer beside it and name that folder"
     )
+
+
 
 
 def check_not_quantised(what, config):
@@ -151,6 +161,8 @@ def check_not_quantised(what, config):
                 f"{what}: its config.json has a quantization_config ({method or 'unnamed'}); the kit trains and reads "
                 "whole weights: name the model before it was quantised"
             )
+
+
 
 
 def check_ids(what, tokenizer, config):
@@ -176,9 +188,13 @@ def check_ids(what, tokenizer, config):
         )
 
 
+
+
 def positions(config):
     """How many tokens a model's positions hold, None where its configuration names no number."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 
 
 @contextlib.contextmanager
@@ -200,9 +216,9 @@ def loading(what, name, revision=""):
         ) from error
 
 
+
+
 # ---------------------------------------------------------------- helpers
-
-
 def _header(what, file):
     """{name: shape} of a safetensors file."""
     try:
@@ -230,10 +246,14 @@ def _header(what, file):
     return shapes
 
 
+
+
 def _some(names):
     names = sorted(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
 
 
 @contextlib.contextmanager
@@ -245,3 +265,5 @@ def _quiet():
         yield
     finally:
         transformers.utils.logging.set_verbosity(before)
+
+

@@ -15,11 +15,7 @@ import pandas as pd
 import torch
 from IPython import get_ipython
 
-from ..methods import baselines, dog, ppo, selective  # noqa: F401  what notebooks import later
-from . import exercises, study  # noqa: F401
-
 gc.collect(), gc.freeze()  # once, before kernels are forked: what is imported is never looked at again
-
 INLINE = "module://matplotlib_inline.backend_inline"
 
 
@@ -65,9 +61,13 @@ def remember():
     gc.freeze()
 
 
+
+
 def _new_seeds():
     """Random generators start anywhere, as in a new process: what needs a seed sets one."""
     random.seed(), np.random.seed(), torch.seed()
+
+
 
 
 def _pandas_as_in_a_kernel():
@@ -78,6 +78,8 @@ def _pandas_as_in_a_kernel():
     pd.set_option("display.max_columns", 20)
 
 
+
+
 def _is_ours(name, module, known):
     """The kit's modules, and those that a notebook imported from elsewhere than the environment."""
     if name.partition(".")[0] == "safealign_utils":
@@ -85,3 +87,5 @@ def _is_ours(name, module, known):
     file = getattr(module, "__file__", None) or ""
     installed = file.startswith((sys.prefix, sys.base_prefix)) or "site-packages" in file
     return name not in known and bool(file) and not installed
+
+

@@ -1,5 +1,4 @@
 """The command `safealign`. A refusal is one message on stderr and exit status 2; a failed run is 1."""
-# PYTHON_ARGCOMPLETE_OK
 
 import argparse
 import errno
@@ -9,7 +8,7 @@ import sys
 
 import argcomplete
 
-from .parameters import Refusal
+from ..study.settings import Refusal
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)  # of a disk or a folder
 SHELLS = """shell completion:
@@ -24,6 +23,8 @@ def _pair(text):
     return name, value
 
 
+
+
 def _folder(text):
     """A folder to write to, `~` filled in: a shell does so in `--out ~/x`, but not in
     `--out=~/x`."""
@@ -32,10 +33,14 @@ def _folder(text):
     return os.path.expanduser(text)
 
 
+
+
 def _workers(text):
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number of processes, at least 1")
     return int(text)
+
+
 
 
 def _names(**_):
@@ -44,12 +49,17 @@ def _names(**_):
     return [path.stem for path in runner.numbered()]
 
 
+
+
 def _settings(prefix, parsed_args, **_):
     """Completions of -p: the parameters of the notebook that is named before it."""
-    from . import parameters, runner
+    from ..study import settings as parameters
+    from . import runner
 
     cell = parameters.read_cell(runner.find(parsed_args.notebook)) if parsed_args.notebook else parameters.RULES
     return [f"{name}=" for name in cell if name != "out_dir"]
+
+
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -57,12 +67,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(*args, max_help_position=32, width=110, **options)
 
 
+
+
 def _parser():
     parser = argparse.ArgumentParser(
         prog="safealign", formatter_class=_Help, epilog=SHELLS,
         description="Run SafeAlign Kit's notebooks as checked, resumable experiments. "
         "`safealign COMMAND --help` shows examples.",
-    )  # fmt: skip
+    )
     parser.add_argument("--debug", action="store_true", help="show the Python traceback of a refusal")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -79,7 +91,7 @@ def _parser():
         "run 01_dpo_basics                                  the small profile: a minute",
         "run 01_dpo_basics -p beta=1 -p seed=3 --out mine",
         "run 01_dpo_basics -f notebooks/profiles/real_text.yaml -p data=pairs.jsonl -p label=safer",
-    ])  # fmt: skip
+    ])
     add("notebook", help="its name (01_dpo_basics) or a file").completer = _names
     many = dict(action="append", default=[])
     add("-p", dest="given", type=_pair, metavar="NAME=VALUE", help="set a parameter", **many).completer = _settings
@@ -93,7 +105,7 @@ def _parser():
         "sweep notebooks/sweeps/token_noise.yaml --workers 2",
         "sweep grid.yaml --scheduler tcp://10.0.0.1:8786    on a Dask cluster that is there",
         "sweep grid.yaml --retry                            repeat what failed, and only that",
-    ])  # fmt: skip
+    ])
     add("file", type=os.path.expanduser, help="a grid file (YAML): notebook, fixed, cross, zip, seeds")
     add("--workers", **at_work)
     add("--scheduler", default="", metavar="ADDRESS", help="a running Dask scheduler, in place of --workers")
@@ -106,7 +118,7 @@ def _parser():
         "plot results/sweeps/delta/table.csv --x delta --y unsafe --hue method",
         "plot table.parquet --x delta --y reward --only safedpo,dpo --out reward.png",
         "plot table.csv --x keep --y kl_opt --hue rule --where pairs=500 --where label_noise=0",
-    ])  # fmt: skip
+    ])
     add("table", help="a CSV or parquet file")
     add("--x", required=True, metavar="COLUMN", help="the parameter on the x axis")
     add("--y", required=True, metavar="COLUMN", help="the quantity on the y axis")
@@ -117,7 +129,7 @@ def _parser():
 
     add = command("reproduce", "commands", "run every notebook into results/PROFILE, then write the report", [
         "reproduce --profile small", "reproduce --workers 2",
-    ])  # fmt: skip
+    ])
     add("--profile", default="full", choices=("small", "full"), help="default: %(default)s")
     add("--workers", **at_work)
     add("--out", default="results", type=_folder, metavar="DIR", help="default: %(default)s")
@@ -125,7 +137,7 @@ def _parser():
     add = command("report", "report", "the verdicts, tables and figures of finished runs as one HTML page", [
         "report                                             of results/full, else of results/small",
         "report --profile small --out page.html",
-    ])  # fmt: skip
+    ])
     add("--profile", default="", choices=("small", "full", ""), help="whose records (default: full, else small)")
     add("--results", default="results", metavar="DIR", help="default: %(default)s")
     add("--out", default="", metavar="FILE", help="default: DIR/PROFILE/report.html; also writes report_notebooks/")
@@ -133,7 +145,7 @@ def _parser():
     add = command("verify", "verify", "run again and compare with the committed reference values", [
         "verify                                             every notebook at small, and every committed table",
         "verify 02_safedpo 03_cdpo_dual_gradient_descent",
-    ])  # fmt: skip
+    ])
     add("notebooks", nargs="*", help="names; default: all").completer = _names
     add("--profile", default="small", choices=("small", "full"), help="default: %(default)s")
     add("--workers", **at_work)
@@ -145,6 +157,8 @@ def _parser():
     add = command("notebooks", "commands", "regenerate the committed outputs in place", ["notebooks 01_dpo_basics"])
     add("names", nargs="*", help="notebooks; default: all").completer = _names
     return parser
+
+
 
 
 def main(argv=None):
@@ -171,6 +185,8 @@ def main(argv=None):
         from .pool import leave
 
         leave()
+
+
 
 
 def _check_words(words):

@@ -5,16 +5,19 @@ import sys
 import time
 from pathlib import Path
 
-from .. import processes
-from . import folders, pool, records, runner
-from .rules import ONE_PIECE
+from ..engine import distributed
+from ..study import records
+from ..study.settings import ONE_PIECE
+from . import folders, pool, runner
 
 
 def run(args):
     folder, record, ran = runner.run(args.notebook, args.given, args.files, out=args.out)
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         _report(record, folder, ran)
     return 0
+
+
 
 
 def reproduce(args):
@@ -56,6 +59,8 @@ def reproduce(args):
     return 1 if problems else 0
 
 
+
+
 def _jobs(path, profile, out, parts):
     """What is to be done for a notebook: nothing, or its seeds one by one (where there are several) and then all."""
     _, settings, id = runner.prepare(path, _given(profile))
@@ -69,8 +74,12 @@ def _jobs(path, profile, out, parts):
     return [*before, pool.Job(str(path), _given(profile), str(out), name=path.stem, after=tuple(before))]
 
 
+
+
 def _given(profile, **more):
     return (("profile", profile), *((name, str(value)) for name, value in more.items()))
+
+
 
 
 def notebooks(args):
@@ -79,6 +88,8 @@ def notebooks(args):
     for path in map(runner.find, names):
         print(f"{path.name}: {'changed' if runner.regenerate(path) else 'unchanged'}", flush=True)
     return 0
+
+
 
 
 def _report(record, folder, ran):
@@ -90,3 +101,5 @@ def _report(record, folder, ran):
     for claim in record["claims"]:
         value = "" if claim["value"] is None else f": {claim['value']:.4f} (n = {claim['n']})"
         print(f"  [{claim['verdict'].replace('_', ' ')}] {claim['id']}{value}", flush=True)
+
+

@@ -35,14 +35,16 @@ def found(libraries):
     return os.path.dirname(os.path.abspath(spec.origin)) if spec and spec.origin else "", versions
 
 
+
+
 def check(client):
     """Refuse a kernel that imports another copy of the package than this process, or has other
     libraries.
 
     `client` is an nbclient.NotebookClient whose kernel runs. Raises Refusal.
     """
-    from .. import cache
-    from .parameters import Refusal
+    from ..engine import cache
+    from ..study.settings import Refusal
 
     own = cache.library_versions()
     ask = f"__import__('runpy').run_path({__file__!r})['found']({list(own)!r})"
@@ -71,10 +73,12 @@ def check(client):
         raise Refusal(f"the kernel python3 has {other[0]}; {FIX}")
 
 
+
+
 def _content(folder):
     """Hash of what a copy of the package would do: its source, its tables and the shipped
     weights."""
-    from .. import cache
+    from ..engine import cache
 
     files = []
     for place, _, names in os.walk(folder):
@@ -86,6 +90,10 @@ def _content(folder):
     return cache.digest([(os.path.relpath(name, folder), _bytes(name)) for name in sorted(files)])
 
 
+
+
 def _bytes(name):
     with open(name, "rb") as stream:
         return stream.read()
+
+

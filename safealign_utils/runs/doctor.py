@@ -14,7 +14,7 @@ import urllib.request
 from importlib import metadata
 from pathlib import Path
 
-from .. import cache
+from ..engine import cache
 from . import folders
 
 ROOT = cache.PACKAGE.parent
@@ -27,6 +27,8 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB
 
 class Ill(RuntimeError):
     """Something a run needs is missing: the message says what, and the fix."""
+
+
 
 
 def doctor(args):
@@ -43,11 +45,15 @@ def doctor(args):
     return int(bad > 0)
 
 
+
+
 def python():
     here = sys.version_info[:2]
     if not PYTHONS[0] <= here <= PYTHONS[1]:
         raise Ill(f"{platform.python_version()}; make the environment with Python 3.10 to 3.13: make PYTHON=python3.11")
     return f"{platform.python_version()} in {sys.prefix}"
+
+
 
 
 def requirements(path=None):
@@ -60,6 +66,8 @@ def requirements(path=None):
     direct = path.read_text(encoding="utf-8").partition("# Transitive")[0].splitlines()
     wanted = [Requirement(line.partition("#")[0].strip()) for line in direct if line.partition("#")[0].strip()]
     return [one for one in wanted if one.marker is None or one.marker.evaluate()]
+
+
 
 
 def packages():
@@ -76,6 +84,8 @@ def packages():
     return f"{len(wanted)} direct requirements as pinned"
 
 
+
+
 def device():
     import torch
 
@@ -85,6 +95,8 @@ def device():
     if torch.version.cuda and wanted not in (None, "", "-1"):
         raise Ill(f"CUDA_VISIBLE_DEVICES={wanted}, but torch sees no CUDA device; check the driver, or unset it")
     return f"CPU, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores (torch {torch.__version__})"
+
+
 
 
 def threads():
@@ -103,6 +115,8 @@ def threads():
     return f"{number} per process" + (f" ({words})" if words else "; no BLAS variable is set, none is needed")
 
 
+
+
 def _available():
     """Bytes of memory that are free for use."""
     try:
@@ -112,6 +126,8 @@ def _available():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # macOS: all there is
 
 
+
+
 def memory():
     free = _available() / 2**30
     if free < MEMORY:
@@ -119,9 +135,13 @@ def memory():
     return f"{free:.1f} GiB free, enough for {int(free / MEMORY)} workers of {MEMORY} GiB"
 
 
+
+
 def _folder_there(path):
     """The nearest folder of a path that exists, or can be seen."""
     return next(p for p in (path, *path.parents) if os.path.exists(p))
+
+
 
 
 def disk():
@@ -135,6 +155,8 @@ def disk():
     return ", ".join(lines)
 
 
+
+
 def cache_folder():
     _can_write(folders.check_cache)
     root = cache.root()
@@ -142,9 +164,13 @@ def cache_folder():
     return f"{root} is writable; {len(files)} entries, {sum(f.stat().st_size for f in files) / 2**20:.0f} MiB"
 
 
+
+
 def results():
     _can_write(folders.check_out, "results")
     return f"{Path('results').absolute()} is writable"
+
+
 
 
 def _can_write(check, *folder):
@@ -153,6 +179,8 @@ def _can_write(check, *folder):
         check(*folder)
     except ValueError as error:
         raise Ill(str(error)) from None
+
+
 
 
 def kernel():
@@ -184,11 +212,15 @@ def kernel():
     return "python3 starts, and is this environment"
 
 
-def git():
-    from .records import _git
 
-    commit = _git()
+
+def git():
+    from ..study.records import git_commit
+
+    commit = git_commit()
     return f"commit {commit}" if commit else "no git checkout: records will name the hash of the code only"
+
+
 
 
 def hub():
@@ -204,6 +236,8 @@ def hub():
     return f"{address} not reachable: the world needs none; give local files"
 
 
+
+
 def _answers(address):
     try:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_SECONDS):
@@ -214,10 +248,12 @@ def _answers(address):
         return False
 
 
+
+
 def policies():
     from safetensors import SafetensorError, safe_open
 
-    folder = cache.PACKAGE / "reference_policies"
+    folder = cache.PACKAGE / "world" / "reference_policies"
     for seed in range(SEEDS):
         file = folder / f"default_seed{seed}.safetensors"
         try:
@@ -232,4 +268,4 @@ def policies():
 LOOKS = {
     "python": python, "packages": packages, "device": device, "threads": threads, "memory": memory, "disk": disk,
     "cache": cache_folder, "results": results, "kernel": kernel, "git": git, "hub": hub, "policies": policies,
-}  # fmt: skip
+}

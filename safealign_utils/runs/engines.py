@@ -19,6 +19,8 @@ class CheckedClient(PapermillNotebookClient):
         super().papermill_execute_cells()
 
 
+
+
 class ColdEngine(NBClientEngine):
     """Executes a notebook in a new kernel."""
 

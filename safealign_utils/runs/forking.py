@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = __name__.rpartition(".")[0]
 HOME = Path(__file__).parents[2]  # the folder that holds the package
-PRELOAD = [f"{HERE}.warm", f"{HERE}.cleaning", "ipykernel.kernelapp", "distributed"]
+PRELOAD = [f"{HERE}.fresh_kernel", f"{HERE}.cleaning", "ipykernel.kernelapp", "distributed"]
 
 
 def fork_server():
@@ -32,6 +32,8 @@ def fork_server():
             server.ensure_running()
 
 
+
+
 @contextlib.contextmanager
 def _deaf():
     """What is started here ignores Ctrl-C, which is for the parent."""
@@ -42,6 +44,8 @@ def _deaf():
     finally:
         if mine:
             signal.signal(signal.SIGINT, before)
+
+
 
 
 @contextlib.contextmanager
@@ -57,6 +61,8 @@ def _one_thread():
             del os.environ[name]
 
 
+
+
 def is_found(path):
     """Whether an interpreter with this search path imports this very package, installed or not."""
     before = sys.path[:]
@@ -67,6 +73,8 @@ def is_found(path):
         sys.path[:] = before
     first = next((spec.origin for spec in specs if spec is not None), None)
     return first is not None and Path(first).parents[1] == HOME
+
+
 
 
 @contextlib.contextmanager
@@ -80,6 +88,8 @@ def _at_home():
         os.chdir(before)
 
 
+
+
 @contextlib.contextmanager
 def _no_stderr():
     """Standard error goes nowhere; the resource tracker would report semaphores after a Ctrl-C, and remove them."""
@@ -90,3 +100,5 @@ def _no_stderr():
     finally:
         os.dup2(kept, 2)
         os.close(kept), os.close(nowhere)
+
+

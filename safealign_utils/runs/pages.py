@@ -29,15 +29,17 @@ def template(name):
     return env.get_template(name)
 
 
+
+
 # ---------------------------------------------------------------- notebooks
-
-
 def formula(tex, display=False):
     """TeX as MathML, which browsers draw by themselves; as it is written where that cannot be done."""
     try:
         return Markup(convert(tex.strip(), display="block" if display else "inline"))
     except Exception:  # the converter raises what it pleases; a formula is no reason to lose a page
         return Markup("<code>{}</code>").format(tex.strip())
+
+
 
 
 class _Renderer(IPythonRenderer):
@@ -54,11 +56,15 @@ class _Renderer(IPythonRenderer):
         return super().image(text, url, title) if url.startswith("data:") else str(escape(text or url))
 
 
+
+
 def markdown(text, attachments=None):
     """Markdown as HTML, without raw HTML of its author."""
     safe = dict(escape=True, allow_harmful_protocols=False)
     renderer = _Renderer(**safe, exclude_anchor_links=True, attachments=attachments or {})
     return Markup(MarkdownWithMath(renderer=renderer).render(text))
+
+
 
 
 class _Exporter(HTMLExporter):
@@ -86,6 +92,8 @@ def notebook(path, *, known=(), back="../report.html"):
     return template("notebook.html.j2").render(title=heading(book)[0], body=Markup(body), back=back)
 
 
+
+
 def heading(book):
     """Title and first sentences of a notebook, from its first cell: "02 · SafeDPO", as plain text, and HTML."""
     text = next((cell.source for cell in book.cells if cell.cell_type == "markdown"), "")
@@ -93,9 +101,9 @@ def heading(book):
     return title.lstrip("# ").strip(), markdown(rest.strip().split("\n\n")[0])
 
 
+
+
 # ---------------------------------------------------------------- tables and figures
-
-
 def number(value, digits=4):
     """A number as a table shows it: four decimals, fewer where it is large; "" for none."""
     if isinstance(value, (bool, str)) or value is None:
@@ -117,6 +125,8 @@ def number(value, digits=4):
     return text.replace("-", "−")
 
 
+
+
 def table(frame):
     """A table ready to be shown: columns, rows of (text, interval, whether a number), and how much was left out.
 
@@ -130,10 +140,14 @@ def table(frame):
     return {"columns": columns, "numeric": kinds, "rows": rows, "total": len(frame), "shown": len(rows)}
 
 
+
+
 def _digits(column):
     """Decimals that a column needs: one or two where every value has no more (a setting), else four."""
     values = column.dropna()
     return next((n for n in (1, 2) if (values.round(n) == values).all()), 4)
+
+
 
 
 def _cell(record, column, digits):
@@ -144,12 +158,16 @@ def _cell(record, column, digits):
     return number("" if pd.isna(value) else value, digits), between
 
 
+
+
 def read_table(path):
     """The table in a CSV file; an empty one where it cannot be read."""
     try:
         return table(pd.read_csv(path))
     except (OSError, ValueError):
         return table(pd.DataFrame({"this file cannot be read": []}))
+
+
 
 
 def figure(stem):
@@ -164,6 +182,8 @@ def figure(stem):
     kind, path = ("svg+xml", svg) if small else ("png", png)
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return {"name": stem.name.replace("_", " "), "source": f"data:image/{kind};base64,{data}", "wide": wide}
+
+
 
 
 def interval(rule, value, low, high, *, width=220, height=26):
@@ -186,3 +206,5 @@ def interval(rule, value, low, high, *, width=220, height=26):
     words = f"{number(value)}, the rule: {side} {limit:g}"
     start = Markup('<svg class="interval" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, words)
     return start + Markup("").join(parts) + Markup("</svg>")
+
+

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import seaborn
 
-from .. import figures, intervals
-from .parameters import RULES, Refusal
+from .. import intervals
+from ..figures import style
+from ..study.settings import RULES, Refusal
 from .reference import MANIFEST
 
 LABELS = {
@@ -26,7 +27,7 @@ LABELS = {
     "delta": "Δ (nats)", "beta": "β", "keep": "share of tokens kept", "budget": "share of pairs kept",
     "label_noise": "share of flipped labels", "pairs": "training pairs", "steps": "training steps",
     "learning_rate": "learning rate", "cost_limit": "limit on E[c]", "dual_lr": "step size of λ",
-}  # fmt: skip
+}
 
 
 def plot(args):
@@ -44,6 +45,8 @@ def plot(args):
     return 0
 
 
+
+
 def read(path):
     """A CSV or parquet file as a table. Raises Refusal where it cannot be read."""
     path = Path(path)
@@ -58,6 +61,8 @@ def read(path):
     if table.empty:
         raise Refusal(f"table={str(path)!r}: holds no rows; run its sweep first")
     return table
+
+
 
 
 def summarise(table, *, x, y, hue="method", only="", where=()):
@@ -102,6 +107,8 @@ def summarise(table, *, x, y, hue="method", only="", where=()):
     return points
 
 
+
+
 def _lines(table, *, y, hue, only):
     """Rows of the lines to draw that have a finite y."""
     names = table[hue].astype(str)
@@ -127,11 +134,15 @@ def _lines(table, *, y, hue, only):
     return table[finite]
 
 
+
+
 def _column(table, option, column):
     if column not in table:
         near = difflib.get_close_matches(str(column), list(table), n=1)
         fix = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table)}"
         raise Refusal(f"{option} {column}: no such column; {fix}")
+
+
 
 
 def _one_row_a_point(table, keys, y):
@@ -148,6 +159,8 @@ def _one_row_a_point(table, keys, y):
     raise Refusal(f"{len(one)} rows for {point}: they differ in {words}; {fix}")
 
 
+
+
 def _equal(column, text):
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         try:
@@ -157,13 +170,19 @@ def _equal(column, text):
     return column.astype(str) == text
 
 
+
+
 def _listed(column):
     known = list(dict.fromkeys(column.astype(str)))
     return ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
 
 
+
+
 def _is_scale(column):
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
 
 
 def _span(n):
@@ -171,31 +190,35 @@ def _span(n):
     return "not stated" if high == 0 else str(low) if low == high else f"{low} to {high}"
 
 
+
+
 # ---------------------------------------------------------------- the drawing
-
-
 def label(column):
     return LABELS.get(column, column.replace("_", " "))
 
 
+
+
 def _looks(lines):
     """{line: (colour, name)}: the kit's own where it has one, else a fixed sequence."""
-    from ..selection_figures import RULES
+    from ..figures.tokens_and_pairs import RULES
 
     spare = itertools.cycle(seaborn.color_palette("deep").as_hex())
     out = {}
     for line in lines:
-        if line in figures.COLOURS:
-            out[line] = figures.COLOURS[line], figures.NAMES.get(line, line)
+        if line in style.COLOURS:
+            out[line] = style.COLOURS[line], style.NAMES.get(line, line)
         else:
             out[line] = RULES.get(line) or (next(spare), line.replace("_", " "))
     return out
 
 
-@figures.styled
+
+
+@style.styled
 def draw(points, *, xlabel, ylabel, hue="method"):
     """One line for each value of the hue with its 95 % interval: bands over numbers, bars over names."""
-    figure, ax = figures._axes(width=6.2, height=3.8)
+    figure, ax = style.new_axes(width=6.2, height=3.8)
     looks, scale = _looks(dict.fromkeys(points.line)), _is_scale(points.x)
     places = {name: i for i, name in enumerate(dict.fromkeys(points.x))}
     for i, (line, part) in enumerate(points.groupby("line", sort=False)):
@@ -219,6 +242,8 @@ def draw(points, *, xlabel, ylabel, hue="method"):
     return figure
 
 
+
+
 def write(figure, out, *, both=False):
     """Save as the asked PNG or SVG (or both, of the same name), whole or not at all; returns the paths."""
     out = Path(out)
@@ -227,10 +252,12 @@ def write(figure, out, *, both=False):
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".plot.") as folder:
-            names = figures.save(figure, Path(folder) / out.stem)
+            names = style.save(figure, Path(folder) / out.stem)
             wanted = [out.parent / name for name in names if both or name == out.name]
             for path in wanted:
                 os.replace(Path(folder) / path.name, path)
     except OSError as error:
         raise Refusal(f"--out {out}: cannot be written ({error.strerror or error}); name another file") from None
     return wanted
+
+

@@ -11,10 +11,10 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from .. import processes
+from ..engine import distributed
+from ..study.settings import Refusal
 from . import runner
 from .forking import fork_server
-from .parameters import Refusal
 
 DEATHS = 3  # of its worker or its kernel, before a run is given up
 
@@ -32,6 +32,8 @@ class Job:
     after: tuple = field(default=(), repr=False)
 
 
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended: its folder and record, or the error. `died` is no verdict on the notebook."""
@@ -43,6 +45,8 @@ class Outcome:
     error: str = ""
     died: bool = False
     seconds: float = 0.0
+
+
 
 
 def work(job, *before):
@@ -60,6 +64,8 @@ def work(job, *before):
     return Outcome(job, error=f"{last} ({DEATHS} times)", died=True, seconds=time.perf_counter() - start)
 
 
+
+
 def execute(jobs, *, workers=2, scheduler="", say=print):
     """Run jobs; yields an Outcome for each as it ends. At most `workers` processes here, or those of a scheduler.
 
@@ -67,7 +73,7 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
     """
     from dask.distributed import CancelledError, as_completed
 
-    if processes.count() > 1:
+    if distributed.count() > 1:
         raise Refusal("accelerate launch: a sweep places its own processes; launch `safealign run`, one run at a time")
     with _client(min(workers, len(jobs)), scheduler) as client:
         here = len(client.scheduler_info(n_workers=-1)["workers"])
@@ -93,11 +99,15 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
             yield outcome
 
 
+
+
 def leave():
     """End at once after Ctrl-C: the workers end with this process, and taking Dask apart in order is slow and noisy."""
     print("safealign: interrupted; finished runs are kept, nothing is half-written", file=sys.stderr)
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(130)
+
+
 
 
 @contextlib.contextmanager
@@ -125,6 +135,8 @@ def _client(workers, scheduler):
             cluster = stack.enter_context(LocalCluster(
                 n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0,
                 dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL, env=dict(os.environ),
-            ))  # fmt: skip
+            ))
             client = Client(cluster)
         yield stack.enter_context(client)
+
+

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from . import claims
-from .parameters import Refusal
+from ..study import claims
+from ..study.settings import Refusal
 
 TOLERANCE = 1e-9  # absolute, or relative above 1: another CPU in float64 stays a thousand times below
 WIDER = {
@@ -36,7 +36,7 @@ HASHES = ("data_hash", "reference_hash")
 KINDS = ("number", "rule", "setting", "cell", "file")
 NOT_MEASURED = ("README.md", MANIFEST)
 KEPT = dict(schema=int, status=str, notebook=str, parameters=dict, metrics=dict, claims=list, tables=list,
-            provenance=dict)  # fmt: skip
+            provenance=dict)
 OF_A_RUN = dict(run_id=str, timings=dict, figures=list)
 WRONG = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error, yaml.YAMLError
 ABSENT = "absent", {}, 0.0
@@ -60,8 +60,12 @@ class Finding:
     kind: str = "number"
 
 
+
+
 class Broken(Refusal):
     """A file that cannot be read: which, and why."""
+
+
 
 
 @contextlib.contextmanager
@@ -76,15 +80,21 @@ def _reading(path):
         raise Broken(f"{path}: cannot be read: {' '.join(why.split())}") from None
 
 
+
+
 def _json(path):
     long = lambda text: int(text) if len(text) < 16 else float(text)
     with _reading(path):
         return json.loads(Path(path).read_text(encoding="utf-8"), parse_int=long)
 
 
+
+
 def _rows(path):
     with _reading(path), open(path, encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
+
+
 
 
 def _write(path, content):
@@ -94,17 +104,21 @@ def _write(path, content):
     os.replace(beside, path)
 
 
+
+
 def _digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 
 
 def _hash(content):
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
+
+
 # ---------------------------------------------------------------- what a run's folder says
-
-
 def read(folder):
     """The record of a run's folder, or the expected.json of one of reference values. Raises Broken."""
     kept = Path(folder) / "expected.json"
@@ -117,6 +131,8 @@ def read(folder):
         record.setdefault("tolerances", {})
         wider = {name: (float(entry["within"]), str(entry["why"])) for name, entry in record["tolerances"].items()}
     return record | {"file": path, "wider": wider}
+
+
 
 
 def values(folder, *, exact=True, same=None, wider=()):
@@ -146,6 +162,8 @@ def values(folder, *, exact=True, same=None, wider=()):
     return out
 
 
+
+
 def _set_apart(out, name, within, why):
     """Give the metric or the table's column `name` a group with its own tolerance, whose words say
     why."""
@@ -157,10 +175,14 @@ def _set_apart(out, name, within, why):
     out[f"{name} ({why})"] = "", mine, within
 
 
+
+
 def _listed(folder, names, endings, state):
     """{file: its state, or that it is missing or not listed} of the files of a kind in a folder, and in its record."""
     there = {f.name: state(f) if f.name in names else "not listed" for f in folder.iterdir() if f.suffix in endings}
     return {name: "missing" for name in names} | there
+
+
 
 
 def _claim(claim, exact=True):
@@ -171,6 +193,8 @@ def _claim(claim, exact=True):
     if exact:
         return words, found | {"low": low, "high": high}, TOLERANCE
     return words, found, (LOOSE + (0.0 if low is None else (high - low) / 2)) / max(1.0, abs(value or 0.0))
+
+
 
 
 def _table(rows):
@@ -184,6 +208,8 @@ def _table(rows):
     return f"{len(rows)} rows, {len(head)} columns", found, TOLERANCE
 
 
+
+
 def _number(text):
     try:
         return float(text)
@@ -191,8 +217,12 @@ def _number(text):
         return text
 
 
+
+
 def _said(value, digits=DIGITS):
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
 
 
 def close(one, two, within=TOLERANCE):
@@ -202,6 +232,8 @@ def close(one, two, within=TOLERANCE):
     if not (math.isfinite(one) and math.isfinite(two)):
         return one == two or (math.isnan(one) and math.isnan(two))
     return abs(one - two) <= within * max(1.0, abs(one))
+
+
 
 
 def compare(where, expected, got):
@@ -224,6 +256,8 @@ def compare(where, expected, got):
                 yield Finding(False, where, f"{group}: and {len(wrong) - SHOWN} more", **more)
 
 
+
+
 def _kind(group, wrong):
     """The kind of what differs in a group of `values`: settings, rules and verdicts, files and
     their shape, numbers."""
@@ -235,15 +269,17 @@ def _kind(group, wrong):
     return "file" if group in ("tables", "figures", "bytes") or shape else "number"
 
 
+
+
 def _wrong(where, expected, got, whole):
     """Only what differs; one finding that says `whole` where nothing does."""
     found = [finding for finding in compare(where, expected, got) if not finding.passed]
     return found or [Finding(True, where, whole, tolerance="equal")]
 
 
+
+
 # ---------------------------------------------------------------- notebooks, the ledger, tables of sweeps
-
-
 def write_reference(folder, target, notebook):
     """Make the folder of reference values `target` from a finished run's folder; its expected.json comes last."""
     folder, target, record = Path(folder), Path(target), read(folder)
@@ -263,12 +299,16 @@ def write_reference(folder, target, notebook):
     _write(target / "expected.json", expected)
 
 
+
+
 def cells(notebook):
     """A hash for each cell of a notebook, in order: kind, source and tags."""
     book = _json(notebook)
     with _reading(notebook):
         parts = [[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in book["cells"]]
     return [_hash(part) for part in parts]
+
+
 
 
 def compare_cells(where, expected, notebook):
@@ -284,10 +324,14 @@ def compare_cells(where, expected, notebook):
         yield Finding(True, where, f"cells: {len(now)}, with their tags", tolerance="equal", kind="cell")
 
 
+
+
 def ledger():
     """The claims ledger. Raises Broken, which is a Refusal, where its file cannot be read."""
     with _reading(claims.LEDGER):
         return claims.ledger()
+
+
 
 
 def _entries():
@@ -300,8 +344,12 @@ def _entries():
     return out
 
 
+
+
 def write_ledger(path):
     _write(path, _entries())
+
+
 
 
 def compare_ledger(path):
@@ -313,12 +361,16 @@ def compare_ledger(path):
             yield replace(finding, kind="rule")
 
 
+
+
 def manifest(folder):
     """{file: {sha256, date, commit, command}} of the committed tables; {} without one. Raises Broken."""
     path = Path(folder) / MANIFEST
     listed = _json(path) if path.is_file() else {}
     with _reading(path):
         return {n: {k: str(entry[k]) for k in ("sha256", "date", "commit", "command")} for n, entry in listed.items()}
+
+
 
 
 def compare_committed(folder):
@@ -334,9 +386,13 @@ def compare_committed(folder):
         yield replace(finding, kind="file")
 
 
+
+
 def register(folder, names, *, command, date, commit):
     """Enter committed tables in the manifest, as they are now; what is no longer there leaves it."""
     folder, made = Path(folder), {"date": date, "commit": commit, "command": command}
     entries = {name: entry for name, entry in manifest(folder).items() if (folder / name).is_file()}
     entries |= {name: {"sha256": _digest(folder / name), **made} for name in names}
     _write(folder / MANIFEST, dict(sorted(entries.items())))
+
+

@@ -9,10 +9,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from .. import cache
-from . import pages, records, reference, runner
-from .parameters import Refusal
-from .study import COMMITTED
+from ..engine import cache
+from ..study import records
+from ..study.records import COMMITTED
+from ..study.settings import Refusal
+from . import pages, reference, runner
 
 VERDICTS = {  # word: (words on the page, a sign that needs no colour)
     "holds": ("holds", "✓"),
@@ -25,7 +26,7 @@ EVIDENCE = {
     "P": "the paper's own text", "S": "quoted by somebody else", "D": "derived, and checked numerically",
     "M": "from memory", "bar": "a bar that the kit set before its runs",
     "later": "written after first results were known",
-}  # fmt: skip
+}
 SCOPES = {
     "exact": "exact values, no sampling in them",
     "statistical": "over seeds",
@@ -41,6 +42,8 @@ def report(args):
     print(page)
     print(", ".join(f"{n} {VERDICTS[word][0]}" for word, n in found.items() if n))
     return 0
+
+
 
 
 def write(folder, out="", *, committed=COMMITTED):
@@ -63,11 +66,13 @@ def write(folder, out="", *, committed=COMMITTED):
             missing=[name for name in known if name not in runs], total=len({*known, *runs}),
             groups=_grouped(judged, runs, folder), notebooks=[_notebook(folder / name, runs[name]) for name in runs],
             provenance=_provenance(runs), sweeps=_sweeps(Path(committed)),
-        )  # fmt: skip
+        )
         cache.write_whole(out, text)
     except OSError as error:
         raise Refusal(f"--out {out}: cannot be written ({error.strerror or error}); name another file") from None
     return out
+
+
 
 
 def _runs(folder):
@@ -76,9 +81,9 @@ def _runs(folder):
     return {name: r for name, r in found.items() if r and (Path(folder) / name / f"{name}.ipynb").is_file()}
 
 
+
+
 # ---------------------------------------------------------------- claims
-
-
 def _judged(runs):
     """Every claim of the ledger with its verdicts in these records, then what the ledger does not know."""
     found = {}
@@ -102,15 +107,21 @@ def _judged(runs):
     return out
 
 
+
+
 def _sweeps_of(notebook):
     """The larger grids over a notebook, as files below the project."""
     files = sorted((runner.ROOT / "notebooks" / "sweeps").glob("*.yaml"))
     return [f"notebooks/sweeps/{f.name}" for f in files if f"notebook: {notebook}\n" in f.read_text(encoding="utf-8")]
 
 
+
+
 def _counts(judged):
     """{verdict: how often}; a claim that is judged at several settings counts once for each."""
     return {word: sum(v["word"] == word for claim in judged for v in claim["verdicts"]) for word in VERDICTS}
+
+
 
 
 def _grouped(judged, runs, folder):
@@ -124,9 +135,9 @@ def _grouped(judged, runs, folder):
     return out
 
 
+
+
 # ---------------------------------------------------------------- notebooks
-
-
 def _notebook(folder, record):
     title, first = pages.heading(nbformat.read(folder / f"{folder.name}.ipynb", as_version=4))
     stems = dict.fromkeys(Path(name).stem for name in record["figures"])
@@ -135,7 +146,9 @@ def _notebook(folder, record):
         "headline": _headline(record["metrics"]),
         "figures": [pages.figure(folder / stem) for stem in stems],
         "tables": [(Path(name).stem, pages.read_table(folder / name)) for name in record["tables"]],
-    }  # fmt: skip
+    }
+
+
 
 
 def _facts(record):
@@ -147,6 +160,8 @@ def _facts(record):
             facts[words] = p[name] if isinstance(p[name], str) else f"{p[name]:,g}"
     facts |= {"seconds": f"{t['total']:.0f}", "memory": f"{t['peak_memory_bytes'] / 2**20:,.0f} MB"}
     return facts
+
+
 
 
 def _headline(metrics):
@@ -161,9 +176,9 @@ def _headline(metrics):
     return pages.table(table) if rows else None
 
 
+
+
 # ---------------------------------------------------------------- where all this comes from
-
-
 def _provenance(runs):
     rows = []
     for name, r in runs.items():
@@ -184,6 +199,8 @@ def _provenance(runs):
     }
 
 
+
+
 def _sweeps(folder):
     """Committed tables and figures by the command that made them; `same`: the bytes are those of the manifest."""
     groups, listed = {}, reference.manifest(folder)
@@ -200,3 +217,5 @@ def _sweeps(folder):
             item["text"] = path.read_text(encoding="utf-8", errors="replace")
         groups.setdefault((entry["command"], entry["commit"], entry["date"]), []).append(item)
     return [{"command": c, "commit": h, "date": d, "items": items} for (c, h, d), items in groups.items()]
+
+

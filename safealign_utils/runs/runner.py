@@ -9,10 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
-from .. import cache, processes
-from ..live import claim, hidden, remove_leftovers
-from . import copies, folders, inputs, parameters, records
-from .parameters import Refusal
+from ..engine import cache, distributed
+from ..engine.live import claim, hidden, remove_leftovers
+from ..study import inputs, records
+from ..study import settings as parameters
+from ..study.settings import Refusal
+from . import copies, folders
 
 ROOT = cache.PACKAGE.parent
 
@@ -21,8 +23,12 @@ class Failed(RuntimeError):
     """A notebook that stopped with an error, or ended without a complete record."""
 
 
+
+
 class Died(Failed):
     """A kernel that was killed, or never started: no verdict on the notebook."""
+
+
 
 
 def find(name):
@@ -36,15 +42,19 @@ def find(name):
     raise Refusal(f"notebook={name!r}: not found; name a file, or one of {known}")
 
 
+
+
 def numbered():
     """The project's numbered notebooks, in reading order."""
     return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
+
+
 def prepare(notebook, given=(), files=()):
     """Check everything that can be refused: (path, settings, run_id). Raises Refusal before a kernel starts."""
     try:
-        processes.check_environment()
+        distributed.check_environment()
     except ValueError as error:
         raise Refusal(str(error)) from None
     path = find(notebook)
@@ -58,11 +68,13 @@ def prepare(notebook, given=(), files=()):
         why = parameters.WORLD_ONLY[path.stem]
         raise Refusal(f"data={settings['data']!r} for {path.stem}: {why}; use data=world, or 01_dpo_basics")
     if settings["device"] == "cuda":
-        from .study import pick_device
+        from ..study.settings import pick_device
 
         pick_device("cuda")
     contents = inputs.check(path.stem, settings)
     return path, settings, records.run_id(path, settings, contents)
+
+
 
 
 def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=False, expect=""):
@@ -83,7 +95,7 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
         )
     final = Path(out).resolve() / (name or id)
     record = records.read(final)
-    if processes.told(f"{final} is complete as {id}", bool(record and record["run_id"] == id)):
+    if distributed.told(f"{final} is complete as {id}", bool(record and record["run_id"] == id)):
         return final, record or records.read(final), False
     folders.check_cache()
     folders.check_out(out)
@@ -94,7 +106,7 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
         partial.mkdir(parents=True)
         with claim(partial):
             _execute(path, {**settings, "out_dir": str(partial)}, partial, final, warm)
-            if processes.rank() > 0:
+            if distributed.rank() > 0:
                 return final, records.read(partial), True
             record = _complete(partial, id)
         _replace(partial, final)
@@ -106,6 +118,8 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
     return final, record, True
 
 
+
+
 def _execute(path, settings, partial, final, warm):
     """papermill into the partial folder; an error keeps the executed notebook beside the final one."""
     import papermill
@@ -114,13 +128,13 @@ def _execute(path, settings, partial, final, warm):
 
     code, options = cache.code_hash(), dict(engine_name=engines.COLD)
     if warm:
-        from . import warm as engine
+        from . import fresh_kernel as engine
 
         options = dict(engine_name=engine.NAME, request_save_on_cell_execute=False)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     target = partial / path.name
     literal = [str(p).replace("{", "{{").replace("}", "}}") for p in (path, target)]  # papermill fills in braces
-    number = f".process{processes.rank()}" if processes.rank() else ""
+    number = f".process{distributed.rank()}" if distributed.rank() else ""
     failed = final.parent / f"{final.name}{number}.failed.ipynb"
     try:
         with _quiet():
@@ -144,6 +158,8 @@ def _execute(path, settings, partial, final, warm):
     failed.unlink(missing_ok=True)
 
 
+
+
 def _fault(record, code):
     """Why a record that was read does not count as this command's, whose package has the hash
     `code`; "" if it does."""
@@ -152,6 +168,8 @@ def _fault(record, code):
     if record["provenance"].get("code", code) != code:
         return f"ran other code than {cache.PACKAGE} (edited in the meantime, or another copy?); run it again"
     return ""
+
+
 
 
 def failure(out, name):
@@ -171,6 +189,8 @@ def failure(out, name):
     return f"ended without a complete record; see {file}"
 
 
+
+
 @contextlib.contextmanager
 def _quiet():
     """papermill and its kernel manager warn about frozen modules and the like; nothing of that helps a user."""
@@ -181,6 +201,8 @@ def _quiet():
         yield
 
 
+
+
 def _complete(partial, id):
     """Add the run id, which the notebook cannot know, to the record; returns it."""
     record = json.loads((partial / "record.json").read_text(encoding="utf-8")) | {"run_id": id}
@@ -188,6 +210,8 @@ def _complete(partial, id):
     beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, partial / "record.json")
     return record
+
+
 
 
 def _replace(partial, final):
@@ -211,9 +235,9 @@ def _replace(partial, final):
         shutil.rmtree(old, ignore_errors=True)
 
 
+
+
 # ---------------------------------------------------------------- the committed notebooks
-
-
 def regenerate(path):
     """Execute a notebook in place at its committed parameters and keep only what is stable; True if it changed."""
     import nbformat
@@ -241,3 +265,5 @@ def regenerate(path):
     nbformat.write(book, beside)
     os.replace(beside, path)
     return path.read_bytes() != before
+
+

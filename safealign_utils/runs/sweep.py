@@ -18,10 +18,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache import write_whole
+from ..engine.cache import write_whole
 from ..real.sources import absolute
-from . import folders, records, runner, strict_yaml
-from .parameters import PATHS, Refusal, nearest
+from ..study import records, strict_yaml
+from ..study.settings import PATHS, Refusal, nearest
+from . import folders, runner
 
 KINDS = (".csv", ".parquet")  # of a table
 KEYS = ("notebook", "fixed", "cross", "zip", "seeds", "table")
@@ -48,6 +49,8 @@ class Run:
         return shlex.join(["safealign", "run", self.notebook, *given, "--out", str(out)])
 
 
+
+
 def _text(value):
     """A value as `-p` takes it."""
     if isinstance(value, str):
@@ -55,9 +58,9 @@ def _text(value):
     return json.dumps(list(value)) if isinstance(value, (list, tuple)) else json.dumps(value)
 
 
+
+
 # ---------------------------------------------------------------- the grid
-
-
 def read(file):
     """The grid of a YAML file, checked. Raises Refusal with the key, what it holds and the fix."""
     try:
@@ -104,11 +107,15 @@ def read(file):
     return grid
 
 
+
+
 def settings(grid):
     """The settings of a grid, seeds aside: a list of {name: value}, the last name of `cross` running fastest."""
     zipped = [dict(zip(grid["zip"], values)) for values in zip(*grid["zip"].values())] or [{}]
     crossed = [dict(zip(grid["cross"], values)) for values in itertools.product(*grid["cross"].values())]
     return [{**z, **c} for z in zipped for c in crossed]
+
+
 
 
 def runs(grid):
@@ -118,12 +125,12 @@ def runs(grid):
     return [
         Run(str(notebook), {**grid["fixed"], **setting, **seed, **one}, {**setting, **seed})
         for notebook in grid["notebook"] for setting in settings(grid) for seed in seeds
-    ]  # fmt: skip
+    ]
+
+
 
 
 # ---------------------------------------------------------------- the command
-
-
 def sweep(args):
     """Check every run, execute what is not finished, gather the tables; 1 where a run failed."""
     grid = read(args.file)
@@ -144,7 +151,7 @@ def sweep(args):
     seeds = f" x {_many(len(grid['seeds']), 'seed')}" if grid["seeds"] else ""
     same = f" ({len(every) - len(asked)} of them the same as another)" if len(every) > len(asked) else ""
     print(f"{_many(len(settings(grid)) * len(grid['notebook']), 'setting')}{seeds} = {_many(len(every), 'run')}{same}: "
-          f"{len(done)} done, {len(failed)} failed, {len(asked) - len(done) - len(failed)} to do")  # fmt: skip
+          f"{len(done)} done, {len(failed)} failed, {len(asked) - len(done) - len(failed)} to do")
     if args.dry_run:
         return 0
     runner.remove_leftovers(out)
@@ -168,10 +175,14 @@ def sweep(args):
     return 1 if problems else 0
 
 
+
+
 def _remembered(out):
     """The file beside a sweep's folder that says whose it is: a first line with the path of the
     grid, then the grid."""
     return out.with_name(f"{out.name}.grid.yaml")
+
+
 
 
 def _remember(out, file):
@@ -179,6 +190,8 @@ def _remember(out, file):
     together."""
     path = os.path.relpath(Path(file).resolve(), out.parent)
     write_whole(_remembered(out), f"# {json.dumps(path)}\n{Path(file).read_text(encoding='utf-8')}")
+
+
 
 
 def _grid_of(out, file):
@@ -207,6 +220,8 @@ def _grid_of(out, file):
     return tables
 
 
+
+
 def _check_tables(names, notebook):
     """Refuse a table that the notebook does not save."""
     source = "".join("".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"])
@@ -216,12 +231,18 @@ def _check_tables(names, notebook):
             raise Refusal(f"table={name!r}: {notebook.stem} saves no table of that name; it has {known or 'none'}")
 
 
+
+
 def _many(n, word):
     return f"{n} {word}{'s' * (n != 1)}"
 
 
+
+
 def _short(path):
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+
+
 
 
 def _execute(todo, out, args):
@@ -247,9 +268,13 @@ def _execute(todo, out, args):
     return problems
 
 
+
+
 def _absolute(texts):
     """Files that parameters name, by their full paths: a worker may stand in another folder."""
     return tuple((name, _full(name, text) if name in PATHS else text) for name, text in texts)
+
+
 
 
 def _full(name, text):
@@ -258,14 +283,16 @@ def _full(name, text):
     return absolute(text, name) if name in ("data", "eval_prompts") and "=" in text else text
 
 
+
+
 def _clock(seconds):
     unit, word = next((u, w) for u, w in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * u or u == 1)
     return f"{seconds / unit:.{int(unit == 3600)}f} {word}"
 
 
+
+
 # ---------------------------------------------------------------- the tables
-
-
 def gather(finished, out, tables=()):
     """Write the runs' metrics as one table, CSV and parquet, and the notebook's own `tables`; the paths.
 
@@ -301,6 +328,8 @@ def gather(finished, out, tables=()):
     return paths
 
 
+
+
 def _write(frame, target):
     """A table as CSV and parquet, through `datasets`, each beside its place and then renamed."""
     import datasets
@@ -317,3 +346,5 @@ def _write(frame, target):
         finally:
             beside.unlink(missing_ok=True)
     return paths
+
+

@@ -11,10 +11,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from . import pool, records, reference, runner
-from .parameters import Refusal
+from ..study import records
+from ..study.records import COMMITTED
+from ..study.settings import Refusal
+from . import pool, reference, runner
 from .reference import KINDS, Broken, Finding
-from .study import COMMITTED
 
 REFERENCE = runner.ROOT / "tests" / "reference"
 MACHINE = ("cpu", "device", "threads", "packages")
@@ -23,6 +24,8 @@ MARKS = {True: "[PASS]", False: "[FAIL]", None: "[SKIP]"}
 
 def verify(args):
     return check(args.notebooks, profile=args.profile, workers=args.workers, results=args.results)
+
+
 
 
 def check(
@@ -79,6 +82,8 @@ def check(
     return int(bool(failed))
 
 
+
+
 def machine():
     """Processor, instruction set, threads and versions, in one line: what the digits were computed
     with."""
@@ -89,6 +94,8 @@ def machine():
     return f"{made['cpu']}; {threads} thread{plural} a notebook; Python {made['python']}, {versions}"
 
 
+
+
 def line(finding, seconds=None):
     """[PASS] where: what; expected, got, tolerance, seconds. A failure says its kind first."""
     kind = f" {finding.kind}:" if finding.passed is False else ""
@@ -97,6 +104,8 @@ def line(finding, seconds=None):
     parts += [f"tolerance {finding.tolerance}"] if finding.tolerance else []
     parts += [f"{seconds:.1f} s"] if seconds is not None else []
     return "; ".join(parts)
+
+
 
 
 def rerun(paths, profile, out, workers=2):
@@ -111,12 +120,16 @@ def rerun(paths, profile, out, workers=2):
         os.environ.update({"SAFEALIGN_CACHE": before} if before is not None else {})
 
 
+
+
 def _named(findings):
     """The findings; a file that cannot be read ends them with one that names it."""
     try:
         yield from findings
     except Broken as error:
         yield Finding(False, *str(error).split(": ", 1), kind="file")
+
+
 
 
 def _as_expected(name, kept, outcome):
@@ -127,6 +140,8 @@ def _as_expected(name, kept, outcome):
     yield from reference.compare(name, *(reference.values(x, **how) for x in (kept, outcome.folder)))
 
 
+
+
 def _wider(kept):
     """The wider tolerances of reference values; none where they cannot be read, which is said
     elsewhere."""
@@ -134,6 +149,8 @@ def _wider(kept):
         return reference.read(kept)["wider"]
     except Broken:
         return {}
+
+
 
 
 def _finished(folder, fresh, wider):
@@ -149,11 +166,17 @@ def _finished(folder, fresh, wider):
     yield from reference.compare(str(folder), *(reference.values(x, **how) for x in (fresh, folder)))
 
 
+
+
 def _is_same_machine(one, two):
     return all(one["provenance"].get(name) == two["provenance"].get(name) for name in MACHINE)
+
+
 
 
 def _is_exact(run, other=None):
     """Whether digits can be compared: in float64 always; in float32 between two runs on the same CPU."""
     on_cpu = other is not None and run["provenance"].get("device") == "cpu" and _is_same_machine(run, other)
     return run["parameters"].get("dtype") == "float64" or on_cpu
+
+

@@ -18,9 +18,10 @@ HERE = {
 
 
 def one(dtype):
-    from safealign_utils import evaluate, optimum, pairs, train
-    from safealign_utils.policy import reference_policy
-    from safealign_utils.world import World
+    from safealign_utils import evaluate, pairs, train
+    from safealign_utils.references import reference_policy
+    from safealign_utils.world import optimum
+    from safealign_utils.world.world import World
 
     world = World()
     policy = reference_policy(world, seed=0)[0].to(dtype)
@@ -41,7 +42,7 @@ def main():
                 run = subprocess.run(
                     [sys.executable, __file__, dtype], capture_output=True, text=True, check=True,
                     env={**os.environ, **environment, "SAFEALIGN_CACHE": cache},
-                )  # fmt: skip
+                )
             found[name] = json.loads(run.stdout.splitlines()[-1])
         own = found.pop("the machine's own")
         for name, values in found.items():

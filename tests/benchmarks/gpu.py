@@ -28,15 +28,15 @@ import torch
 from gpu_steps import clock
 from selection import directions
 
-from safealign_utils.methods import dog, dog_large, selection
-from safealign_utils.runs import records
+from safealign_utils.methods import dog, dog_partitioned, pair_controls
+from safealign_utils.study import records
 
 RESULT = Path(__file__).parent / "results" / "gpu.csv"
 # (configuration, prompt tokens, response tokens, pairs a step)
 CUDA = [("Qwen2.5-0.5B", 128, 128, 16), ("Qwen2.5-0.5B", 512, 512, 8), ("Llama-3.2-3B", 128, 128, 8)]
 CUDA += [("Llama-3.2-3B", 512, 512, 2)]
 COLUMNS = ["what", "prompt", "response", "pairs", "variant", "seconds", "pairs_per_s", "kit_is_faster", "peak_gb",
-           "peak_percent", "device"]  # fmt: skip
+           "peak_percent", "device"]
 
 
 def dog_rows(n, width, k, device, parts=8):
@@ -59,11 +59,11 @@ def dog_rows(n, width, k, device, parts=8):
     F = timed("features", lambda: dog.features(where))
     timed(f"greedy, k = {k:,}", lambda: dog.greedy_log_det(F, k))
     one = timed(f"greedy, k = {eleven:,}", lambda: dog.greedy_log_det(F, eleven)).gains.sum()
-    dealt = np.array_split(selection.random_pairs(n, n, seed=0), parts)
+    dealt = np.array_split(pair_controls.random_pairs(n, n, seed=0), parts)
     loads = [lambda r=r: (u[torch.from_numpy(r).to(u.device)], source[r], ids[r]) for r in dealt]
     offer = -(-2 * eleven // parts)
     name = f"all of it, {parts} parts in turn, {offer:,} offered by each, k = {eleven:,}"
-    value = timed(name, lambda: dog_large.partitioned_dog_d(loads, eleven, per_part=offer)).value
+    value = timed(name, lambda: dog_partitioned.partitioned_dog_d(loads, eleven, per_part=offer)).value
     print(f"{parts} parts lose {100 * (1 - value / one):.3f} % of the value of one greedy")
     return rows
 
@@ -82,7 +82,7 @@ def text_of(table):
     versions = ", ".join(f"{p} {_version(p)}" for p in ("torch", "transformers", "trl", "accelerate", "peft"))
     how = " ".join(["python tests/benchmarks/gpu.py", *(a for a in sys.argv[1:] if a in ("--toy", "--cpu", "--write"))])
     lines = [f"date: {date.today()}", f"hardware: {gpu}; {records._cpu()}", f"versions: {versions}"]
-    lines += [f"commit: {records._git() or 'not stated'}", f"command: {how}", ""]
+    lines += [f"commit: {records.git_commit() or 'not stated'}", f"command: {how}", ""]
     lines.append(
         f"{'':<17}{'tokens':>9}{'pairs':>8}{'s':>13}{'pairs/s':>9}{'kit is':>8}{'GB':>7}{'peak %':>11}  variant, device"
     )

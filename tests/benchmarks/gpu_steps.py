@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from safealign_utils import train
-from safealign_utils.policy import Policy, seeded, word_tokenizer
+from safealign_utils.policy import Policy, seeded
+from safealign_utils.references import word_tokenizer
 from safealign_utils.tokens import TokenPairs
 
 # Dense bf16 FLOP/s, by words in the device's name: NVIDIA's product pages, without sparsity. None: not stated there.
@@ -32,7 +33,7 @@ SHAPES = {  # the published configurations, in what decides speed
         model_type="llama", hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
         intermediate_size=352, vocab_size=512,
     ),
-}  # fmt: skip
+}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the loss, in nats
 SETTING = dict(beta=0.1, learning_rate=1e-5, seed=0)
 LAST = "TRL, bf16, Liger"  # patches transformers for the rest of the process
@@ -99,7 +100,7 @@ def trl(reference, start, tokens, steps, *, attention="sdpa", precompute=True, p
     model.set_attn_implementation(attention)
     rate = dict(lr=SETTING["learning_rate"], betas=train.BETAS, weight_decay=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), **rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: train._rate(s, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: train.rate_at(s, steps))
     columns = {"prompt_ids": tokens.prompts, "chosen_ids": tokens.chosen, "rejected_ids": tokens.rejected}
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -109,12 +110,12 @@ def trl(reference, start, tokens, steps, *, attention="sdpa", precompute=True, p
             max_length=None, max_grad_norm=train.CLIP, bf16=reference.bf16, gradient_checkpointing=False, seed=0,
             precompute_ref_log_probs=precompute, train_sampling_strategy="sequential", save_strategy="no",
             logging_strategy="no", report_to="none", disable_tqdm=True, use_cpu=device == "cpu",
-        )  # fmt: skip
+        )
         trainer = Timed(
             model, frozen, DPOConfig(**settings | options), processing_class=reference.tokenizer,
             train_dataset=datasets.Dataset.from_dict({k: [x.tolist() for x in v] * steps for k, v in columns.items()}),
             optimizers=(optimizer, schedule),
-        )  # fmt: skip
+        )
         trainer.remove_callback(PrinterCallback)
         torch.use_deterministic_algorithms(False)  # the kit asks for them; TRL is not made to pay
         try:
@@ -130,7 +131,7 @@ def variants(device):
     half = {
         "kit, bf16": (kit, {}), "TRL default (bf16, checkpointing, live reference)": (trl, default),
         "TRL, bf16": (trl, {}), "TRL, bf16, eager attention": (trl, dict(attention="eager")),
-    }  # fmt: skip
+    }
     twice = {"kit, {}, checkpointing": (kit, dict(checkpointing=True))}
     twice |= {"TRL, {}, checkpointing": (trl, dict(gradient_checkpointing=True))}
     if device == "cpu":

@@ -12,14 +12,22 @@ from dataclasses import replace
 
 os.environ["SAFEALIGN_CACHE"] = tempfile.mkdtemp()
 
-from safealign_utils import pairs, policy, train  # noqa: E402
-from safealign_utils.methods import cdpo, ppo, safedpo  # noqa: E402
-from safealign_utils.world import World  # noqa: E402
+from safealign_utils import (
+    pairs,  # noqa: E402
+    references,
+    train,
+)
+from safealign_utils.methods import (
+    cdpo,  # noqa: E402
+    ppo,
+    safedpo,
+)
+from safealign_utils.world.world import World  # noqa: E402
 
 
 def main(steps=20, iterations=2):
     world = World()
-    reference = replace(policy.reference_policy(world, seed=0)[0], constrained=True)
+    reference = replace(references.reference_policy(world, seed=0)[0], constrained=True)
     table, prompts = pairs.label(world.pairs(600, seed=0)), world.select("train")
     texts = tuple(world.prompts[i].text for i in prompts)
     cost_of = cdpo.SampledCost(texts, world.scorer("cost"), 450)

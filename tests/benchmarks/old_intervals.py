@@ -17,7 +17,7 @@ import pandas as pd
 
 from safealign_utils import intervals
 from safealign_utils.real import refusals
-from safealign_utils.runs import claims
+from safealign_utils.study import claims
 
 BEFORE = "ece4d6f"
 ROOT = Path(__file__).parents[2]
@@ -26,13 +26,13 @@ PERCENT = ("05_selection_full.csv", "05_budgets_full.csv", "dog_pools.csv")
 DIFFERENCES = (
     "04_differences_to_dpo_full.csv", "token_noise.csv", "token_nuisance.csv", "06_effects_full.csv",
     "06_effects_all_tokens_full.csv", "06_simple_effects_full.csv",
-)  # fmt: skip
+)
 VERDICTS = "verdicts_full.csv"  # its intervals are judged anew by the next full run; here they explain the README
 TABLES = {  # of a section of the README, the first that holds a number wins
     "Levers together": ("06_effects_full", "06_methods", "06_"), "SafeDPO": ("02_",), "C-DPO": ("03_",),
     "Selective-DPO": ("04_", "token_"), "DOG-DPO, a reconstruction": ("05_selection", "05_", "dog_"), "DPO": ("01_",),
     "Real text": ("refusals", "0"),
-}  # fmt: skip
+}
 SETTINGS = ("beta", "budget", "delta", "keep", "limit", "pairs", "steps")
 NUMBER = r"[−-]?\d[\d,]*(?:\.\d+)?"
 PAIR = re.compile(rf"(?P<low>{NUMBER}) to (?P<high>{NUMBER})(?=[),| ](?!for))")

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from safealign_utils import evaluate, figures, lever_figures, optimum, policy, selection_figures
+from safealign_utils import evaluate, references
+from safealign_utils.figures import dpo_and_safety, side_by_side, style, tokens_and_pairs
 from safealign_utils.methods import baselines
-from safealign_utils.world import World
+from safealign_utils.world import optimum
+from safealign_utils.world.world import World
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS, BETA = (0, 1, 2), 0.5
@@ -19,7 +21,7 @@ WORDS = {"unsafe": "P(unsafe)", "reward": "E[r]", "tv_safe": "TV to π*_c"}
 
 def save(figure, name):
     """Only the PNG: the committed figures have no SVG."""
-    figures.save(figure, RESULTS / name)
+    style.save(figure, RESULTS / name)
     (RESULTS / f"{name}.svg").unlink()
 
 
@@ -30,7 +32,7 @@ def exact_parts(world):
     unsafe, strengths = 1.0 * (cost > 0), np.geomspace(0.2, 20, 60)
     ends, frontiers, lines = [], [], {"exact: r − λc": [], "exact: r − λ·1{c > 0}": []}
     for seed in SEEDS:
-        reference, _ = policy.reference_policy(world, seed=seed)
+        reference, _ = references.reference_policy(world, seed=seed)
         ref = evaluate.exact(reference, held).logp
         lam = baselines.mocan_lambda(
             evaluate.exact(reference, train).logp, world.reward[train], world.cost[train], beta=BETA
@@ -48,16 +50,16 @@ def exact_parts(world):
 
 def main():
     n, table = len(SEEDS), lambda name: pd.read_csv(RESULTS / f"{name}_full.csv")
-    save(lever_figures.effects(table("06_effects"), quantities=WORDS, n=n), "effects")
+    save(side_by_side.effects(table("06_effects"), quantities=WORDS, n=n), "effects")
     rules = table("04_rules")
     shared = ["dpo", "signed", "random", "beta", "oracle"]
-    save(selection_figures.shares(rules[rules.rule.isin(shared)], n=n), "shares")
+    save(tokens_and_pairs.shares(rules[rules.rule.isin(shared)], n=n), "shares")
     frontier, curves, stars = exact_parts(World())
-    save(figures.frontier(frontier, table("01_frontier"), n=n), "frontier")
-    save(lever_figures.methods(table("06_methods"), curves=curves, stars=stars, n=n), "side_by_side")
+    save(dpo_and_safety.frontier(frontier, table("01_frontier"), n=n), "frontier")
+    save(side_by_side.methods(table("06_methods"), curves=curves, stars=stars, n=n), "side_by_side")
     words = dict(xlabel="harmless: 100 (1 − P(unsafe)), held-out nouns", ylabel="helpfulness: E[r]")
     words |= dict(title="Helpful and harmless", n=n, exact=stars)
-    save(figures.plane(table("02_methods"), x="harmless", y="reward", **words), "tradeoff")
+    save(dpo_and_safety.plane(table("02_methods"), x="harmless", y="reward", **words), "tradeoff")
 
 
 if __name__ == "__main__":

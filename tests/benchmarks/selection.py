@@ -7,7 +7,7 @@ the bandwidth of a copy. Bars: 0.3 s at N 10,000; 20 s and 200 MB at N 200,000.
 `--parts`: what two-stage greedy over parts of the pool loses of the value of one greedy, against random picks. The
 parts are dealt at random, or filled data set by data set.
 
-Run: python tests/benchmarks/selection.py [--parts] [--toy] [--csv FILE]
+Run: python tests/benchmarks/pair_controls.py [--parts] [--toy] [--csv FILE]
 """
 
 import itertools
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from safealign_utils.methods import dog, dog_large, selection
+from safealign_utils.methods import dog, dog_partitioned, pair_controls
 
 WIDTH, SIZES = 128, ((10_000, 500), (50_000, 1000), (200_000, 1000))
 CUDA = dict(n=200_000, width=4096, k=1000)
@@ -33,9 +33,9 @@ METHODS = {
     "DOG, end to end": lambda u, source, k: dog.dog(u, source, k),
 }
 CONTROLS = {
-    "facility location": lambda u, source, k: selection.facility_location(u, k),
-    "k-means": lambda u, source, k: selection.k_means(u, k, seed=0),
-    "k-centre": lambda u, source, k: selection.k_centre(u, k),
+    "facility location": lambda u, source, k: pair_controls.facility_location(u, k),
+    "k-means": lambda u, source, k: pair_controls.k_means(u, k, seed=0),
+    "k-centre": lambda u, source, k: pair_controls.k_centre(u, k),
 }
 
 
@@ -88,13 +88,14 @@ def cuda(n, width, k):
 
 def world_directions(n):
     """(u, source) of n pairs of the world's pool of re-worded pairs, width 64."""
-    from safealign_utils import pairs, pools
-    from safealign_utils.policy import reference_policy
-    from safealign_utils.world import World
+    from safealign_utils import pairs
+    from safealign_utils.references import reference_policy
+    from safealign_utils.world import redundant
+    from safealign_utils.world.world import World
 
     os.environ["SAFEALIGN_CACHE"] = tempfile.mkdtemp()
     world = World()
-    policy, table = reference_policy(world, seed=0)[0], pairs.label(pools.world_pool(world, n))
+    policy, table = reference_policy(world, seed=0)[0], pairs.label(redundant.world_pool(world, n))
     return dog.directions(policy, pairs.tokenize(table, policy)), table.source.to_numpy()
 
 
@@ -111,14 +112,14 @@ def clusters(n, width=256):
 def lost(pool, u, source, budgets=(0.01, 0.11), counts=(2, 8, 32)):
     """Rows (pool, N, width, k, how dealt, parts, offered by each, % of the value lost, % lost by random)."""
     n, F, table = len(u), dog.features(dog.coordinates(u, source)), []
-    orders = {"random": selection.random_pairs(n, n, seed=1), "by data set": np.argsort(source, kind="stable")}
+    orders = {"random": pair_controls.random_pairs(n, n, seed=1), "by data set": np.argsort(source, kind="stable")}
     for k in (dog.budget_size(b, n) for b in budgets):
         one = dog.greedy_log_det(F, k).gains.sum()
-        chance = np.mean([dog.log_det(F, selection.random_pairs(n, k, seed=s)) for s in range(5)])
+        chance = np.mean([dog.log_det(F, pair_controls.random_pairs(n, k, seed=s)) for s in range(5)])
         for (how, order), count in itertools.product(orders.items(), counts):
             dealt = [lambda r=r: (u[torch.from_numpy(r)], source[r], r) for r in np.array_split(order, count)]
             for offered in sorted({min(k, -(-2 * k // count)), k}):
-                value = dog_large.partitioned_dog_d(dealt, k, per_part=offered).value
+                value = dog_partitioned.partitioned_dog_d(dealt, k, per_part=offered).value
                 row = pool, n, u.shape[1], k, how, count, offered, 100 * (1 - value / one), 100 * (1 - chance / one)
                 table.append(row)
                 print("{:<10}{:>7}{:>6}{:>6}  {:<12}{:>5}{:>8}{:>10.3f}{:>10.2f}".format(*row), flush=True)

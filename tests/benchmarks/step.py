@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from safealign_utils import pairs
-from safealign_utils.logprobs import LogProbs, pack
-from safealign_utils.policy import reference_policy
-from safealign_utils.world import World
+from safealign_utils.logprobs import LogProbs
+from safealign_utils.packing import pack
+from safealign_utils.references import reference_policy
+from safealign_utils.world.world import World
 
 
 def main():

@@ -21,8 +21,8 @@ from toy import CELL, notebook
 
 RUNS, WORK = 50, 0.5
 BODY = f"""import time
-from safealign_utils.runs import records, study
-from safealign_utils import train, policy
+from safealign_utils.study import records; from safealign_utils.study import study
+from safealign_utils import train; from safealign_utils import policy
 end = time.process_time() + {WORK}
 while time.process_time() < end:
     sum(i * i for i in range(1000))

@@ -17,9 +17,17 @@ os.environ["SAFEALIGN_CACHE"] = tempfile.mkdtemp()
 
 import numpy as np  # noqa: E402
 
-from safealign_utils import evaluate, pairs, policy, train  # noqa: E402
-from safealign_utils.methods import selective  # noqa: E402
-from safealign_utils.world import World  # noqa: E402
+from safealign_utils import (
+    evaluate,  # noqa: E402
+    pairs,
+    references,
+    train,
+)
+from safealign_utils.methods import (
+    selective,  # noqa: E402
+    token_controls,
+)
+from safealign_utils.world.world import World  # noqa: E402
 
 SETTING = dict(beta=0.5, batch_size=32, learning_rate=3e-3, seed=0, use_cache=False)
 KEEP = 0.4
@@ -27,14 +35,14 @@ KEEP = 0.4
 
 def levers(world, reference, table, tokens):
     """The token lever of every variant; None is plain DPO."""
-    other = policy.reference_policy(world, seed=1)[0]
+    other = references.reference_policy(world, seed=1)[0]
     responses = evaluate.exact(reference, np.unique(table.prompt_id))
-    truth = selective.advantages(reference.grammar, responses, table, values=world.reward).map(np.abs)
+    truth = token_controls.advantages(reference.grammar, responses, table, values=world.reward).map(np.abs)
     scores = {
         "equal score reference": selective.Signed(),
         "score reference's offsets": selective.Signed(selective.offset(other, reference, tokens)),
-        "random masks": selective.Random(),
-        "fixed oracle": selective.Fixed(truth),
+        "random masks": token_controls.Random(),
+        "fixed oracle": token_controls.Fixed(truth),
     }
     return {"plain DPO": None} | {name: selective.TopTokens(KEEP, score) for name, score in scores.items()}
 
@@ -52,7 +60,7 @@ def block(reference, tokens, lever, steps):
 
 def main(n, rounds, steps):
     world = World()
-    reference = policy.reference_policy(world, seed=0)[0]
+    reference = references.reference_policy(world, seed=0)[0]
     table = pairs.label(world.pairs(n, seed=0))
     tokens = pairs.tokenize(table, reference)
     variants = levers(world, reference, table, tokens)

@@ -1,0 +1,134 @@
+"""LoRA adapters (Hu et al., arXiv 2106.09685), made by `peft` inside a plain transformers model.
+
+W x becomes W x + (alpha / rank) B A x in every linear layer but the output head, and only A and B are trained.
+B starts at 0: a fresh adapter is the reference, to the last bit. W stays where it is: the policies that stand
+on one base share its memory, in bfloat16 where they compute in it, with A and B in float32.
+"""
+
+import copy
+from dataclasses import replace
+
+import torch
+
+
+def prepare(policy, *, rank, alpha, seed):
+    """A policy that is ready to be trained with `rank` (0: all weights): with a fresh adapter, or with the one it has.
+
+    `alpha` 0 means 2 x rank; `seed` draws A. Raises ValueError for a rank or alpha that is not the adapter's own.
+    """
+    if rank < 0 or alpha < 0 or (alpha and not rank):
+        raise ValueError(f"lora={rank}, lora_alpha={alpha}: the rank is 0 (no adapter) or above, alpha needs a rank")
+    there, wanted = described(policy.model), [rank, float(alpha or 2 * rank)]
+    if not there and rank:
+        return _attach(policy.base, *wanted, seed)
+    if there and there != wanted:
+        raise ValueError(
+            f"lora={rank}, lora_alpha={wanted[1]:g}: the policy has an adapter of rank {there[0]} and alpha "
+            f"{there[1]:g}; give these to go on with it, or start from policy.merged()"
+        )
+    return policy
+
+
+
+
+def _attach(base, rank, alpha, seed):
+    """The base with a fresh adapter, float32 or better; the base's own weights are shared, not copied."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
+
+    model = copy_sharing(base.model, lambda p: True)
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers hold W transposed
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", fan_in_fan_out=transposed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
+    return replace(base, model=model.eval())
+
+
+
+
+def array(tensor):
+    """A tensor as numpy array, for hashes; numpy knows no bfloat16, so its bits are taken, under that name."""
+    tensor = tensor.cpu()
+    return ["bfloat16", tensor.view(torch.int16).numpy()] if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+
+
+def described(model):
+    """[rank, alpha] of a model's adapter, [] where it has none."""
+    configs = getattr(model, "peft_config", {})
+    return [configs["default"].r, float(configs["default"].lora_alpha)] if configs else []
+
+
+
+
+def copy_sharing(model, share):
+    """A copy of a model in which the parameters that `share(p)` selects lie in the same memory, and are frozen."""
+    memo = {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters() if share(p)}
+    return copy.deepcopy(model, memo)
+
+
+
+
+def base(policy):
+    """What an adapter stands on: the merged policy, held in bfloat16 where it computes in it; often just the policy."""
+    policy = merged(policy)
+    if not policy.bf16 or policy.model.dtype == torch.bfloat16:
+        return policy
+    return replace(policy, model=_cast(copy.deepcopy(policy.model), torch.bfloat16))
+
+
+
+
+def _cast(model, dtype):
+    """Change the type of the weights, in place, and of nothing else: rotary angles in bfloat16 would be useless."""
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    return model
+
+
+
+
+def merged(policy):
+    """The policy with its adapter added to the weights, a plain model in float32 or better; itself without one."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not described(policy.model):
+        return policy
+    model = _cast(copy.deepcopy(policy.model), torch.promote_types(policy.model.dtype, torch.float32))
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]:
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    del model.peft_config
+    return replace(policy, model=model.requires_grad_(True))
+
+
+
+
+def trained_state(module):
+    """What training changes: a module's state (names to tensors) without frozen parameters, each tied one once."""
+    every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    left_out = every - {name for name, p in module.named_parameters() if p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in left_out}
+
+
+
+
+@torch.no_grad()
+def put_trained(module, arrays):
+    """Copy stored weights (names to arrays or tensors) into what training changes of a module;
+    False, and nothing is changed, unless names and shapes are exactly those of `trained_state`."""
+    state = trained_state(module)
+    arrays = {name: torch.as_tensor(value) for name, value in arrays.items()}
+    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in arrays.items()}:
+        return False
+    for name, value in arrays.items():
+        state[name].copy_(value)
+    return True
+
+

@@ -1,0 +1,1 @@
+"""Drawings: every function takes tables and returns a figure."""

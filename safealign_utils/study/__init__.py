@@ -1,0 +1,1 @@
+"""What a notebook holds: settings, study, records, claims and exercises."""

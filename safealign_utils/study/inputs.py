@@ -1,0 +1,124 @@
+"""What a run on real text names (pairs, model, scorers, prompts), opened and checked before a kernel starts."""
+
+from . import records
+from .settings import NEEDS_REWARD, NEEDS_SAFETY, Refusal, check_network
+
+
+def check(notebook, settings):
+    """Content hashes {parameter: hash} of what the settings name. Raises Refusal for what cannot be used."""
+    if settings["data"] == "world":
+        return {}
+    try:
+        tokenizer = _check_model(settings) if settings["model"] != "scratch" else None
+        _check_pairs(notebook, settings, tokenizer)
+        for kind in ("reward", "cost"):
+            if settings.get(f"{kind}_model", "kit") != "kit":
+                from ..real.scorer_checkpoints import check_scorer
+
+                check_scorer(settings[f"{kind}_model"], kind=kind)
+        if settings.get("eval_prompts"):
+            _check_eval_prompts(settings, tokenizer)
+    except Refusal:
+        raise
+    except ValueError as error:
+        message = str(error)
+        raise Refusal(f"eval_{message}" if message.startswith("prompts=") else message) from None
+    return {name: records.content(value, kind, revision) for name, value, kind, revision in _named(settings)}
+
+
+
+
+def commits(settings):
+    """The commits {parameter: hash} of what came from a hub, those that are known."""
+    from ..real import hub
+    from ..real.sources import sources
+
+    found = {}
+    for name, value, kind, revision in _named(settings):
+        for _, id in sources(value, name) if kind == "dataset" else [("", value)]:
+            found |= {f"{name}: {id}": hub.commit(id, kind, revision)}
+    return {name: commit for name, commit in found.items() if commit}
+
+
+
+
+def _named(settings):
+    """(parameter, value, kind of hub id, revision) of what the settings take from outside."""
+    from ..real.prompts import SETS
+
+    kinds = dict(data="dataset", model="model", reward_model="model", cost_model="model", eval_prompts="dataset")
+    for name, kind in kinds.items():
+        value, revision = settings.get(name, ""), settings["revision"] if name in ("data", "model") else ""
+        if name == "eval_prompts" and value in SETS:
+            value, revision = SETS[value].hub, SETS[value].revision
+        if value not in ("world", "scratch", "kit", ""):
+            yield name, value, kind, revision
+
+
+
+
+def _check_pairs(notebook, settings, tokenizer):
+    from .. import pairs
+    from ..methods.safedpo import transform
+    from ..real import read_pairs
+
+    loaded = read_pairs.load_pairs(settings["data"], revision=settings["revision"], tokenizer=tokenizer)
+    training, test, _ = pairs.split_pairs(pairs.label(loaded, settings["label"]))
+    training = pairs.some_of_every_source(training, settings["pairs"])
+    _check_template(f"data={settings['data']}", [*training.prompt, *test.prompt], settings, tokenizer)
+    if notebook in NEEDS_SAFETY:
+        transform(pairs.with_safety(training))
+    if notebook in NEEDS_REWARD:
+        unknown = lambda columns: training[list(columns)].isna().all(axis=None)
+        if settings["reward_model"] == "kit" and unknown(["better_response_id"]):
+            raise Refusal("reward_model='kit': no training pair says which response is better; name a reward model")
+        if settings["cost_model"] == "kit" and unknown(pairs.SAFE):
+            raise Refusal("cost_model='kit': no training pair has a safety label; name a cost model")
+
+
+
+
+def _check_eval_prompts(settings, tokenizer):
+    """The prompts of the evaluation, and that the template can write their first turns and those
+    that follow."""
+    from ..real.prompts import load_prompts
+
+    what = f"eval_prompts={settings['eval_prompts']}"
+    table = load_prompts(settings["eval_prompts"], tokenizer=tokenizer)
+    if table.turns.map(len).max() > 1 and settings["template"] == "safe_rlhf":
+        raise Refusal(f"{what}: has several turns, template='safe_rlhf' takes one; use template=dialogue")
+    _check_template(what, table.prompt, settings, tokenizer)
+
+
+
+
+def _check_template(what, prompts, settings, tokenizer):
+    """Refuse prompts that the template cannot write."""
+    from .. import templates
+
+    template = settings.get("template", "auto")
+    if template == "auto" or tokenizer is None and template == "chat":
+        template = "dialogue" if tokenizer is None else templates.check_template(tokenizer)
+    try:
+        templates.write_prompts(list(dict.fromkeys(prompts)), tokenizer, template)
+    except ValueError as error:
+        raise Refusal(f"{what}: {error}") from None
+
+
+
+
+def _check_model(settings):
+    """The model's tokenizer; what the model cannot do is refused."""
+    import transformers
+
+    from ..real import hub
+    from ..real.models import check_model
+
+    asked = dict(revision=settings["revision"], template=settings.get("template", "auto"))
+    asked |= {name: settings.get(name, 0) for name in ("max_length", "new_tokens")}
+    config = check_model(settings["model"], **asked)
+    check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
+    id, options = hub.located(settings["model"], settings["revision"])
+    return transformers.AutoTokenizer.from_pretrained(id, **options)
+
+

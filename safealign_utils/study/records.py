@@ -1,0 +1,234 @@
+"""Records: what a run asked, found and claims, written whole or not at all."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from functools import cache as once
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+
+from ..engine import cache
+from . import settings as parameters
+
+SCHEMA = 1
+COMMITTED = cache.PACKAGE.parent / "tests" / "benchmarks" / "results"  # tables of sweeps that were run once
+VERDICTS = ("holds", "does_not_hold", "undecided", "needs_scale")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "papermill",
+    "matplotlib",
+)
+
+
+def run_id(notebook, settings, contents=()):
+    """Hash of the question: cell sources, resolved settings, source of the package, the committed
+    tables it reads.
+
+    `contents` {parameter: hash} stands for the content of the files that settings name.
+    """
+    cells = [
+        (c["cell_type"], "".join(c["source"])) for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    ]
+    asked = {k: v for k, v in settings.items() if k != "out_dir"} | dict(contents)
+    return cache.digest(cells, asked, _package(), _committed("".join(text for kind, text in cells if kind == "code")))
+
+
+
+
+def _committed(source):
+    """The committed tables that a notebook reads, {name: bytes}; all of them where a call does not
+    say which."""
+    names = set()
+    for literal in re.findall(r"""\bcommitted\(\s*(?:["']([^"'\n]+)["']|[^\s"')])""", source):
+        names |= {literal} if literal else {file.name for file in COMMITTED.glob("*.csv")}
+    return {name: (COMMITTED / name).read_bytes() for name in names if (COMMITTED / name).is_file()}
+
+
+
+
+def _package():
+    """Hash of what the package would do: its source, the ledger, the shipped weights, the libraries' versions."""
+    kinds, found = (".py", ".yaml", ".safetensors"), []
+    for folder, _, names in os.walk(cache.PACKAGE):
+        found += [os.path.join(folder, name) for name in names if name.endswith(kinds)]
+    stats = [(name, os.stat(name)) for name in sorted(found)]
+    return cache.digest(_read_package(tuple((n, s.st_mtime_ns, s.st_size) for n, s in stats)), cache.library_versions())
+
+
+
+
+@once
+def _read_package(files):
+    """Hash of the files' bytes, read again only where one has changed: a sweep asks for every run."""
+    return cache.digest([(os.path.relpath(name, cache.PACKAGE), Path(name).read_bytes()) for name, *_ in files])
+
+
+
+
+def content(name, kind="model", revision=""):
+    """Hash of what a parameter names: local files by content, a hub id by its name and commit, all else by its name.
+
+    `kind` is that of a hub id: a model is one path; data may be several as `name=path,name=path`.
+    Of a folder the paths inside it count too, of data also the name that becomes the rows'
+    `source`.
+    """
+    from ..real import hub
+    from ..real.sources import sources
+
+    out = []
+    for label, path in sources(name) if kind == "dataset" else [("", str(name))]:
+        if Path(path).is_dir():
+            own = Path(path).resolve().stem if kind == "dataset" else ""
+            out.append([label or own, [[inner, _content_hash(file)] for inner, file in _files(path)]])
+        elif Path(path).is_file():
+            out.append([label, [Path(path).name, _content_hash(path)]])
+        else:
+            out.append([label, path, hub.commit(path, kind, revision)])
+    return cache.digest(out)
+
+
+
+
+def _files(folder, above=()):
+    """(path inside the folder, path) of all its files, in order; links are followed, but not in a
+    circle."""
+    real, found = os.path.realpath(folder), []
+    for entry in sorted(os.listdir(folder)) if real not in above else []:
+        path = os.path.join(folder, entry)
+        if os.path.isdir(path):
+            found += [(f"{entry}/{inner}", file) for inner, file in _files(path, (*above, real))]
+        elif os.path.isfile(path):
+            found.append((entry, path))
+    return found
+
+
+RECENT = 2 * 10**9  # ns: a file that changed so lately may change again within one tick of its clock
+
+
+def _content_hash(file):
+    """Hash of a file's bytes, read again only where it may have changed.
+
+    Time stamp and size can be kept by whoever writes a file (`cp -p`, `rsync -t`); the inode's
+    change time cannot.
+    """
+    s = os.stat(file)
+    read = _file_hash if time.time_ns() - s.st_ctime_ns > RECENT else _file_hash.__wrapped__
+    return read(os.path.realpath(file), s.st_dev, s.st_ino, s.st_ctime_ns, s.st_mtime_ns, s.st_size)
+
+
+
+
+@once
+def _file_hash(file, *stat):
+    """Hash of a file's bytes, read in parts (weights are large); `stat` says of which state of the
+    file."""
+    h = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while part := stream.read(2**24):
+            h.update(part)
+    return h.hexdigest()
+
+
+
+
+def write(folder, *, notebook, run_id, parameters, metrics, timings, claims, tables, figures, provenance):
+    """Check and write `record.json` as the last file of a run's folder. Raises ValueError on a bad entry."""
+    for kind, values in (("metrics", metrics), ("timings", timings)):
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{kind}[{name!r}] = {value!r}: a record holds finite numbers only")
+    for claim in claims:
+        if claim["verdict"] not in VERDICTS:
+            raise ValueError(f"claim {claim['id']}: verdict {claim['verdict']!r} is none of {VERDICTS}")
+    record = dict(
+        schema=SCHEMA, status="complete", notebook=notebook, run_id=run_id, parameters=parameters, metrics=metrics,
+        timings=timings, claims=claims, tables=tables, figures=figures, provenance=provenance,
+    )
+    beside = Path(folder) / "record.json.partial"
+    beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(beside, Path(folder) / "record.json")
+    return record
+
+
+
+
+def read(folder):
+    """The record of a run's folder if it is complete, else None."""
+    try:
+        record = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    listed = isinstance(record, dict) and [*record.get("tables", []), *record.get("figures", [])]
+    whole = listed is not False and record.get("status") == "complete" and record.get("schema") == SCHEMA
+    return record if whole and all((Path(folder) / name).is_file() for name in listed) else None
+
+
+
+
+def provenance(*, device="cpu", data_hash, reference_hash, **more):
+    """Where and with what a run was made; `more` is added."""
+    import torch
+
+    return {
+        "code": cache.code_hash(),
+        "git": git_commit(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "cpu": f"{_cpu()}; {torch.backends.cpu.get_cpu_capability()}",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "data_hash": data_hash,
+        "reference_hash": reference_hash,
+        **more,
+    }
+
+
+
+
+def git_commit():
+    """Commit of the checkout that the package lies in, `-dirty` where it was changed; "" outside one."""
+    ask = lambda *words: subprocess.run(
+        ["git", *words], cwd=cache.PACKAGE.parent, capture_output=True, text=True, timeout=20
+    )
+    try:
+        commit = ask("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return commit.stdout.strip() if commit.returncode == 0 else ""
+
+
+
+
+def _cpu():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+COMMITTED = COMMITTED
+
+
+def committed(name):
+    """A committed table of a sweep that was run once. Raises Refusal where the project's folder is not at hand."""
+    if not (COMMITTED / name).is_file():
+        raise parameters.Refusal(
+            f"table={name!r}: {COMMITTED} holds none; run the notebook from a clone of the project"
+        )
+    return pd.read_csv(COMMITTED / name)
+
+

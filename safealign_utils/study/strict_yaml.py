@@ -1,0 +1,140 @@
+"""The one reader of YAML: what a person and YAML 1.1 read differently is refused, with the line and
+the fix.
+
+A name given twice, 010, 1:30, 0x10, 1_000, yes, 2024-01-01, None, anchors, tags and a second
+document are refused. All else is plain YAML: text, numbers, true and false, lists and `name:
+value`.
+"""
+
+import re
+from pathlib import Path
+
+import yaml
+
+QUOTES = "or text in quotes"
+DIGITS = r"[-+]?[0-9][0-9_]*"
+MISREAD = (  # a bare value, why it is none, and the fix
+    (
+        rf"{DIGITS}(:[0-9_]+)+(\.[0-9_]*)?",
+        "YAML counts in sixties here; write one number, " + QUOTES,
+    ),
+    (r"[-+]?0[xXbBoO][0-9a-fA-F_]+", "no decimal number; write one, " + QUOTES),
+    (
+        r"[-+]?0[0-9_]+",
+        "YAML reads a leading zero as octal; write the number without it, " + QUOTES,
+    ),
+    (
+        rf"(?=.*_){DIGITS}\.?[0-9_]*([eE][-+]?[0-9_]+)?",
+        "a number has no _; write its digits alone, " + QUOTES,
+    ),
+    (r"(?i:yes|no|on|off)", "write true or false, " + QUOTES),
+    (
+        r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?",
+        "YAML makes a date of it; write the text in quotes",
+    ),
+    (r"None", "leave the line out, or write the text in quotes"),
+)
+
+
+def read(file):
+    """What a YAML file holds. Raises ValueError with the file, the line, what stands there and the
+    fix."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file}: cannot be read ({error.reason}, byte {error.start}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
+    return parse(text, file)
+
+
+
+
+def parse(text, where):
+    """What a YAML text holds; `where` names it in the ValueError that is raised for what cannot be
+    used."""
+    try:
+        return yaml.load(text, _Strict)
+    except _Misread as error:
+        raise ValueError(f"{where}, line {error.problem_mark.line + 1}: {error.problem}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{where}: cannot be read ({place}{_words(error)})") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+
+
+def _words(error):
+    if "'\\t'" in str(error.problem):
+        return "a tab; write blanks"
+    if "single document" in str(error.context):
+        return "a second document; keep one in a file"
+    return " ".join(str(error.problem or error.context).split())
+
+
+
+
+class _Misread(yaml.MarkedYAMLError):
+    """A value that YAML and a person read differently."""
+
+
+
+
+class _Strict(yaml.SafeLoader):
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        name = f"{index.value}: " if isinstance(index, yaml.ScalarNode) else ""
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            _refuse(
+                f"{name}anchors (&) and aliases (*) are not used here; write the value out", event
+            )
+        if event.tag:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            _refuse(f"{name}{tag} is a tag, which is not used here; write the value alone", event)
+        if (
+            isinstance(event, yaml.ScalarEvent)
+            and event.implicit[0]
+            and (why := _misread(event.value))
+        ):
+            _refuse(f"{name}{event.value}: {why}", event)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        lines = {}
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                _refuse("<< is not used here; write the names out", key)
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = (
+                    f"{key.value!r}" if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                )
+                _refuse(
+                    f"{shown} is no name; write `name: value`, a name that is no word in quotes",
+                    key,
+                )
+            if key.value in lines:
+                _refuse(
+                    f"{key.value!r} is given twice, first in line {lines[key.value]}; keep one", key
+                )
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+
+
+def _refuse(words, place):
+    raise _Misread(problem=words, problem_mark=place.start_mark)
+
+
+
+
+def _misread(text):
+    """Why a bare value is refused, with the fix; "" where everybody reads it as YAML does."""
+    return next((why for form, why in MISREAD if re.fullmatch(form, text)), "")
+
+

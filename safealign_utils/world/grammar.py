@@ -1,0 +1,163 @@
+"""The world's responses as a trie of tokens: which token may follow which prefix.
+
+The grammar tells how much probability a network leaks outside the world, lets a policy be trained and
+read with a softmax over the allowed tokens only, and packs all responses of a prompt into a few rows
+(`Forest`), so that exact evaluation reads every shared prefix once.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .language import CATEGORIES, EOS
+from .world import World
+
+
+def build_trie(sequences):
+    """Trie of R token sequences: (paths [R, T] of node numbers, -1 behind the end; parent [M], -1 at the root)."""
+    nodes, parent = {}, []
+    paths = np.full((len(sequences), max(map(len, sequences))), -1)
+    for r, sequence in enumerate(sequences):
+        at = -1
+        for t, token in enumerate(sequence):
+            step = (at, token)
+            if step not in nodes:
+                nodes[step] = len(parent)
+                parent.append(at)
+            at = paths[r, t] = nodes[step]
+    return paths, np.array(parent)
+
+
+
+
+@dataclass(frozen=True)
+class Forest:
+    """The trie cut into G rows of at most T tokens: inputs are the inner nodes, targets all K nodes.
+
+    `node` [G, T] number of the node at each place (-1 padding), `ancestors` bool [G, T, T] (query, key),
+    `depth` [G, T]; for each target k its `row`, its `place` = place of its parent (-1: the prompt's last
+    token) and its `target` node.
+    """
+
+    node: np.ndarray
+    ancestors: np.ndarray
+    depth: np.ndarray
+    row: np.ndarray
+    place: np.ndarray
+    target: np.ndarray
+
+
+
+
+class Grammar:
+    """Token trie of every category of a `World` for one tokenizer's vocabulary of V tokens.
+
+    `paths` [R, T] and `parent` [M] are shared by all categories, `tokens` [C, M] are their ids, `length`
+    [R] the tokens of a response with its end-of-sequence token. A *state* is a prefix in one category;
+    `allowed` bool [S, V] says which tokens may follow it.
+    """
+
+    def __init__(self, world: World, token_id: dict):
+        self.world, self.vocabulary = world, len(token_id)
+        texts = [[y.text(c).split() + [EOS] for y in world.responses] for c in CATEGORIES]
+        tries = [build_trie(t) for t in texts]
+        self.paths, self.parent = tries[0]
+        if not all(np.array_equal(paths, self.paths) for paths, _ in tries):
+            raise ValueError("the response tries of the categories differ in shape")
+        self.length = (self.paths >= 0).sum(axis=1)
+        self.tokens = np.zeros((len(CATEGORIES), len(self.parent)), dtype=np.int64)
+        for c, responses in enumerate(texts):
+            for path, words in zip(self.paths, responses):
+                self.tokens[c, path[: len(words)]] = [token_id[w] for w in words]
+        self.allowed = np.zeros((len(CATEGORIES), len(self.parent) + 1, self.vocabulary), dtype=bool)
+        for c in range(len(CATEGORIES)):
+            self.allowed[c, self.parent + 1, self.tokens[c]] = True
+        self.allowed = self.allowed.reshape(-1, self.vocabulary)
+        names = [c.name for c in CATEGORIES]
+        self.category = np.array([names.index(x.category) for x in world.prompts])
+
+    def cache_content(self):
+        """The world, and which tokens may follow which prefix."""
+        return [self.world, self.tokens, self.paths, self.parent, self.length, self.category, self.allowed]
+
+    def response(self, prompt_id, y):
+        """Token ids and grammar states of response number y to a prompt, both [length]."""
+        c, path = self.category[prompt_id], self.paths[y, : self.length[y]]
+        return self.tokens[c, path], self.states(c, self.parent[path])
+
+    def states(self, category, parent_node):
+        """State numbers of prefixes that end in `parent_node` (-1: nothing said yet)."""
+        return category * (len(self.parent) + 1) + parent_node + 1
+
+    @cached_property
+    def _steps(self):
+        """Every (state, token) that the grammar knows, as sorted numbers, with the node it leads to."""
+        C = len(self.tokens)
+        keys = self.states(np.arange(C)[:, None], self.parent[None]) * self.vocabulary + self.tokens
+        order = np.argsort(keys, axis=None)
+        return keys.ravel()[order], np.tile(np.arange(len(self.parent)), C)[order]
+
+    def next_state(self, state, token):
+        """The states [N] after one more token each; a token of -1 stays where it is.
+
+        Raises ValueError where the grammar does not allow the token.
+        """
+        keys, nodes = self._steps
+        at = np.searchsorted(keys, state * self.vocabulary + token).clip(max=len(keys) - 1)
+        moves = token >= 0
+        if not (keys[at] == state * self.vocabulary + token)[moves].all():
+            raise ValueError("token: the grammar does not allow it here")
+        category = state // (len(self.parent) + 1)
+        return np.where(moves, self.states(category, nodes[at]), state)
+
+    @cached_property
+    def _numbers(self):
+        """Response number of every token sequence, a dictionary a category."""
+        ids = lambda c, y: self.tokens[c, self.paths[y, : self.length[y]]].tobytes()
+        return [{ids(c, y): y for y in range(len(self.paths))} for c in range(len(self.tokens))]
+
+    def number(self, prompt_id, tokens):
+        """The number of a response given as token ids with their end; raises KeyError for an unknown one."""
+        return self._numbers[self.category[prompt_id]][np.asarray(tokens, dtype=np.int64).tobytes()]
+
+    @property
+    def branching(self):
+        """bool [M]: the token of this node was a choice; the grammar forces all the others."""
+        children = np.bincount(self.parent + 1, minlength=len(self.parent) + 1)
+        return children[self.parent + 1] > 1
+
+    def forest(self, group=64):
+        """Cut the responses, in trie order, into groups of `group`; each group becomes one row."""
+        order = np.lexsort(self.paths.T[::-1])
+        rows = [self._tree(order[i : i + group]) for i in range(0, len(order), group)]
+        width = max(len(inner) for inner, _, _ in rows)
+        node = np.full((len(rows), width), -1)
+        depth = np.zeros((len(rows), width), dtype=np.int64)
+        ancestors = np.zeros((len(rows), width, width), dtype=bool)
+        row, place, target, seen = [], [], [], set()
+        for g, (inner, level, every) in enumerate(rows):
+            at = {n: i for i, n in enumerate(inner)}
+            node[g, : len(inner)], depth[g, : len(inner)] = inner, level
+            for i, n in enumerate(inner):
+                if self.parent[n] >= 0:
+                    ancestors[g, i] = ancestors[g, at[self.parent[n]]]
+                ancestors[g, i, i] = True
+            new = [n for n in every if n not in seen]
+            seen.update(new)
+            row += [g] * len(new)
+            place += [at.get(self.parent[n], -1) for n in new]
+            target += new
+        return Forest(node, ancestors, depth, np.array(row), np.array(place), np.array(target))
+
+    def _tree(self, responses):
+        """Inner nodes of some responses (parents first) with their depths, and all their nodes."""
+        level, inner = {}, set()
+        for y in responses:
+            path = self.paths[y, : self.length[y]]
+            level.update((int(n), t) for t, n in enumerate(path))
+            inner.update(int(n) for n in path[:-1])
+        inner = sorted(inner)
+        return inner, [level[n] for n in inner], sorted(level)
+
+

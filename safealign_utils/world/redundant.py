@@ -1,0 +1,78 @@
+"""Pools to select from: four data sets of the world's pairs, heavily redundant, with rare categories of their own.
+
+Data card. Every data set holds the same number of rows. 95 % of them re-word the others, as augmented data do.
+Half of the originals are about the *shared* category (kitchen), and all re-wordings are of these; the other half
+is about the data set's *own* category (garden, workshop, cycling or painting) and is re-worded nowhere. So 97.5 %
+of a data set is about what all of them share. Written before any rule of DOG was run on it; the rare share
+was halved to 2.5 %, so that 95 % re-word the rest, after random and stratified picks had been tried. Three kinds:
+
+near    noun, wordings, connector and closing of a copy are drawn anew among those that say the same; so are its labels
+exact   a copy is the original itself, labels and all
+spread  as near, but the names of the data sets are dealt out at random: they say nothing about the category
+"""
+
+import numpy as np
+import pandas as pd
+
+SHARED, OWN = "kitchen", ("garden", "workshop", "cycling", "painting")
+NAMES = ("set_a", "set_b", "set_c", "set_d")
+SMALLEST = 160  # rows: one of the own category in each data set
+KINDS = ("near", "exact", "spread")
+RARE = 0.025  # share of own rows, and of originals of the shared category
+
+
+def world_pool(world, n, *, seed=0, kind="near"):
+    """n pairs in four data sets: the columns of `World.pairs`, with `source` the data set and `category`.
+
+    Each row has a random generator of its own. Raises ValueError for an unknown kind or n below 160.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"pool={kind!r}: choose one of {', '.join(KINDS)}")
+    if n < SMALLEST:
+        raise ValueError(f"pairs={n}: a pool of four data sets with {RARE:.1%} own rows each needs at least {SMALLEST}")
+    gists = pd.Series([y.meaning[:-1] for y in world.responses])  # without the closing
+    same, rows, source = gists.groupby(gists).groups, [], []
+    for j, size in enumerate(np.bincount(np.arange(n) % 4)):
+        rare = round(RARE * size)
+        draw = lambda k, i, j=j: np.random.Generator(np.random.PCG64([seed, j, k, i])).random(10)
+        rows += [_original(world, OWN[j], draw(0, i)) for i in range(rare)]
+        templates = [_original(world, SHARED, draw(1, i)) for i in range(rare)]
+        for i in range(size - rare):
+            row = templates[i % rare]
+            rows.append(row if kind == "exact" or i < rare else _reworded(world, same, row, draw(2, i)))
+        source += [NAMES[j]] * size
+    shuffle = np.random.Generator(np.random.PCG64([seed, 2**30]))
+    order = shuffle.permutation(n)
+    source = np.array(source)[shuffle.permutation(n) if kind == "spread" else order]
+    table = world.labelled([rows[i] for i in order])
+    category = [world.prompts[x].category for x in table.prompt_id]
+    return table.assign(source=source, category=category)
+
+
+
+
+def _prompts(world, category, intent=None):
+    return np.array([x for x in world.select("train", intent) if world.prompts[x].category == category])
+
+
+
+
+def _original(world, category, u):
+    """(prompt id, two responses, uniforms for the labels) of a fresh row."""
+    ids = _prompts(world, category)
+    x = ids[int(u[0] * len(ids))]
+    return x, world.two_responses(x, u[1:3]), u[3:6]
+
+
+
+
+def _reworded(world, same, row, u):
+    """The same pair in other words; `same` lists the responses of every gist."""
+    x, y, _ = row
+    ids = _prompts(world, world.prompts[x].category, world.prompts[x].intent)
+    a, b = (np.asarray(same[world.responses[i].meaning[:-1]]) for i in y)
+    first = a[int(u[1] * len(a))]
+    rest = b[b != first]
+    return ids[int(u[0] * len(ids))], [first, rest[int(u[2] * len(rest))]], u[3:6]
+
+
