@@ -4,4 +4,6 @@ import warnings
 
 __version__ = "0.1.0"
 
-warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, where no notebook widgets are installed
+warnings.filterwarnings(
+    "ignore", message="IProgress not found"
+)  # tqdm's, where no notebook widgets are installed

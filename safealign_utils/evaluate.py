@@ -24,19 +24,19 @@ class Exact:
     prompts: np.ndarray
 
 
-
-
 def exact(policy, prompts):
     """Enumerate a policy's responses to the given prompt ids: an `Exact`."""
     if policy.grammar is None:
-        raise ValueError("model: exact evaluation needs the world's grammar; on real text use pair_margins")
+        raise ValueError(
+            "model: exact evaluation needs the world's grammar; on real text use pair_margins"
+        )
     paths, prompts = policy.grammar.paths, np.asarray(prompts)
     nodes = trie_logprobs(policy, prompts)
-    raw = np.array([np.where(paths >= 0, nodes[x][paths], 0.0).sum(axis=1) for x in prompts.tolist()])
+    raw = np.array(
+        [np.where(paths >= 0, nodes[x][paths], 0.0).sum(axis=1) for x in prompts.tolist()]
+    )
     mass = np.exp(raw).sum(axis=1)
     return Exact(optimum.normalise(raw), 1.0 - mass, prompts)
-
-
 
 
 def metrics(theta, ref, world, *, target=None):
@@ -65,8 +65,6 @@ def metrics(theta, ref, world, *, target=None):
     return out
 
 
-
-
 def pair_margins(policy, reference, tokens):
     """Implicit reward margins over beta: full log-ratio of chosen minus rejected (nats), float64
     [N].
@@ -76,12 +74,12 @@ def pair_margins(policy, reference, tokens):
     """
     with at_work(policy, reference.device):
         theta, ref = (reference_logprobs(p, tokens) for p in (policy, reference))
-    total = lambda t: np.array([w.sum(dtype=float) - l.sum(dtype=float) for w, l in zip(t.chosen, t.rejected)])
+    total = lambda t: np.array(
+        [w.sum(dtype=float) - l.sum(dtype=float) for w, l in zip(t.chosen, t.rejected)]
+    )
     margins = total(theta) - total(ref)
     noise = 1e-9 if theta.chosen[0].dtype == np.float64 else 1e-5
     return np.where(np.abs(margins) <= noise, 0.0, margins)
-
-
 
 
 def accuracy(margins, *, prompts=None, against=None, same_pairs=False):
@@ -104,13 +102,9 @@ def accuracy(margins, *, prompts=None, against=None, same_pairs=False):
     return intervals.over_prompts(hit, prompts, bounds=bounds)
 
 
-
-
 def _hits(margins, same_pairs):
     hits = [np.where(np.asarray(m) == 0, 0.5, np.asarray(m) > 0) for m in margins]
     return np.mean(hits, axis=0) if same_pairs else np.concatenate(hits)
-
-
 
 
 def bag_of_words(train, test):
@@ -133,7 +127,7 @@ def bag_of_words(train, test):
     gap = lambda t: vectors.transform(responses(t, True)) - vectors.transform(responses(t, False))
     x = gap(train)
     sign = np.where(np.arange(x.shape[0]) % 2, 1.0, -1.0)
-    model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(x.multiply(sign[:, None]).tocsr(), sign)
+    model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(
+        x.multiply(sign[:, None]).tocsr(), sign
+    )
     return np.round(model.decision_function(gap(test)), 6)  # responses with equal counts tie
-
-

@@ -34,11 +34,29 @@ STREAM = 2**30 + 14  # of the resampled prompts
 SLACK = 1e-4  # of a range's width: what rounding in float32 may put a value outside it
 SHARE, DIFFERENCE, POSITIVE = (0, 1), (-1, 1), (0, None)
 RANGES = {
-    "unsafe": SHARE, "unsafe_if_decoded": SHARE, "worst": SHARE, "leak": SHARE, "benign_refusal": SHARE,
-    "harmless": (0, 100), "accuracy": SHARE, "own_found": SHARE, "mixed": SHARE, "precision": SHARE,
-    "recall": SHARE, "chosen_falls": SHARE, "refusal": SHARE, "over_refusal": SHARE,
-    "unsafe_compliance": SHARE, "harmless_ratio": SHARE, "frontier_gap": POSITIVE, "lambda": POSITIVE,
-    "lam": POSITIVE, "reward": None, "cost": None, "train_cost": None, "recovered": None,
+    "unsafe": SHARE,
+    "unsafe_if_decoded": SHARE,
+    "worst": SHARE,
+    "leak": SHARE,
+    "benign_refusal": SHARE,
+    "harmless": (0, 100),
+    "accuracy": SHARE,
+    "own_found": SHARE,
+    "mixed": SHARE,
+    "precision": SHARE,
+    "recall": SHARE,
+    "chosen_falls": SHARE,
+    "refusal": SHARE,
+    "over_refusal": SHARE,
+    "unsafe_compliance": SHARE,
+    "harmless_ratio": SHARE,
+    "frontier_gap": POSITIVE,
+    "lambda": POSITIVE,
+    "lam": POSITIVE,
+    "reward": None,
+    "cost": None,
+    "train_cost": None,
+    "recovered": None,
 }
 KINDS = (  # of names that are made up of parts
     (r"\|.*\||.*_error|kl_\w+", POSITIVE),
@@ -71,8 +89,6 @@ def range_of(name, values=(), *, difference=False, percent=False):
     )
 
 
-
-
 def over_seeds(values, bounds=None, level=0.95):
     """(mean, low, high) of one value a seed [n]: Student's t on the scale of `bounds`; one seed has
     no ends (None).
@@ -97,8 +113,6 @@ def over_seeds(values, bounds=None, level=0.95):
         return float(values[0]), float(values[0]), float(values[0])
     error = values.std(ddof=1) / np.sqrt(len(values))
     return mean, *_student(mean, error, len(values), bounds, level)
-
-
 
 
 def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000, seed=0):
@@ -137,8 +151,6 @@ def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000,
     return mean, *_around(mean, *ends), len(values)
 
 
-
-
 def of_share(right, n, level=0.95):
     """(low, high) for `right` successes in n independent trials: Wilson's, Clopper-Pearson's where
     all or none succeeded, NaN for no trial."""
@@ -150,19 +162,13 @@ def of_share(right, n, level=0.95):
     return float(ends.low), float(ends.high)
 
 
-
-
 def _exact(right, n, level):
     ends = stats.binomtest(right, n).proportion_ci(level, method="exact")
     return float(ends.low), float(ends.high)
 
 
-
-
 def _student(mean, error, n, bounds, level):
     return from_half_width(mean, float(special.stdtrit(n - 1, (1 + level) / 2) * error), bounds)
-
-
 
 
 def from_half_width(mean, half, bounds):
@@ -182,14 +188,10 @@ def from_half_width(mean, half, bounds):
     return _around(mean, *(start + width * special.expit(middle + sign * wide) for sign in (-1, 1)))
 
 
-
-
 def _around(mean, low, high):
     """The ends, which rounding may put on the wrong side of the mean: an error bar has no negative
     length."""
     return float(min(low, mean)), float(max(high, mean))
-
-
 
 
 def _bootstrap(total, rows, *, level, draws, seed):
@@ -197,20 +199,23 @@ def _bootstrap(total, rows, *, level, draws, seed):
     t = special.stdtrit(n - 1, (1 + level) / 2)
     level = 1 - 2 * special.ndtr(-t * np.sqrt(n / (n - 1)))
     found = stats.bootstrap(
-        (total, rows), _ratio, paired=True, vectorized=True, n_resamples=draws, batch=max(1, 1_000_000 // n),
-        confidence_level=level, method="BCa", rng=np.random.Generator(np.random.PCG64([seed, STREAM])),
+        (total, rows),
+        _ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=draws,
+        batch=max(1, 1_000_000 // n),
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.Generator(np.random.PCG64([seed, STREAM])),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
 
 
 def _ratio(total, rows, axis):
     return np.round(
         total.sum(axis=axis) / rows.sum(axis=axis), 12
     )  # equal means are equal on every processor
-
-
 
 
 def _codes(prompts, n):
@@ -223,8 +228,6 @@ def _codes(prompts, n):
     return np.array([known.setdefault(x, len(known)) for x in prompts], dtype=int)
 
 
-
-
 def _inside(values, bounds):
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values)]
@@ -235,13 +238,9 @@ def _inside(values, bounds):
     return bool(values.min() >= low - slack and (high is None or values.max() <= high + slack))
 
 
-
-
 def _words(bounds):
     low, high = bounds
     return f"{low:g} and above" if high is None else f"{low:g} to {high:g}"
-
-
 
 
 def summarise(rows, by, quantities, *, difference=False, percent=False):
@@ -261,5 +260,3 @@ def summarise(rows, by, quantities, *, difference=False, percent=False):
             row |= dict(zip((q, f"{q}_low", f"{q}_high"), (mean, *ends)))
         out.append(row)
     return pd.DataFrame(out)
-
-

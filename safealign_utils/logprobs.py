@@ -38,15 +38,13 @@ def attention_bias(model, batch):
     return near if len(kinds) == 1 else {"full_attention": bias, "sliding_attention": near}
 
 
-
-
 def hidden_states(model, batch):
     """Last hidden states [K, D] at the places of a `Packed` batch from which its tokens are predicted."""
     bias = attention_bias(model, batch)
-    out = model.base_model(input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False)
+    out = model.base_model(
+        input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False
+    )
     return out.last_hidden_state.flatten(0, 1)[batch.source]
-
-
 
 
 class LogProbs(torch.nn.Module):
@@ -60,7 +58,9 @@ class LogProbs(torch.nn.Module):
     def __init__(self, policy):
         super().__init__()
         self.model, self.constrained, self.bf16 = policy.model, policy.constrained, policy.bf16
-        self._no_split_modules = policy.model._no_split_modules  # what FSDP may not take apart: the decoder layers
+        self._no_split_modules = (
+            policy.model._no_split_modules
+        )  # what FSDP may not take apart: the decoder layers
 
     def forward(self, batch: Packed):
         with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self.bf16):
@@ -80,8 +80,6 @@ class LogProbs(torch.nn.Module):
         return chosen - (inside if self.constrained else everything), inside - everything
 
 
-
-
 @dataclass(frozen=True)
 class ReferenceTable:
     """Log-probs of every response token of N pairs under a frozen policy, one array a response."""
@@ -91,9 +89,9 @@ class ReferenceTable:
 
     def rows(self, rows, like):
         """Padded tables [B, T_w] and [B, T_l] of some pairs, in the type and on the device of `like`."""
-        return tuple(_pad([values[i] for i in rows]).to(like) for values in (self.chosen, self.rejected))
-
-
+        return tuple(
+            _pad([values[i] for i in rows]).to(like) for values in (self.chosen, self.rejected)
+        )
 
 
 def log_ratios(module, tokens, rows, policy, reference):
@@ -101,7 +99,10 @@ def log_ratios(module, tokens, rows, policy, reference):
 
     `module` is a `LogProbs` of `policy`; `reference` a `ReferenceTable`, or a frozen `LogProbs` to ask anew.
     """
-    batch, lengths = tokens.batch(rows, policy).to(policy.device), (tokens.lengths_w[rows], tokens.lengths_l[rows])
+    batch, lengths = (
+        tokens.batch(rows, policy).to(policy.device),
+        (tokens.lengths_w[rows], tokens.lengths_l[rows]),
+    )
     logp, log_allowed = module(batch)
     w, l = split(logp, *lengths)
     if isinstance(reference, ReferenceTable):
@@ -112,14 +113,10 @@ def log_ratios(module, tokens, rows, policy, reference):
     return w - ref_w, l - ref_l, log_allowed
 
 
-
-
 # ---------------------------------------------------------------- all responses of the world, as a trie
 @lru_cache(maxsize=4)
 def _forest(grammar, group):
     return grammar.forest(group)
-
-
 
 
 def token_logps(policy, prompt_id, *, group=GROUP):
@@ -151,8 +148,6 @@ def token_logps(policy, prompt_id, *, group=GROUP):
     return out
 
 
-
-
 def trie_logprobs(policy, prompts):
     """{prompt id: log-prob of every node of its response trie, float64 [M]} of a policy of the
     world.
@@ -173,8 +168,6 @@ def trie_logprobs(policy, prompts):
     return nodes
 
 
-
-
 # ---------------------------------------------------------------- log pi_ref, by response
 def reference_logprobs(policy, tokens, *, batch_size=0):
     """The `ReferenceTable` of tokenised pairs (`pairs.TokenPairs`) under a frozen policy.
@@ -189,7 +182,9 @@ def reference_logprobs(policy, tokens, *, batch_size=0):
     if tokens.states_w is not None:
         return _from_tries(policy, tokens)
     every = Responses(tokens)
-    inputs = dict(policy=policy) if reads_alike(policy) else dict(policy=policy, responses=every.names)
+    inputs = (
+        dict(policy=policy) if reads_alike(policy) else dict(policy=policy, responses=every.names)
+    )
     kind = f"reference/{distributed.agree(cache.key('reference', **inputs))}"
     known = _known(kind)
     wanted = set(every.names) - set(known)
@@ -204,8 +199,6 @@ def reference_logprobs(policy, tokens, *, batch_size=0):
             arrays = {"names": written, "lengths": lengths, "logp": np.concatenate(found)}
             cache.store(kind, cache.digest(*names), arrays)
     return ReferenceTable(*every.in_pairs(known))
-
-
 
 
 def _from_tries(policy, tokens):
@@ -223,14 +216,10 @@ def _from_tries(policy, tokens):
     return ReferenceTable(values(tokens.chosen), values(tokens.rejected))
 
 
-
-
 def reads_alike(policy):
     """Whether a policy gives a response the same log-probs in any batch, but for rounding: in
     float32 and better."""
     return not policy.bf16 and torch.finfo(policy.model.dtype).bits >= 32
-
-
 
 
 class Responses:
@@ -244,7 +233,9 @@ class Responses:
     def parts(self, number):
         """(prompt, response) of a number."""
         row, rejected = divmod(number, 2)
-        return self.tokens.prompts[row], (self.tokens.rejected if rejected else self.tokens.chosen)[row]
+        return self.tokens.prompts[row], (self.tokens.rejected if rejected else self.tokens.chosen)[
+            row
+        ]
 
     @staticmethod
     def _name(prompt, response):
@@ -273,8 +264,6 @@ class Responses:
         return values[0::2], values[1::2]
 
 
-
-
 def _known(kind):
     """{name: log-probs} of all responses that are kept for a policy."""
     out = {}
@@ -287,12 +276,8 @@ def _known(kind):
     return out
 
 
-
-
 def _parts(items, size):
     return [items[i : i + size] for i in range(0, len(items), max(1, size))]
-
-
 
 
 @torch.no_grad()
@@ -309,16 +294,18 @@ def _compute(policy, every, numbers, batch_size):
     batches = []
     for width in (2, 1):
         wide = [row for row in rows if len(row) == width]
-        wide.sort(key=lambda row: sum(len(every.parts(n)[1]) for n in row) + len(every.parts(row[0])[0]))
+        wide.sort(
+            key=lambda row: sum(len(every.parts(n)[1]) for n in row) + len(every.parts(row[0])[0])
+        )
         batches += _parts(wide, max(1, batch_size // width))
     module, found = LogProbs(policy).eval(), {}
     for batch in batches[distributed.rank() :: distributed.count()]:
         for number, values in _read(module, policy, every, batch):
             found[number] = values
-    found = {number: values for share in distributed.gather(found) for number, values in share.items()}
+    found = {
+        number: values for share in distributed.gather(found) for number, values in share.items()
+    }
     return [found[number] for number in numbers]
-
-
 
 
 def _read(module, policy, every, batch):
@@ -330,5 +317,3 @@ def _read(module, policy, every, batch):
     numbers = [number for row in batch for number in row]
     lengths = [len(every.parts(number)[1]) for number in numbers]
     return zip(numbers, (part.cpu().numpy() for part in logp.split(lengths)))
-
-

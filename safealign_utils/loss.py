@@ -26,9 +26,9 @@ class PairLoss:
     z: torch.Tensor
 
 
-
-
-def preference_loss(logratio_w, logratio_l, *, beta, p=1.0, margin=0.0, tokens_w=None, tokens_l=None):
+def preference_loss(
+    logratio_w, logratio_l, *, beta, p=1.0, margin=0.0, tokens_w=None, tokens_l=None
+):
     """The one loss, per pair. Token log-ratios [B, T_w], [B, T_l] are zero behind a response's end.
 
     `p`, `margin` are numbers or [B]; `tokens_w`, `tokens_l` the token lever, numbers [B, T], None for all.
@@ -42,8 +42,6 @@ def preference_loss(logratio_w, logratio_l, *, beta, p=1.0, margin=0.0, tokens_w
     return PairLoss(loss, logratio_w.sum(-1), logratio_l.sum(-1), z)
 
 
-
-
 def ordered(gap):
     """1 where a gap is above 0, 1/2 where it is 0, else 0, in float64: what an accuracy counts.
 
@@ -54,15 +52,15 @@ def ordered(gap):
     return torch.where(gap.abs() <= noise, 0.5, (gap > 0).double())
 
 
-
-
 def check_levers(p, margin, beta):
     """Refuse what would change the optimum's meaning. `p`, `margin` [N]; raises ValueError."""
     p, margin = torch.tensor(p), torch.tensor(margin)
     if not (beta > 0 and beta < float("inf")):
         raise ValueError(f"beta={beta}: the KL strength is a positive finite number")
     if not bool(((p >= 0) & (p <= 1)).all()):
-        raise ValueError(f"p={p[~((p >= 0) & (p <= 1))][0].item()}: the winner lever is a probability, between 0 and 1")
+        raise ValueError(
+            f"p={p[~((p >= 0) & (p <= 1))][0].item()}: the winner lever is a probability, between 0 and 1"
+        )
     if not bool(torch.isfinite(margin).all()):
         raise ValueError("margin: every margin must be finite")
     both = (margin != 0) & (p > 0) & (p < 1)
@@ -72,5 +70,3 @@ def check_levers(p, margin, beta):
             f"margin={margin[row].item():g} with p={p[row].item():g} on pair {row}: a margin needs a hard label "
             "(p 0 or 1), with a soft one it would move the optimum"
         )
-
-

@@ -26,8 +26,6 @@ class Packed:
         return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})
 
 
-
-
 def pack(prompts, responses, *, pad_id, allowed=None, padding="right"):
     """Pack B prompts with J responses each (lists of int arrays; responses[j][b]) into one `Packed`.
 
@@ -54,28 +52,30 @@ def pack(prompts, responses, *, pad_id, allowed=None, padding="right"):
     mask |= torch.eye(T, dtype=torch.bool)  # padding sees itself: no row of the softmax is empty
     every = [branch[b] for b in range(B) for branch in responses]
     if allowed is not None:
-        allowed = torch.from_numpy(np.concatenate([branch[b] for b in range(B) for branch in allowed]))
+        allowed = torch.from_numpy(
+            np.concatenate([branch[b] for b in range(B) for branch in allowed])
+        )
     arrays = (ids, positions, np.array(source), np.concatenate(every))
     ids, positions, source, target = (torch.from_numpy(a.astype(np.int64)) for a in arrays)
     return Packed(ids, positions, mask[:, None], source, target, allowed)
 
 
-
-
 def split(values, lengths_w, lengths_l):
     """Spread values [K] of a batch of pairs over two padded tables [B, T_w] and [B, T_l], zeros behind the end."""
     mask_w, mask_l = length_mask(lengths_w), length_mask(lengths_l)
-    owner = np.repeat(np.tile([True, False], len(lengths_w)), np.stack([lengths_w, lengths_l], 1).ravel())
+    owner = np.repeat(
+        np.tile([True, False], len(lengths_w)), np.stack([lengths_w, lengths_l], 1).ravel()
+    )
     owner = torch.from_numpy(owner).to(values.device)
     tables = []
     for mask, mine in ((mask_w, owner), (mask_l, ~owner)):
         mask = mask.to(values.device)
         tables.append(
-            torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values[mine])
+            torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(
+                mask, values[mine]
+            )
         )
     return tables
-
-
 
 
 def length_mask(lengths):
@@ -83,12 +83,8 @@ def length_mask(lengths):
     return torch.arange(int(max(lengths)))[None] < torch.as_tensor(np.asarray(lengths))[:, None]
 
 
-
-
 def _pad(rows):
     table = np.zeros((len(rows), max(map(len, rows))), dtype=rows[0].dtype)
     for i, row in enumerate(rows):
         table[i, : len(row)] = row
     return torch.from_numpy(table)
-
-

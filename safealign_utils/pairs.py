@@ -18,8 +18,22 @@ LABELS = {"better": "better_response_id", "safer": "safer_response_id"}
 SAFE = ("is_response_0_safe", "is_response_1_safe")
 # Words in the name of a split; test_prefs, train-sft, 30k_test and the like hold one of them.
 TRAINED = ("train", "training", "trainset")
-HELD_OUT = ("test", "testing", "tests", "testset", "val", "valid", "validation", "valset", "dev", "devset", "eval",
-            "evaluation", "heldout", "holdout")
+HELD_OUT = (
+    "test",
+    "testing",
+    "tests",
+    "testset",
+    "val",
+    "valid",
+    "validation",
+    "valset",
+    "dev",
+    "devset",
+    "eval",
+    "evaluation",
+    "heldout",
+    "holdout",
+)
 
 
 def split_pairs(table, *, heldout=0.15):
@@ -53,8 +67,6 @@ def split_pairs(table, *, heldout=0.15):
     return train, test, report
 
 
-
-
 def _held_out_names(splits):
     """{name: is it held out} of the names in a column of splits."""
     out, counts = {}, splits.value_counts()
@@ -70,14 +82,10 @@ def _held_out_names(splits):
     return out
 
 
-
-
 def some_of_every_source(table, n):
     """At most n rows, in their order: the first of each `source` in turn, so that none is left out."""
     turn = table.groupby("source").cumcount().to_numpy()
     return table.iloc[np.sort(np.argsort(turn, kind="stable")[:n])].reset_index(drop=True)
-
-
 
 
 # ---------------------------------------------------------------- labels: the winner lever
@@ -88,7 +96,9 @@ def label(table, by="auto"):
     row has no first), or auto: better where any row has it. Raises ValueError where no row has the label.
     """
     if by not in ("auto", "safer_or_better", "better_or_safer", *LABELS):
-        raise ValueError(f"label={by!r}: choose auto, better, safer, safer_or_better or better_or_safer")
+        raise ValueError(
+            f"label={by!r}: choose auto, better, safer, safer_or_better or better_or_safer"
+        )
     by = by if by != "auto" else "better" if table.better_response_id.notna().any() else "safer"
     first, *second = (LABELS[name] for name in by.split("_or_"))
     labels = table[first].fillna(table[second[0]]) if second else table[first]
@@ -100,16 +110,14 @@ def label(table, by="auto"):
     return table.assign(chosen=labels[known].astype(int), p=1.0, margin=0.0).reset_index(drop=True)
 
 
-
-
 def with_safety(table):
     """The rows with both safety labels. Raises ValueError where there are none."""
     known = table.dropna(subset=list(SAFE))
     if known.empty:
-        raise ValueError(f"data: no row has both {SAFE[0]} and {SAFE[1]}; SafeDPO needs safety labels")
+        raise ValueError(
+            f"data: no row has both {SAFE[0]} and {SAFE[1]}; SafeDPO needs safety labels"
+        )
     return known.reset_index(drop=True)
-
-
 
 
 def soft_label(table, score_0, score_1):
@@ -122,9 +130,9 @@ def soft_label(table, score_0, score_1):
     """
     gap = np.asarray(score_0, dtype=float) - np.asarray(score_1, dtype=float)
     first = np.round(gap, 9) >= 0
-    return table.assign(chosen=np.where(first, 0, 1), p=1 / (1 + np.exp(np.where(first, -gap, gap))), margin=0.0)
-
-
+    return table.assign(
+        chosen=np.where(first, 0, 1), p=1 / (1 + np.exp(np.where(first, -gap, gap))), margin=0.0
+    )
 
 
 def data_hash(table):
@@ -132,5 +140,3 @@ def data_hash(table):
     columns = [c for c in (*TEXT, *SAFE, *LABELS.values(), "chosen", "p", "margin") if c in table]
     plain = lambda v: None if pd.isna(v) else round(v, 9) if isinstance(v, float) else v
     return cache.digest([list(map(plain, table[c].tolist())) for c in columns])
-
-

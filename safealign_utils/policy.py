@@ -33,10 +33,16 @@ def at_work(policy, device):
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
 LARGE = 10**7  # weights: from here on a hash takes long enough to be kept
 _hashes = weakref.WeakKeyDictionary()
-WORLD_MODEL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176)
-torch.set_num_threads(int(os.environ.get("SAFEALIGN_THREADS", "1")))  # two spinning processes are 10x slower
+WORLD_MODEL = dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176
+)
+torch.set_num_threads(
+    int(os.environ.get("SAFEALIGN_THREADS", "1"))
+)  # two spinning processes are 10x slower
 torch.use_deterministic_algorithms(True, warn_only=True)
-torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it; filling cost 9 % of a step
+torch.utils.deterministic.fill_uninitialized_memory = (
+    False  # nothing here reads it; filling cost 9 % of a step
+)
 transformers.utils.logging.disable_progress_bar()
 
 
@@ -73,9 +79,21 @@ class Policy:
         """All that decides a log-probability: weights, and how and where they are read."""
         net = self.model
         parts = [[name, type(part), settings_of(part)] for name, part in net.named_modules()]
-        hooks = [[*part._forward_hooks.values(), *part._forward_pre_hooks.values()] for part in net.modules()]
+        hooks = [
+            [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+            for part in net.modules()
+        ]
         attention = getattr(net.config, "_attn_implementation", "")
-        return [self.hash, self.constrained, self.bf16, self.grammar, self.device.type, attention, parts, hooks]
+        return [
+            self.hash,
+            self.constrained,
+            self.bf16,
+            self.grammar,
+            self.device.type,
+            attention,
+            parts,
+            hooks,
+        ]
 
     @property
     def device(self):
@@ -88,7 +106,9 @@ class Policy:
 
     def copy(self, **changes):
         """A copy with weights of its own; those under an adapter, which nobody changes, are shared."""
-        return replace(self, model=adapters.copy_sharing(self.model, lambda p: not p.requires_grad), **changes)
+        return replace(
+            self, model=adapters.copy_sharing(self.model, lambda p: not p.requires_grad), **changes
+        )
 
     def to(self, dtype, device="cpu"):
         """A copy that computes in float64, float32 or bfloat16 (weights then stay in float32) on a device."""
@@ -111,8 +131,6 @@ class Policy:
         self.tokenizer.save_pretrained(folder)
 
 
-
-
 def weights_hash(net, *said):
     """Hash of a network's weights and buffers, and of further plain values.
 
@@ -129,8 +147,6 @@ def weights_hash(net, *said):
     return _hashes[net][1]
 
 
-
-
 def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=512, **shape):
     """A Llama with fresh weights; the seed is set before the model is built.
 
@@ -138,15 +154,18 @@ def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=51
     """
     shape = {**WORLD_MODEL, **shape}
     config = LlamaConfig(
-        vocab_size=len(tokenizer), initializer_range=init_std, tie_word_embeddings=True,
+        vocab_size=len(tokenizer),
+        initializer_range=init_std,
+        tie_word_embeddings=True,
         max_position_embeddings=max_positions,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-        attn_implementation="sdpa", **shape,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        attn_implementation="sdpa",
+        **shape,
     )
     with seeded(seed):
         return Policy(LlamaForCausalLM(config).eval(), tokenizer, grammar)
-
-
 
 
 @contextlib.contextmanager
@@ -155,5 +174,3 @@ def seeded(seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-

@@ -20,7 +20,9 @@ from .world.language import EOS
 SHIPPED = Path(__file__).parent / "world" / "reference_policies"
 SFT = dict(steps=1600, batch_size=32, learning_rate=6e-3)
 SCRATCH_VOCABULARY = 2048
-SCRATCH_MODEL = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=352)
+SCRATCH_MODEL = dict(
+    hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=352
+)
 SCRATCH_SFT = dict(steps=200, batch_size=16, learning_rate=3e-3)
 
 
@@ -38,15 +40,11 @@ def word_tokenizer(words):
     )
 
 
-
-
 # ---------------------------------------------------------------- the world's reference policies
 def world_policy(world, *, seed, **shape):
     """A policy of the world with fresh weights; `shape` changes that of WORLD_MODEL."""
     tokenizer = word_tokenizer(world.words)
     return new_policy(tokenizer, seed=seed, grammar=Grammar(world, tokenizer.get_vocab()), **shape)
-
-
 
 
 def reference_policy(world, *, seed):
@@ -58,15 +56,19 @@ def reference_policy(world, *, seed):
     file = SHIPPED / f"{world.size}_seed{seed}.safetensors"
     if file.is_file():
         shipped = load_file(file)
-        shipped["lm_head.weight"] = shipped.get("model.embed_tokens.weight")  # tied to the embeddings
-        shapes = lambda state: {name: getattr(value, "shape", None) for name, value in state.items()}
+        shipped["lm_head.weight"] = shipped.get(
+            "model.embed_tokens.weight"
+        )  # tied to the embeddings
+        shapes = lambda state: {
+            name: getattr(value, "shape", None) for name, value in state.items()
+        }
         if shapes(shipped) != shapes(policy.model.state_dict()):
-            raise ValueError(f"{file.name} was made for another world; run python -m safealign_utils.references")
+            raise ValueError(
+                f"{file.name} was made for another world; run python -m safealign_utils.references"
+            )
         policy.model.load_state_dict(shipped)
         return policy, "shipped"
     return train_reference(world, seed=seed), "trained"
-
-
 
 
 def train_reference(world, *, seed, use_cache=True, shape=None, **changes):
@@ -82,8 +84,6 @@ def train_reference(world, *, seed, use_cache=True, shape=None, **changes):
     return fine_tune(policy, prompts, responses, seed=seed, use_cache=use_cache, **setting).policy
 
 
-
-
 # ---------------------------------------------------------------- from scratch on real text
 def scratch_policy(texts, prompts, responses, *, seed, max_length):
     """A byte-pair tokenizer and a small Llama trained on nothing but the given texts, then fine-tuned.
@@ -96,20 +96,22 @@ def scratch_policy(texts, prompts, responses, *, seed, max_length):
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=SCRATCH_VOCABULARY, special_tokens=["<pad>", EOS], show_progress=False,
+        vocab_size=SCRATCH_VOCABULARY,
+        special_tokens=["<pad>", EOS],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<pad>", eos_token=EOS, clean_up_tokenization_spaces=False
     )
-    policy = new_policy(tokenizer, seed=seed, init_std=0.02, max_positions=max(512, max_length), **SCRATCH_MODEL)
+    policy = new_policy(
+        tokenizer, seed=seed, init_std=0.02, max_positions=max(512, max_length), **SCRATCH_MODEL
+    )
     x, y = encode_prompts(prompts, policy), encode_responses(responses, tokenizer)
     x = [ids[-max_length // 2 :] for ids in x]
     y = [ids[: max_length - len(start)] for ids, start in zip(y, x)]
     return fine_tune(policy, x, y, seed=seed, **SCRATCH_SFT).policy
-
-
 
 
 def main():
@@ -120,7 +122,10 @@ def main():
     for seed in range(5):
         state = train_reference(world, seed=seed, use_cache=False).model.state_dict()
         state.pop("lm_head.weight", None)  # tied to the embeddings
-        save_file({k: v.contiguous() for k, v in state.items()}, SHIPPED / f"default_seed{seed}.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in state.items()},
+            SHIPPED / f"default_seed{seed}.safetensors",
+        )
         print(f"seed {seed}: written")
 
 

@@ -41,7 +41,13 @@ def generate(policy, prompts, *, max_tokens, temperature=1.0, seed=0, batch_size
     asked = cache.key("answers", policy=policy, ends=sorted(ends), temperature=float(temperature))
     order, mine = np.argsort([-len(x) for x in ids], kind="stable"), {}
     starts = range(0, len(order), batch_size)[distributed.rank() :: distributed.count()]
-    bar = tqdm(total=len(starts), desc="answers", unit="batch", disable=not sys.stderr.isatty(), leave=False)
+    bar = tqdm(
+        total=len(starts),
+        desc="answers",
+        unit="batch",
+        disable=not sys.stderr.isatty(),
+        leave=False,
+    )
     for start in starts:
         rows = order[start : start + batch_size]
         batch = [ids[i] for i in rows]
@@ -51,15 +57,19 @@ def generate(policy, prompts, *, max_tokens, temperature=1.0, seed=0, batch_size
         if stored:
             said = np.split(stored[0]["ids"], np.cumsum(stored[0]["lengths"])[:-1])
         else:
-            said = sample(policy, batch, u[rows], categories=own, temperature=temperature, ends=ends)
-            cache.store("answers", key, {"ids": np.concatenate(said), "lengths": np.array([len(y) for y in said])})
+            said = sample(
+                policy, batch, u[rows], categories=own, temperature=temperature, ends=ends
+            )
+            cache.store(
+                "answers",
+                key,
+                {"ids": np.concatenate(said), "lengths": np.array([len(y) for y in said])},
+            )
         mine |= zip(rows.tolist(), (text.strip() for text in decode(policy, said, ends)))
         bar.update()
     bar.close()
     all_of_them = {i: text for share in distributed.gather(mine) for i, text in share.items()}
     return [all_of_them[i] for i in range(len(prompts))]
-
-
 
 
 def converse(policy, conversations, **options):
@@ -80,8 +90,6 @@ def converse(policy, conversations, **options):
     return [tuple(y) for y in said]
 
 
-
-
 def answer(policy, table, **options):
     """A table of prompts (`prompts.load_prompts`) with a policy's answers to them, drawn with `options` of `generate`.
 
@@ -89,8 +97,6 @@ def answer(policy, table, **options):
     """
     said = converse(policy, table.turns.tolist(), **options)
     return table.assign(answers=said, response=[y[0] for y in said])
-
-
 
 
 def end_ids(policy):
@@ -105,8 +111,6 @@ def end_ids(policy):
     return own | (named if named & (own | {policy.tokenizer.eos_token_id}) else set())
 
 
-
-
 def _messages(asked, said):
     out = []
     for question, reply in zip(asked, [*said, None]):
@@ -116,24 +120,20 @@ def _messages(asked, said):
     return out
 
 
-
-
 def _numbers(keys, max_tokens, seed):
     """Uniform numbers [N, max_tokens], a stream of its own for every key and every time that it comes."""
     seen, out = {}, np.empty((len(keys), max_tokens))
     for i, key in enumerate(keys):
         seen[key] = seen.get(key, -1) + 1
-        out[i] = uniforms(1, max_tokens, seed=[seed, STREAM, int(cache.digest(key), 16), seen[key]])[0]
+        out[i] = uniforms(
+            1, max_tokens, seed=[seed, STREAM, int(cache.digest(key), 16), seen[key]]
+        )[0]
     return out
-
-
 
 
 def uniforms(n, max_tokens, *, seed):
     """Uniform numbers [N, max_tokens] in [0, 1), the same on every machine; `seed` is a number or a list."""
     return np.random.Generator(np.random.PCG64(seed)).random((n, max_tokens))
-
-
 
 
 @torch.no_grad()
@@ -155,7 +155,10 @@ def sample(policy, prompts, u, *, categories=None, temperature=1.0, ends=()):
         raise ValueError(
             f"prompts: one has {longest} tokens; with {u.shape[1]} to come it exceeds the model's {room} positions"
         )
-    ids, mask = np.full((N, longest), policy.pad_id), np.zeros((N, longest + u.shape[1]), dtype=np.int64)
+    ids, mask = (
+        np.full((N, longest), policy.pad_id),
+        np.zeros((N, longest + u.shape[1]), dtype=np.int64),
+    )
     for i, x in enumerate(prompts):  # padded on the left: all prompts end at the same place
         ids[i, longest - len(x) :], mask[i, longest - len(x) :] = x, 1
     position = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
@@ -169,8 +172,12 @@ def sample(policy, prompts, u, *, categories=None, temperature=1.0, ends=()):
         step = slice(0, longest) if t == 0 else slice(seen - 1, seen)
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.bf16):
             reply = model(
-                input_ids=there(ids), attention_mask=there(mask[:, :seen]), position_ids=there(position[:, step]),
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
+                input_ids=there(ids),
+                attention_mask=there(mask[:, :seen]),
+                position_ids=there(position[:, step]),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
         logits = reply.logits[:, -1].double()
         if grammar:
@@ -179,18 +186,24 @@ def sample(policy, prompts, u, *, categories=None, temperature=1.0, ends=()):
             token = logits.argmax(-1).cpu().numpy()
         else:
             cdf = (logits / temperature).softmax(-1).cumsum(-1)
-            token = torch.searchsorted(cdf, there(u[:, t : t + 1]) * cdf[:, -1:], right=True)[:, 0].cpu().numpy()
+            token = (
+                torch.searchsorted(cdf, there(u[:, t : t + 1]) * cdf[:, -1:], right=True)[:, 0]
+                .cpu()
+                .numpy()
+            )
         out.append(np.where(open_, token, -1))
         open_ &= ~np.isin(token, ends)
         if not open_.any():
             break
         if grammar:
-            state = np.where(open_, grammar.next_state(np.where(open_, state, 0), np.where(open_, token, -1)), state)
+            state = np.where(
+                open_,
+                grammar.next_state(np.where(open_, state, 0), np.where(open_, token, -1)),
+                state,
+            )
         ids = np.where(open_, token, policy.pad_id)[:, None]
     table = np.stack(out, axis=1)
     return [row[row >= 0] for row in table]
-
-
 
 
 @dataclass(frozen=True)
@@ -204,16 +217,14 @@ class Drawn:
     allowed: list | None
 
 
-
-
 def encode(policy, texts):
     """(ids of the prompts as a list of int arrays, their categories in the world or None)."""
     if policy.grammar is None:
         return encode_prompts(texts, policy), None
     numbers = [policy.grammar.world.prompt_id(x) for x in texts]
-    return [np.array(ids) for ids in policy.tokenizer(list(texts))["input_ids"]], policy.grammar.category[numbers]
-
-
+    return [
+        np.array(ids) for ids in policy.tokenizer(list(texts))["input_ids"]
+    ], policy.grammar.category[numbers]
 
 
 def decode(policy, responses, ends=()):
@@ -226,8 +237,6 @@ def decode(policy, responses, ends=()):
     return tokenizer.batch_decode(said, skip_special_tokens=True)
 
 
-
-
 def draw(policy, texts, u, **options):
     """Sample one response to each of N prompt texts with the uniform numbers `u` [N, T]: a `Drawn`."""
     prompts, categories = encode(policy, texts)
@@ -235,10 +244,10 @@ def draw(policy, texts, u, **options):
     words, grammar, allowed = decode(policy, out, options.get("ends", ())), policy.grammar, None
     if policy.constrained:
         if any(y[-1] != policy.tokenizer.eos_token_id for y in out):
-            raise ValueError(f"u: {u.shape[1]} tokens are too few for the world's responses; use 48")
+            raise ValueError(
+                f"u: {u.shape[1]} tokens are too few for the world's responses; use 48"
+            )
         numbers = [grammar.world.prompt_id(x) for x in texts]
         states = [grammar.response(x, grammar.number(x, y))[1] for x, y in zip(numbers, out)]
         allowed = [grammar.allowed[s] for s in states]
     return Drawn(prompts, out, words, allowed)
-
-

@@ -8,15 +8,21 @@ TEMPLATES = ("auto", "dialogue", "safe_rlhf", "chat", "plain")
 TURN = re.compile(r"(\ASystem|(?:\A|\n\n)(?:Human|Assistant)):")
 ROLES = {"System": "system", "Human": "user", "Assistant": "assistant"}
 # How chat formats mark turns and ends: ChatML and Llama 3, Llama 2 and Mistral, Gemma, DeepSeek.
-MARKERS = r"<\|\w+\|>|<｜[^｜<>]+｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos)>"
-DATE = "26 Jul 2024"  # Llama 3's templates write today's date: the same tokens every day need one date
+MARKERS = (
+    r"<\|\w+\|>|<｜[^｜<>]+｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos)>"
+)
+DATE = (
+    "26 Jul 2024"  # Llama 3's templates write today's date: the same tokens every day need one date
+)
 
 
 # ---------------------------------------------------------------- templates
 def check_template(tokenizer, template="auto"):
     """The template that `template` stands for. Raises ValueError, with the fix, where the tokenizer cannot write it."""
     if template not in TEMPLATES:
-        raise ValueError(f"template={template!r}: choose {', '.join(TEMPLATES[:-1])} or {TEMPLATES[-1]}")
+        raise ValueError(
+            f"template={template!r}: choose {', '.join(TEMPLATES[:-1])} or {TEMPLATES[-1]}"
+        )
     if template == "auto":
         template = "chat" if tokenizer.chat_template else "dialogue"
     if template != "chat":
@@ -37,13 +43,9 @@ def check_template(tokenizer, template="auto"):
     return template
 
 
-
-
 def format_prompt(prompt):
     """The template `dialogue`: a dialogue that already ends with the assistant's turn stays as it is."""
     return prompt if prompt.rstrip().endswith("Assistant:") else f"USER: {prompt} ASSISTANT:"
-
-
 
 
 def turns(prompt):
@@ -58,10 +60,10 @@ def turns(prompt):
             out.append({"role": ROLES[role.strip()], "content": text.strip()})
     if out and out[-1] == {"role": "assistant", "content": ""}:
         out.pop()
-    is_dialogue = not head.strip() and out and out[0]["role"] != "assistant" and out[-1]["role"] == "user"
+    is_dialogue = (
+        not head.strip() and out and out[0]["role"] != "assistant" and out[-1]["role"] == "user"
+    )
     return out if is_dialogue else [{"role": "user", "content": prompt}]
-
-
 
 
 def dialogue(messages):
@@ -73,18 +75,18 @@ def dialogue(messages):
     return "\n\n".join([*said, "Assistant:"])
 
 
-
-
 def encode_prompts(prompts, policy):
     """Ids of the prompts in the policy's template, up to where the answer begins: a list of int arrays."""
     tokenizer, template = policy.tokenizer, check_template(policy.tokenizer, policy.template)
-    ids = _ids(tokenizer, write_prompts(prompts, tokenizer, template), special=template in ("chat", "plain"))
+    ids = _ids(
+        tokenizer,
+        write_prompts(prompts, tokenizer, template),
+        special=template in ("chat", "plain"),
+    )
     if template == "chat":
         return [np.array(row) for row in ids]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return [np.array(row if row[:1] == start else start + row) for row in ids]
-
-
 
 
 def write_prompts(prompts, tokenizer, template):
@@ -97,8 +99,6 @@ def write_prompts(prompts, tokenizer, template):
         _check_markers(prompts, template, marker_pattern(tokenizer))
     write = {"dialogue": format_prompt, "safe_rlhf": _safe_rlhf, "plain": str}[template]
     return [write(x) for x in prompts]
-
-
 
 
 def encode_responses(responses, tokenizer, template="dialogue"):
@@ -116,12 +116,12 @@ def encode_responses(responses, tokenizer, template="dialogue"):
     ids = _ids(tokenizer, responses)
     if template != "dialogue":
         mark, (bare, after) = _ids(tokenizer, ["\n"])[0], _ids(tokenizer, ["a", "\na"])
-        if after != mark + bare:  # a space was put before the text: read it behind a newline, then drop the newline
+        if (
+            after != mark + bare
+        ):  # a space was put before the text: read it behind a newline, then drop the newline
             marked = _ids(tokenizer, ["\n" + y for y in responses])
             ids = [m[len(mark) :] if m[: len(mark)] == mark else row for m, row in zip(marked, ids)]
     return [np.array([*row, end]) for row in ids]
-
-
 
 
 def end_id(tokenizer, template):
@@ -133,19 +133,17 @@ def end_id(tokenizer, template):
     return tokenizer.eos_token_id
 
 
-
-
 def _ids(tokenizer, texts, special=False):
     """Ids without added tokens. Unless `special`, the name of a special token inside a text is plain text."""
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not special)["input_ids"]
-
-
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not special)[
+        "input_ids"
+    ]
 
 
 def _special_tokens(tokenizer):
-    return {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
-
-
+    return {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(
+        tokenizer.all_special_tokens
+    )
 
 
 def marker_pattern(tokenizer=None):
@@ -155,9 +153,9 @@ def marker_pattern(tokenizer=None):
     A special token that is an ordinary word, as in some small tokenizers, is no mark.
     """
     names = [] if tokenizer is None else sorted(_special_tokens(tokenizer), key=len, reverse=True)
-    return re.compile("|".join([*(re.escape(name) for name in names if re.search(r"[<\[|]", name)), MARKERS]))
-
-
+    return re.compile(
+        "|".join([*(re.escape(name) for name in names if re.search(r"[<\[|]", name)), MARKERS])
+    )
 
 
 def _check_markers(prompts, template, pattern):
@@ -169,8 +167,6 @@ def _check_markers(prompts, template, pattern):
             )
 
 
-
-
 def _safe_rlhf(prompt):
     messages = turns(prompt)
     if len(messages) > 1:
@@ -180,12 +176,12 @@ def _safe_rlhf(prompt):
     return f"BEGINNING OF CONVERSATION: USER: {messages[0]['content']} ASSISTANT:"
 
 
-
-
 def _chat(tokenizer, chats):
     """The texts of chats up to the assistant's next turn. Raises ValueError where the template cannot write one."""
     special = "|".join([re.escape(name) for name in _special_tokens(tokenizer) if name] + [MARKERS])
-    _check_markers((m["content"] for messages in chats for m in messages), "chat", re.compile(special))
+    _check_markers(
+        (m["content"] for messages in chats for m in messages), "chat", re.compile(special)
+    )
     lead = _around_answer(tokenizer)[0].removeprefix(render(tokenizer, PROBE[:1]))
     return [render(tokenizer, messages) + lead for messages in chats]
 
@@ -205,20 +201,20 @@ def _around_answer(tokenizer):
     return (before, lead, behind) if not lead.strip() else (before + lead, "", behind)
 
 
-
-
 def render(tokenizer, messages, ask=True):
     import jinja2
 
     template = tokenizer.get_chat_template().replace("strftime_now(", f"'{DATE}'.format(")
     try:
         return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=ask, date_string=DATE
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=ask,
+            date_string=DATE,
         )
     except jinja2.TemplateError as error:
         raise ValueError(
             f"template='chat': the chat template refuses the prompt {messages[-1]['content'][:40]!r} ({error}); "
             "use template=dialogue"
         ) from error
-
-

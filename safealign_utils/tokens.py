@@ -53,8 +53,13 @@ class TokenPairs:
 
     def cache_content(self):
         """Every token, its grammar state and the levers of every pair, as they are now."""
-        joined = [[np.concatenate(part), list(map(len, part))] for part in (self.prompts, self.chosen, self.rejected)]
-        states = [np.concatenate(part) for part in (self.states_w, self.states_l) if part is not None]
+        joined = [
+            [np.concatenate(part), list(map(len, part))]
+            for part in (self.prompts, self.chosen, self.rejected)
+        ]
+        states = [
+            np.concatenate(part) for part in (self.states_w, self.states_l) if part is not None
+        ]
         return [*joined, states, self.p, self.margin]
 
     def batch(self, rows, policy, *, padding="right"):
@@ -62,11 +67,14 @@ class TokenPairs:
         take = lambda things: [things[i] for i in rows]
         allowed = None
         if self.states_w is not None:
-            allowed = [[policy.grammar.allowed[s] for s in take(states)] for states in (self.states_w, self.states_l)]
+            allowed = [
+                [policy.grammar.allowed[s] for s in take(states)]
+                for states in (self.states_w, self.states_l)
+            ]
         responses = [take(self.chosen), take(self.rejected)]
-        return pack(take(self.prompts), responses, pad_id=policy.pad_id, allowed=allowed, padding=padding)
-
-
+        return pack(
+            take(self.prompts), responses, pad_id=policy.pad_id, allowed=allowed, padding=padding
+        )
 
 
 def tokenize(table, policy, *, max_length=256):
@@ -83,10 +91,19 @@ def tokenize(table, policy, *, max_length=256):
     if policy.grammar is not None:
         prompts = [np.array(policy.tokenizer(x)["input_ids"]) for x in texts]
         pick = lambda mine: np.where(mine, table.y_0, table.y_1)
-        chosen, states_w = zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(first))])
-        rejected, states_l = zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(~first))])
+        chosen, states_w = zip(
+            *[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(first))]
+        )
+        rejected, states_l = zip(
+            *[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(~first))]
+        )
         return TokenPairs(
-            [prompts[i] for i in inverse], chosen, rejected, **levers, states_w=states_w, states_l=states_l
+            [prompts[i] for i in inverse],
+            chosen,
+            rejected,
+            **levers,
+            states_w=states_w,
+            states_l=states_l,
         )
     prompts, head = encode_prompts(texts, policy), _header(policy)
     if max_length // 2 <= head:
@@ -103,16 +120,14 @@ def tokenize(table, policy, *, max_length=256):
         cut_prompts += len(prompts[i]) > keep
         cut += (len(w) > max_length - len(room[n])) + (len(l) > max_length - len(room[n]))
         chosen[n], rejected[n] = w[: max_length - len(room[n])], l[: max_length - len(room[n])]
-    return TokenPairs(room, chosen, rejected, **levers, truncated=int(cut), truncated_prompts=int(cut_prompts))
-
-
+    return TokenPairs(
+        room, chosen, rejected, **levers, truncated=int(cut), truncated_prompts=int(cut_prompts)
+    )
 
 
 def _shorten(ids, keep, head):
     """At most `keep` ids: the first `head` and the last ones."""
     return ids if len(ids) <= keep else np.concatenate([ids[:head], ids[len(ids) - keep + head :]])
-
-
 
 
 def _header(policy):
@@ -121,8 +136,6 @@ def _header(policy):
         return int(policy.tokenizer.bos_token_id is not None)
     a, b = (ids.tolist() for ids in encode_prompts(["0", "z"], policy))
     return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), 0)
-
-
 
 
 def show_row(row, policy, *, max_length=256, response="chosen"):
@@ -139,6 +152,6 @@ def show_row(row, policy, *, max_length=256, response="chosen"):
     if y[-1] == end_id(policy.tokenizer, policy.template):
         what[-1] = "end"
     names = policy.tokenizer.convert_ids_to_tokens(x + y)
-    return pd.DataFrame({"id": x + y, "token": names, "what": what, "scored": [False] * len(x) + [True] * len(y)})
-
-
+    return pd.DataFrame(
+        {"id": x + y, "token": names, "what": what, "scored": [False] * len(x) + [True] * len(y)}
+    )

@@ -43,12 +43,8 @@ class Trained:
     module: torch.nn.Module | None = None
 
 
-
-
 class NotFinite(RuntimeError):
     """The loss or its gradient is not finite; the last good state is on disk."""
-
-
 
 
 def batch_order(n, steps, batch_size, seed):
@@ -56,14 +52,24 @@ def batch_order(n, steps, batch_size, seed):
     g = np.random.Generator(np.random.PCG64([seed, 2**30]))
     size = min(batch_size, n)
     epochs = -(-steps * size // n)
-    return np.concatenate([g.permutation(n) for _ in range(epochs)])[: steps * size].reshape(steps, size)
-
-
+    return np.concatenate([g.permutation(n) for _ in range(epochs)])[: steps * size].reshape(
+        steps, size
+    )
 
 
 # ---------------------------------------------------------------- what is trained
 def fine_tune(
-    policy, prompts, responses, *, seed, steps, batch_size, learning_rate, lora=0, lora_alpha=0.0, use_cache=True,
+    policy,
+    prompts,
+    responses,
+    *,
+    seed,
+    steps,
+    batch_size,
+    learning_rate,
+    lora=0,
+    lora_alpha=0.0,
+    use_cache=True,
     **loop,
 ):
     """Supervised fine-tuning: minimise the negative log-likelihood per response (nats, summed over its tokens).
@@ -75,21 +81,43 @@ def fine_tune(
     policy = adapters.prepare(policy, rank=lora, alpha=lora_alpha, seed=seed)
 
     def loss_of(module, rows):
-        batch = pack([prompts[i] for i in rows], [[responses[i] for i in rows]], pad_id=policy.pad_id)
+        batch = pack(
+            [prompts[i] for i in rows], [[responses[i] for i in rows]], pad_id=policy.pad_id
+        )
         logp, _ = module(batch.to(policy.device))
         return -logp.sum(), {"loss": -logp.sum().item()}
 
     setting = {"seed": seed, "learning_rate": learning_rate, **loop}
     asked = dict(policy=policy, prompts=list(prompts), responses=list(responses), setting=setting)
-    return run_training(policy, loss_of, order, asked=asked if use_cache else None, name="SFT", dropout=True, **setting)
-
-
+    return run_training(
+        policy,
+        loss_of,
+        order,
+        asked=asked if use_cache else None,
+        name="SFT",
+        dropout=True,
+        **setting,
+    )
 
 
 def align(
-    reference, tokens, *, beta, steps, batch_size, learning_rate, seed,
-    start=None, leak_weight=0.0, token_lever=None, link=None, live_reference=False, lora=0, lora_alpha=0.0,
-    use_cache=True, **loop,
+    reference,
+    tokens,
+    *,
+    beta,
+    steps,
+    batch_size,
+    learning_rate,
+    seed,
+    start=None,
+    leak_weight=0.0,
+    token_lever=None,
+    link=None,
+    live_reference=False,
+    lora=0,
+    lora_alpha=0.0,
+    use_cache=True,
+    **loop,
 ):
     """Preference optimisation with the one loss; returns a `Trained`.
 
@@ -110,7 +138,9 @@ def align(
     """
     check_levers(tokens.p, tokens.margin, beta)
     if leak_weight and reference.grammar is None:
-        raise ValueError(f"leak_weight={leak_weight}: only the world has a grammar; use 0 on real text")
+        raise ValueError(
+            f"leak_weight={leak_weight}: only the world has a grammar; use 0 on real text"
+        )
     reference = reference.base if lora else reference
     start = adapters.prepare(start or reference, rank=lora, alpha=lora_alpha, seed=seed)
     order = batch_order(len(tokens), steps, batch_size, seed)
@@ -121,10 +151,23 @@ def align(
         logratio_w, logratio_l, log_allowed = log_ratios(module, tokens, rows, start, frozen)
         kept = (None, None)
         if token_lever is not None:
-            masks = [length_mask(n[rows]).to(logratio_w.device) for n in (tokens.lengths_w, tokens.lengths_l)]
+            masks = [
+                length_mask(n[rows]).to(logratio_w.device)
+                for n in (tokens.lengths_w, tokens.lengths_l)
+            ]
             kept = token_lever(logratio_w.detach(), logratio_l.detach(), *masks, rows)
-        p, margin = (torch.as_tensor(lever[rows]).to(logratio_w) for lever in (tokens.p, tokens.margin))
-        out = preference_loss(logratio_w, logratio_l, beta=beta, p=p, margin=margin, tokens_w=kept[0], tokens_l=kept[1])
+        p, margin = (
+            torch.as_tensor(lever[rows]).to(logratio_w) for lever in (tokens.p, tokens.margin)
+        )
+        out = preference_loss(
+            logratio_w,
+            logratio_l,
+            beta=beta,
+            p=p,
+            margin=margin,
+            tokens_w=kept[0],
+            tokens_l=kept[1],
+        )
         if link is not None:
             out = replace(out, loss=link(out.z, beta))
         total, leak = out.loss.sum(), 0.0
@@ -136,12 +179,28 @@ def align(
         stats = {name: values.sum().item() for name, values in sums.items()}
         return total, stats | {"accuracy": correct, "leak_penalty": leak}
 
-    setting = dict(beta=beta, leak_weight=leak_weight, live_reference=live_reference, seed=seed, **loop)
-    asked = dict(reference=reference, start=start, tokens=tokens, token_lever=token_lever, link=link, setting=setting)
+    setting = dict(
+        beta=beta, leak_weight=leak_weight, live_reference=live_reference, seed=seed, **loop
+    )
+    asked = dict(
+        reference=reference,
+        start=start,
+        tokens=tokens,
+        token_lever=token_lever,
+        link=link,
+        setting=setting,
+    )
     asked = asked | dict(learning_rate=learning_rate) if use_cache else None
-    return run_training(start, loss_of, order, asked=asked, name="DPO", learning_rate=learning_rate, seed=seed, **loop)
-
-
+    return run_training(
+        start,
+        loss_of,
+        order,
+        asked=asked,
+        name="DPO",
+        learning_rate=learning_rate,
+        seed=seed,
+        **loop,
+    )
 
 
 # ---------------------------------------------------------------- the loop
@@ -166,7 +225,9 @@ def run_training(policy, loss_of, order, *, asked, name, wrap=LogProbs, **loop):
         return Trained(replace(policy, model=module.model), log, True, info["seconds"], module)
     place = cache.root() / "partial" / key if key else None
     try:
-        module, log = _run(module, policy, loss_of, order, place=place, wrap=wrap, name=name, **loop)
+        module, log = _run(
+            module, policy, loss_of, order, place=place, wrap=wrap, name=name, **loop
+        )
     except Damaged:  # the state that was kept; it is gone by now
         return run_training(policy, loss_of, order, asked=asked, name=name, wrap=wrap, **loop)
     seconds = time.perf_counter() - start
@@ -176,11 +237,21 @@ def run_training(policy, loss_of, order, *, asked, name, wrap=LogProbs, **loop):
     return Trained(replace(policy, model=module.model), log, False, seconds, module)
 
 
-
-
 def _run(
-    module, policy, loss_of, order, *, place, wrap, name, learning_rate, seed, dropout=False, accumulate=1,
-    save_every=0, checkpointing=False,
+    module,
+    policy,
+    loss_of,
+    order,
+    *,
+    place,
+    wrap,
+    name,
+    learning_rate,
+    seed,
+    dropout=False,
+    accumulate=1,
+    save_every=0,
+    checkpointing=False,
 ):
     """Run the batches `order` [steps, B] with AdamW, linear warm-up and cosine decay to 0: (module, log).
 
@@ -193,23 +264,32 @@ def _run(
     steps, size = order.shape
     accelerator, n = accelerator_for(policy), distributed.count()
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        trained, lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: rate_at(s, steps))
     with seeded(seed), _training(module, dropout, checkpointing):
         net, optimizer = accelerator.prepare(module, optimizer)
         kept = Kept(accelerator, schedule, place, save_every)
-        bar = tqdm(total=steps, initial=kept.step, desc=name, disable=not sys.stderr.isatty(), leave=False)
+        bar = tqdm(
+            total=steps, initial=kept.step, desc=name, disable=not sys.stderr.isatty(), leave=False
+        )
         for step in range(kept.step, steps):
             mine, total = order[step][distributed.rank() :: n], {}
             parts = np.array_split(mine, min(accumulate, -(-size // n)))  # as many on every process
             for number, part in enumerate(parts, 1):
-                rows, weight = (part, n) if len(part) else (order[step][:1], 0)  # DDP and FSDP wait for all
+                rows, weight = (
+                    (part, n) if len(part) else (order[step][:1], 0)
+                )  # DDP and FSDP wait for all
                 with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(net):
                     loss, stats = loss_of(net, rows)
                     accelerator.backward(loss * weight / size)
                 total = {k: total.get(k, 0.0) + (v if weight else 0.0) for k, v in stats.items()}
             total = distributed.total(total | {"due": kept.due(step + 1 < steps)})
-            due, norm = total.pop("due"), _number(accelerator.clip_grad_norm_(net.parameters(), CLIP))
+            due, norm = (
+                total.pop("due"),
+                _number(accelerator.clip_grad_norm_(net.parameters(), CLIP)),
+            )
             if not (math.isfinite(total["loss"]) and math.isfinite(norm)):
                 optimizer.zero_grad()
                 raise NotFinite(
@@ -219,7 +299,9 @@ def _run(
                 )
             optimizer.step(), schedule.step(), optimizer.zero_grad()
             kept.step = step + 1
-            kept.rows.append({"step": step + 1, **{k: v / size for k, v in total.items()}, "grad_norm": norm})
+            kept.rows.append(
+                {"step": step + 1, **{k: v / size for k, v in total.items()}, "grad_norm": norm}
+            )
             bar.update()
             if due:
                 kept.write()
@@ -228,8 +310,6 @@ def _run(
     trained = whole(accelerator, net, lambda: wrap(policy.copy())).eval()
     accelerator.free_memory()
     return trained, pd.DataFrame(kept.rows).astype({"step": float})
-
-
 
 
 @contextlib.contextmanager
@@ -241,7 +321,11 @@ def _training(module, dropout, checkpointing):
         module.model.activation_checkpointing_enable({"use_reentrant": False})
     if checkpointing and not dropout:
         for part in module.modules():
-            names = ["p"] if isinstance(part, torch.nn.Dropout) else [k for k in vars(part) if "dropout" in k]
+            names = (
+                ["p"]
+                if isinstance(part, torch.nn.Dropout)
+                else [k for k in vars(part) if "dropout" in k]
+            )
             silenced += [(part, k, v) for k in names if isinstance(v := getattr(part, k), float)]
     for part, k, _ in silenced:
         setattr(part, k, 0.0)
@@ -253,19 +337,16 @@ def _training(module, dropout, checkpointing):
         module.model.disable_input_require_grads()
 
 
-
-
 def _number(norm):
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
-
-
 def rate_at(step, steps):
     warm = max(1, round(WARM_UP * steps))
-    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(step - warm, 0) / max(steps - warm, 1))))
-
-
+    return min(
+        (step + 1) / warm,
+        0.5 * (1 + math.cos(math.pi * max(step - warm, 0) / max(steps - warm, 1))),
+    )
 
 
 def store_trained(key, module, log, **info):
@@ -275,14 +356,10 @@ def store_trained(key, module, log, **info):
     cache.store("policy", key, arrays, log=list(log), **info)
 
 
-
-
 def load_trained(key, policy):
     """(policy with the stored weights, log, info) of a finished run, or None. `policy` gives everything else."""
     trained = policy.copy()
     return (trained, *found) if (found := _load(key, trained.model)) else None
-
-
 
 
 def _load(key, module):
@@ -297,5 +374,3 @@ def _load(key, module):
     arrays, info = stored
     log = pd.DataFrame({c: arrays.pop(f"log.{c}") for c in info["log"]})
     return (log, info) if adapters.put_trained(module, arrays) else None
-
-

@@ -42,8 +42,12 @@ def whole(folder):
     for path in Path(folder).glob("[!.]*"):
         if path.is_dir():
             record = json.loads((path / "record.json").read_text())
-            assert record["status"] == "complete" and record["run_id"] == path.name, f"{path}: {record}"
-            assert len((path / "table.csv").read_text()) == 80004 and (path / "toy.ipynb").is_file(), path
+            assert record["status"] == "complete" and record["run_id"] == path.name, (
+                f"{path}: {record}"
+            )
+            assert (
+                len((path / "table.csv").read_text()) == 80004 and (path / "toy.ipynb").is_file()
+            ), path
             nbformat.validate(nbformat.read(path / "toy.ipynb", as_version=4))
             runs.add(path.name)
         else:
@@ -56,7 +60,15 @@ def main(kills, runs, pause, seed, folder):
     book = notebook(folder / "toy.ipynb", CELL, BODY.replace("PAUSE", str(pause)))
     grid = folder / "grid.yaml"
     grid.write_text(f"notebook: {book}\nseeds: {runs}\n")
-    command = [sys.executable, "-m", "safealign_utils.runs.cli", "sweep", str(grid), "--out", str(folder / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "safealign_utils.runs.cli",
+        "sweep",
+        str(grid),
+        "--out",
+        str(folder / "out"),
+    ]
     place, seen, counts, starts = folder / "out" / "grid", set(), {}, 0
     family, log = {}, (folder / "log.txt").open("w")
 
@@ -65,11 +77,16 @@ def main(kills, runs, pause, seed, folder):
             family.setdefault(p.pid, p)
 
     while True:
-        parent = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        parent = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
         me, starts = psutil.Process(parent.pid), starts + 1
         while parent.poll() is None:
             patient = rng.random() < 0.5  # until something new has been finished
-            moment, before = time.monotonic() + rng.uniform(0.05, 3.0), len(list(place.glob("[!.]*")))
+            moment, before = (
+                time.monotonic() + rng.uniform(0.05, 3.0),
+                len(list(place.glob("[!.]*"))),
+            )
             while parent.poll() is None and (
                 time.monotonic() < moment or (patient and len(list(place.glob("[!.]*"))) == before)
             ):
@@ -80,11 +97,15 @@ def main(kills, runs, pause, seed, folder):
                 continue
             kind = rng.choice(["parent", "below", "below", "below", "ctrl-c"])
             try:
-                alive = [p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+                alive = [
+                    p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE
+                ]
                 if kind == "below" and not alive:
                     continue
                 rng.choice(alive).kill() if kind == "below" else None
-                os.killpg(parent.pid, signal.SIGINT) if kind == "ctrl-c" else None  # as a terminal does
+                os.killpg(
+                    parent.pid, signal.SIGINT
+                ) if kind == "ctrl-c" else None  # as a terminal does
                 me.kill() if kind == "parent" else None
             except (psutil.NoSuchProcess, ProcessLookupError):
                 continue

@@ -54,7 +54,10 @@ def run(notebook, folder, noise, given):
 
     shipped = references.reference_policy
     if noise is not None:
-        references.reference_policy = lambda world, *, seed: (nudged(shipped(world, seed=seed)[0], noise), "nudged")
+        references.reference_policy = lambda world, *, seed: (
+            nudged(shipped(world, seed=seed)[0], noise),
+            "nudged",
+        )
     shell = InteractiveShell.instance()
     for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
@@ -106,7 +109,9 @@ def _in_a_process(cache, notebook, folder, noise, given):
     before = os.environ.get("SAFEALIGN_CACHE")
     os.environ["SAFEALIGN_CACHE"] = str(cache)
     try:
-        process = multiprocessing.get_context("spawn").Process(target=run, args=(notebook, folder, noise, given))
+        process = multiprocessing.get_context("spawn").Process(
+            target=run, args=(notebook, folder, noise, given)
+        )
         process.start()
         process.join()
     finally:
@@ -123,10 +128,14 @@ def said(row):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="*", help="default: all")
     parser.add_argument("--noise", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", default=str(COMMITTED / "one_ulp.csv"), help="the table; none: only printed")
+    parser.add_argument(
+        "--out", default=str(COMMITTED / "one_ulp.csv"), help="the table; none: only printed"
+    )
     args = parser.parse_args()
     rows = []
     for name in args.notebooks or [path.stem for path in runner.numbered()]:

@@ -29,21 +29,32 @@ def make(names, profile, workers):
                 failed += 1
                 print(f"{name}: {outcome.error}", file=sys.stderr)
                 continue
-            reference.write_reference(outcome.folder, REFERENCE / profile / name, outcome.job.notebook)
+            reference.write_reference(
+                outcome.folder, REFERENCE / profile / name, outcome.job.notebook
+            )
             size = sum(f.stat().st_size for f in (REFERENCE / profile / name).iterdir()) / 1024
-            print(f"{name}: {len(outcome.record['metrics'])} metrics, {len(outcome.record['claims'])} claims, "
-                  f"{len(outcome.record['tables'])} tables, {size:.0f} KiB, {outcome.seconds:.0f} s", flush=True)
+            print(
+                f"{name}: {len(outcome.record['metrics'])} metrics, {len(outcome.record['claims'])} claims, "
+                f"{len(outcome.record['tables'])} tables, {size:.0f} KiB, {outcome.seconds:.0f} s",
+                flush=True,
+            )
     return int(failed > 0)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="notebooks; default: all")
     parser.add_argument("--profile", default="small", choices=("small", "full"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--table", nargs="+", default=[], metavar="FILE", help="enter these in the manifest instead")
+    parser.add_argument(
+        "--table", nargs="+", default=[], metavar="FILE", help="enter these in the manifest instead"
+    )
     parser.add_argument("--command", default="", help="what made them")
-    parser.add_argument("--commit", default="", help="of the code that made them (default: the checkout's)")
+    parser.add_argument(
+        "--commit", default="", help="of the code that made them (default: the checkout's)"
+    )
     parser.add_argument("--date", default="", help="when (default: today)")
     args = parser.parse_args()
     if not args.table:
@@ -51,6 +62,15 @@ if __name__ == "__main__":
     if not args.command:
         parser.error("--table: say what made the files, --command '...'")
     ask = ["git", "rev-parse", "--short=7", "HEAD"]
-    commit = args.commit or subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    commit = (
+        args.commit
+        or subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    )
     date = args.date or datetime.date.today().isoformat()
-    reference.register(COMMITTED, [Path(f).name for f in args.table], command=args.command, date=date, commit=commit)
+    reference.register(
+        COMMITTED,
+        [Path(f).name for f in args.table],
+        command=args.command,
+        date=date,
+        commit=commit,
+    )

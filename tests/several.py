@@ -36,7 +36,9 @@ def shifted_square(z, beta):
 
 
 def adapted():
-    return train.align(toy.policy_of("qwen2").to("float64"), toy.made_tokens(), **SETTING, lora=2).policy
+    return train.align(
+        toy.policy_of("qwen2").to("float64"), toy.made_tokens(), **SETTING, lora=2
+    ).policy
 
 
 CASES = {
@@ -62,7 +64,10 @@ def one(kind="qwen2", bf16=False, start=None, **changes):
 
 
 def head():
-    policy, ids = toy.policy_of("llama"), torch.from_numpy(np.random.default_rng(0).integers(3, 40, (12, 5)))
+    policy, ids = (
+        toy.policy_of("llama"),
+        torch.from_numpy(np.random.default_rng(0).integers(3, 40, (12, 5))),
+    )
 
     def loss_of(module, rows):
         loss = (module(ids[rows]) - ids[rows, 0] / 20).square().sum()
@@ -77,9 +82,14 @@ def head():
 
 
 def fine_tuned():
-    policy, tokens = toy.policy_of("gpt2", resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0), toy.made_tokens()
+    policy, tokens = (
+        toy.policy_of("gpt2", resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0),
+        toy.made_tokens(),
+    )
     setting = dict(seed=0, steps=3, batch_size=7, learning_rate=1e-3)
-    return train.fine_tune(policy.to("float64"), tokens.prompts, tokens.chosen, accumulate=2, **setting)
+    return train.fine_tune(
+        policy.to("float64"), tokens.prompts, tokens.chosen, accumulate=2, **setting
+    )
 
 
 def interrupted(stop, **changes):
@@ -108,7 +118,9 @@ def results():
 
     def note(name, run):
         out[f"{name}: log"] = run.log.to_numpy()
-        out[f"{name}: weights"] = torch.cat([p.detach().flatten().double() for p in run.module.parameters()]).numpy()
+        out[f"{name}: weights"] = torch.cat(
+            [p.detach().flatten().double() for p in run.module.parameters()]
+        ).numpy()
         out[f"{name}: cached"] = np.array(distributed.gather(run.cached))
 
     for name, changes in CASES.items():
@@ -150,14 +162,23 @@ def sharded():
     os.environ["ACCELERATE_USE_FSDP"], os.environ["ACCELERATE_TORCH_DEVICE"] = "true", "cpu"
     PartialState._prepare_backend = lambda self, *a, **k: ("gloo", DistributedType.MULTI_XPU)
     real, seen = train.log_ratios, []
-    train.log_ratios = lambda module, *a: (seen.append(isinstance(module, FSDPModule)), real(module, *a))[1]
-    return {f"fsdp, {name}": value for name, value in results().items()} | {"fsdp": np.array(all(seen))}
+    train.log_ratios = lambda module, *a: (
+        seen.append(isinstance(module, FSDPModule)),
+        real(module, *a),
+    )[1]
+    return {f"fsdp, {name}": value for name, value in results().items()} | {
+        "fsdp": np.array(all(seen))
+    }
 
 
 if __name__ == "__main__":
-    os.environ["ACCELERATE_USE_FSDP"] = "false"  # first without, whatever the launcher's configuration says
+    os.environ["ACCELERATE_USE_FSDP"] = (
+        "false"  # first without, whatever the launcher's configuration says
+    )
     found = results() | alone(distributed.rank())
-    found["told"] = np.array(distributed.gather(distributed.told("does process 0 say so?", distributed.rank() == 0)))
+    found["told"] = np.array(
+        distributed.gather(distributed.told("does process 0 say so?", distributed.rank() == 0))
+    )
     found |= sharded()
     if distributed.rank() == 0:
         np.savez(Path(sys.argv[1]) / "results.npz", **found)

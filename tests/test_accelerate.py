@@ -18,7 +18,9 @@ from safealign_utils.engine import distributed
 from safealign_utils.runs import runner
 
 PROFILES = Path(__file__).parents[1] / "notebooks" / "profiles"
-SUMS = slice(1, 5)  # columns of align's log: loss, chosen, rejected, z; accuracy counts ties, which rounding decides
+SUMS = slice(
+    1, 5
+)  # columns of align's log: loss, chosen, rejected, z; accuracy counts ties, which rounding decides
 FINE_TUNED = slice(1, 2)
 
 
@@ -33,7 +35,9 @@ def launch(config, *words, cache, **options):
         *map(str, words),
     ]
     given = os.environ | {"SAFEALIGN_CACHE": str(cache), "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run(
+        command, env=given, capture_output=True, text=True, timeout=600, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def two(tmp_path_factory):
     """What two processes found, with DDP and with FSDP, and the folder of their caches."""
     folder = tmp_path_factory.mktemp("two")
     program = Path(several.__file__)
-    done = launch("accelerate_fsdp.yaml", "--num_processes", 2, program, folder, cache=folder / "cache")
+    done = launch(
+        "accelerate_fsdp.yaml", "--num_processes", 2, program, folder, cache=folder / "cache"
+    )
     assert done.returncode == 0, done.stderr
     with np.load(folder / "results.npz") as found:
         return dict(found), folder
@@ -92,7 +98,9 @@ def test_process_0_decides_what_is_in_the_cache(two):
     first, second = got["not seen by 1"]
     assert first == "cached" and "process 1 does not see" in second and "SAFEALIGN_CACHE=" in second
     assert got["seen by 1 alone"].tolist() == ["trained", "trained"]
-    assert got["told"].tolist() == [True, True], "the launcher's own store passes the runners' answers"
+    assert got["told"].tolist() == [True, True], (
+        "the launcher's own store passes the runners' answers"
+    )
 
 
 STUDY = """from safealign_utils.study.study import Study
@@ -107,7 +115,10 @@ study.finish()"""
 def test_a_notebook_runs_on_two_processes(tmp_path, monkeypatch):
     """One folder, one report, the losses of one process; a finished run is skipped as process 0 says."""
     path = toy.notebook(
-        tmp_path / "toy.ipynb", toy.CELL + "\nmax_length: int = 64", *STUDY.split("\n", 2)[:2], STUDY.split("\n", 2)[2]
+        tmp_path / "toy.ipynb",
+        toy.CELL + "\nmax_length: int = 64",
+        *STUDY.split("\n", 2)[:2],
+        STUDY.split("\n", 2)[2],
     )
     asked = dict(pairs=24, steps=3, batch_size=5)
     words = [w for name, value in asked.items() for w in ("-p", f"{name}={value}")]
@@ -118,14 +129,18 @@ def test_a_notebook_runs_on_two_processes(tmp_path, monkeypatch):
     assert sorted(p.name for p in folder.iterdir()) == ["log.csv", "record.json", "toy.ipynb"]
     assert done.stdout.count("complete") == 1, done.stdout
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "cache1"))
-    alone, _, _ = runner.run(str(path), [(k, str(v)) for k, v in asked.items()], out=tmp_path / "one")
+    alone, _, _ = runner.run(
+        str(path), [(k, str(v)) for k, v in asked.items()], out=tmp_path / "one"
+    )
     assert alone.name == folder.name, "the same question"
     logs = [np.loadtxt(f / "log.csv", delimiter=",", skiprows=1)[:, SUMS] for f in (folder, alone)]
     assert np.abs(logs[0] - logs[1]).max() < 1e-9
     seen = []
     monkeypatch.setattr(distributed, "told", lambda question, answer: seen.append(answer) or True)
     found = runner.run(str(path), [(k, str(v)) for k, v in asked.items()], out=tmp_path / "two")
-    assert found[2] is False and found[1]["metrics"] and seen == [True], "process 0's answer is the one that counts"
+    assert found[2] is False and found[1]["metrics"] and seen == [True], (
+        "process 0's answer is the one that counts"
+    )
 
 
 DEADLY = f"""import os, time
@@ -156,7 +171,9 @@ def test_when_one_process_dies_all_end(tmp_path):
     while (left := kernels_of(tmp_path / "mine")) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left
-    assert not [p for p in (tmp_path / "out").iterdir() if not p.name.startswith(".") and p.is_dir()]
+    assert not [
+        p for p in (tmp_path / "out").iterdir() if not p.name.startswith(".") and p.is_dir()
+    ]
 
 
 def kernels_of(cache):
@@ -164,7 +181,10 @@ def kernels_of(cache):
     out = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("SAFEALIGN_CACHE") == str(cache) and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.environ().get("SAFEALIGN_CACHE") == str(cache)
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 out.append(process.pid)
         except (psutil.Error, OSError):
             continue
@@ -174,7 +194,11 @@ def kernels_of(cache):
 def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     values = {"loss": 1.0}
-    assert distributed.agree(values) is values and distributed.total(values) is values and distributed.gather(3) == [3]
+    assert (
+        distributed.agree(values) is values
+        and distributed.total(values) is values
+        and distributed.gather(3) == [3]
+    )
     assert distributed.told("done?", True) is True and distributed.own_device("cuda") == "cuda"
     assert distributed.found(lambda: None) is None and distributed.found(lambda: 5) == 5
     import torch
@@ -193,10 +217,17 @@ def test_the_configurations_are_read_by_accelerate():
 
     kinds = {p.stem: load_config_from_file(str(p)) for p in PROFILES.glob("accelerate_*.yaml")}
     assert {name: (c.distributed_type.value, c.mixed_precision) for name, c in kinds.items()} == {
-        "accelerate_one_gpu": ("NO", "no"), "accelerate_ddp": ("MULTI_GPU", "no"),
-        "accelerate_cpu": ("MULTI_GPU", "no"), "accelerate_fsdp": ("FSDP", "no"),
+        "accelerate_one_gpu": ("NO", "no"),
+        "accelerate_ddp": ("MULTI_GPU", "no"),
+        "accelerate_cpu": ("MULTI_GPU", "no"),
+        "accelerate_fsdp": ("FSDP", "no"),
     }
-    assert yaml.safe_load((PROFILES / "accelerate_fsdp.yaml").read_text())["fsdp_config"]["fsdp_version"] == 2
+    assert (
+        yaml.safe_load((PROFILES / "accelerate_fsdp.yaml").read_text())["fsdp_config"][
+            "fsdp_version"
+        ]
+        == 2
+    )
 
 
 def test_the_first_fsdp_is_refused(monkeypatch):

@@ -38,7 +38,8 @@ def fastchat_model_answers(folder):
 
 def arena_hard_answers(folder, key):
     return {
-        f.stem: {row[key]: row for row in map(json.loads, f.read_text().splitlines())} for f in folder.glob("*.jsonl")
+        f.stem: {row[key]: row for row in map(json.loads, f.read_text().splitlines())}
+        for f in folder.glob("*.jsonl")
     }
 
 
@@ -50,7 +51,11 @@ def test_mt_bench(tmp_path):
     assert list(found) == [81, 85, 90], "FastChat keeps them sorted"
     for i in (81, 85, 90):
         one, two = found[i]["choices"][0]["turns"]
-        assert one == f"Answer {i}, “so”.\nLine two" and two == f"Then {i}" and len(found[i]["choices"]) == 1
+        assert (
+            one == f"Answer {i}, “so”.\nLine two"
+            and two == f"Then {i}"
+            and len(found[i]["choices"]) == 1
+        )
         assert found[i]["choices"][0]["index"] == 0 and found[i]["model_id"] == "safedpo-0.5b"
     assert set(found[81]) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
     assert len({row["answer_id"] for row in found.values()}) == 3
@@ -80,8 +85,16 @@ def test_arena_hard_before_v2(tmp_path):
 def test_alpaca_eval(tmp_path):
     path = a.write_alpaca_eval(tmp_path, table([1, 2]), "m")
     found = pd.DataFrame(json.loads(path.read_text()))
-    assert path.name == "m.json" and found.columns.tolist() == ["instruction", "output", "generator", "dataset"]
-    assert found.instruction.tolist() == ["Question 1?", "Question 2?"] and found.output.str.startswith("Answer").all()
+    assert path.name == "m.json" and found.columns.tolist() == [
+        "instruction",
+        "output",
+        "generator",
+        "dataset",
+    ]
+    assert (
+        found.instruction.tolist() == ["Question 1?", "Question 2?"]
+        and found.output.str.startswith("Answer").all()
+    )
     assert set(found.generator) == {"m"} and set(found.dataset) == {"helpful_base"}
 
 
@@ -124,7 +137,9 @@ def test_refusals(write, tmp_path):
     with pytest.raises(ValueError, match="2 turns and 1 answers"):
         write(tmp_path, table([1], turns=2).assign(answers=[("only one",)]), "m")
     with pytest.raises(ValueError, match="has . turns; the format holds"):
-        write(tmp_path, table([1], turns=2).map(lambda v: v * 2 if isinstance(v, tuple) else v), "m")
+        write(
+            tmp_path, table([1], turns=2).map(lambda v: v * 2 if isinstance(v, tuple) else v), "m"
+        )
     assert not any(tmp_path.iterdir())
 
 
@@ -136,14 +151,19 @@ def test_mt_bench_needs_its_own_ids(tmp_path):
 def test_every_question_of_the_real_sets_gets_its_answer(real_data, tmp_path):
     def answered(name, file):
         t = load_prompts(name, path=str(real_data / file))
-        return t, t.assign(answers=[tuple(f"{t.id[i]}:{k}" for k in range(len(x))) for i, x in enumerate(t.turns)])
+        return t, t.assign(
+            answers=[tuple(f"{t.id[i]}:{k}" for k in range(len(x))) for i, x in enumerate(t.turns)]
+        )
 
     questions, given = answered("mt_bench", "mt_bench_80.jsonl")
     a.write_mt_bench(tmp_path / "mt", given, "m")
     found = fastchat_model_answers(tmp_path / "mt")["m"]
     for line in (real_data / "mt_bench_80.jsonl").read_text().splitlines():
         q = json.loads(line)
-        assert found[q["question_id"]]["choices"][0]["turns"] == [f"{q['question_id']}:0", f"{q['question_id']}:1"]
+        assert found[q["question_id"]]["choices"][0]["turns"] == [
+            f"{q['question_id']}:0",
+            f"{q['question_id']}:1",
+        ]
     questions, given = answered("arena_hard", "arena_hard_v0.1_500.jsonl")
     a.write_arena_hard(tmp_path / "arena", given, "m")
     found = arena_hard_answers(tmp_path / "arena", "uid")["m"]
@@ -153,5 +173,9 @@ def test_every_question_of_the_real_sets_gets_its_answer(real_data, tmp_path):
         assert found[q["uid"]]["messages"][-1]["content"]["answer"] == f"{q['uid']}:0"
     questions, given = answered("alpacaeval_129", "alpacaeval_helpful_129.json")
     rows = json.loads(a.write_alpaca_eval(tmp_path, given, "m").read_text())
-    asked = [row["prompt"] for row in json.loads((real_data / "alpacaeval_helpful_129.json").read_text())]
-    assert [r["instruction"] for r in rows] == asked and [r["output"] for r in rows] == [f"{i}:0" for i in questions.id]
+    asked = [
+        row["prompt"] for row in json.loads((real_data / "alpacaeval_helpful_129.json").read_text())
+    ]
+    assert [r["instruction"] for r in rows] == asked and [r["output"] for r in rows] == [
+        f"{i}:0" for i in questions.id
+    ]

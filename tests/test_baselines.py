@@ -18,17 +18,27 @@ BETA = 0.5
 SETTING = dict(beta=BETA, steps=3, batch_size=16, learning_rate=2e-3, seed=0)
 # safe_0, safe_1, chosen, cost_0, cost_1
 ROWS = [
-    (True, True, 0, -1.0, -0.25), (True, True, 1, -1.0, -0.25),
-    (True, False, 0, -1.0, 0.5), (True, False, 1, -1.0, 0.5),
-    (False, True, 0, 0.75, -0.5), (False, True, 1, 0.75, -0.5),
-    (False, False, 0, 0.75, 0.5), (False, False, 1, 0.75, 0.5),
+    (True, True, 0, -1.0, -0.25),
+    (True, True, 1, -1.0, -0.25),
+    (True, False, 0, -1.0, 0.5),
+    (True, False, 1, -1.0, 0.5),
+    (False, True, 0, 0.75, -0.5),
+    (False, True, 1, 0.75, -0.5),
+    (False, False, 0, 0.75, 0.5),
+    (False, False, 1, 0.75, 0.5),
 ]
 
 
 def hand_made():
     columns = ["is_response_0_safe", "is_response_1_safe", "chosen", "cost_0", "cost_1"]
     table = pd.DataFrame(ROWS, columns=columns).astype(dict.fromkeys(columns[:2], "boolean"))
-    return table.assign(prompt=[f"pair {i}" for i in range(8)], response_0="left", response_1="right", p=1.0, margin=0)
+    return table.assign(
+        prompt=[f"pair {i}" for i in range(8)],
+        response_0="left",
+        response_1="right",
+        p=1.0,
+        margin=0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,9 @@ def test_mixed_weights(reference, few):
     other = align(reference, pairs.tokenize(few, reference), **SETTING).policy
     assert b.mix(reference, other, 0).hash == reference.hash
     assert b.mix(reference, other, 1).hash == other.hash
-    before, after, out = (p.model.state_dict() for p in (reference, other, b.mix(reference, other, 0.25)))
+    before, after, out = (
+        p.model.state_dict() for p in (reference, other, b.mix(reference, other, 0.25))
+    )
     for name in before:
         assert torch.allclose(out[name], 0.75 * before[name] + 0.25 * after[name], atol=1e-14)
     for q in (-0.1, 1.1, float("nan")):
@@ -97,9 +109,13 @@ def exact_world(world, reference):
 @pytest.mark.parametrize("limit", [0.1, 0.0, -0.3, -0.8, -1.4])
 def test_mocan_finds_the_multiplier(exact_world, limit):
     wanted = o.lambda_star(*exact_world, beta=BETA, cost_limit=limit)
-    assert b.mocan_lambda(*exact_world, beta=BETA, cost_limit=limit) == pytest.approx(wanted, abs=1e-6)
+    assert b.mocan_lambda(*exact_world, beta=BETA, cost_limit=limit) == pytest.approx(
+        wanted, abs=1e-6
+    )
     policy = o.lagrangian_optimal(*exact_world, lam=wanted, beta=BETA)
-    assert wanted == 0 or (np.exp(policy) * exact_world[2]).sum(1).mean() == pytest.approx(limit, abs=1e-9)
+    assert wanted == 0 or (np.exp(policy) * exact_world[2]).sum(1).mean() == pytest.approx(
+        limit, abs=1e-9
+    )
 
 
 def test_mocan_at_slack_and_infeasible_limits(exact_world):
@@ -128,7 +144,10 @@ def test_implicit_scores_are_the_reward_up_to_a_constant(exact_world):
     assert np.abs((np.exp(logp) * fixed).sum(1) - means[:, 0]).max() < 1e-12
     assert np.ptp(fixed - reward, axis=1).max() < 1e-9
     own = (np.exp(logp) * reward).sum(axis=1, keepdims=True)
-    assert np.abs(b.implicit_scores(logp + reward / BETA, logp, beta=BETA, mean=own) - reward).max() < 1e-9
+    assert (
+        np.abs(b.implicit_scores(logp + reward / BETA, logp, beta=BETA, mean=own) - reward).max()
+        < 1e-9
+    )
 
 
 # ---------------------------------------------------------------- other margins
@@ -202,13 +221,19 @@ def test_the_logistic_generator_is_twice_the_loss_of_safedpo():
 def test_link_replaces_the_loss_in_training(reference, few, fresh_cache):
     tokens = pairs.tokenize(b.bfpo(few), reference)
     log = {link: align(reference, tokens, link=link, **SETTING) for link in (None, b.square, b.sba)}
-    assert len({run.policy.hash for run in log.values()}) == 3 and not any(run.cached for run in log.values())
+    assert len({run.policy.hash for run in log.values()}) == 3 and not any(
+        run.cached for run in log.values()
+    )
     assert len(list(fresh_cache.glob("policy/*"))) == 3, "the link is part of the cache's key"
     again = align(reference, tokens, link=b.square, **SETTING)
     assert again.cached and again.policy.hash == log[b.square].policy.hash
     for link in (b.square, b.sba):
-        first = align(reference, tokens, link=link, **SETTING | {"steps": 1, "batch_size": len(few)}).log.loss[0]
-        assert first == pytest.approx(link(-torch.tensor(tokens.margin), BETA).mean().item(), abs=1e-9)
+        first = align(
+            reference, tokens, link=link, **SETTING | {"steps": 1, "batch_size": len(few)}
+        ).log.loss[0]
+        assert first == pytest.approx(
+            link(-torch.tensor(tokens.margin), BETA).mean().item(), abs=1e-9
+        )
 
 
 def test_the_cache_sees_the_settings_of_a_link(reference, few, fresh_cache, monkeypatch):

@@ -43,7 +43,13 @@ def test_all_of_it_runs_on_a_cpu(tmp_path):
     for kit, trl in (("kit, float32", "TRL, float32"), ("kit, bf16", "TRL, bf16")):
         one, other = (step[step.variant == name].iloc[0] for name in (kit, trl))
         assert other.kit_is_faster == pytest.approx(other.seconds / one.seconds, rel=1e-2)
-    assert dog.variant.str.split(",").str[0].tolist() == ["coordinates", "features", "greedy", "greedy", "all of it"]
+    assert dog.variant.str.split(",").str[0].tolist() == [
+        "coordinates",
+        "features",
+        "greedy",
+        "greedy",
+        "all of it",
+    ]
     assert printed.count("losses of") == 8 and "not compared" not in printed
     assert sorted(f.name for f in tmp_path.iterdir()) == ["toy.csv", "toy.txt"]
 
@@ -53,8 +59,12 @@ def test_without_a_gpu_the_table_says_so(gpu, tmp_path, capsys):
     gpu.main(["--write", str(tmp_path / "gpu.csv")])
     printed = capsys.readouterr().out
     table = pd.read_csv(tmp_path / "gpu.csv")
-    assert (table.seconds == "not measured").all() and len(table) == printed.count("not measured") == 9
-    assert (table.device == "no CUDA device").all() and (tmp_path / "gpu.txt").read_text() == printed
+    assert (table.seconds == "not measured").all() and len(table) == printed.count(
+        "not measured"
+    ) == 9
+    assert (table.device == "no CUDA device").all() and (
+        tmp_path / "gpu.txt"
+    ).read_text() == printed
     assert table.pairs_per_s.isna().all() and table.peak_percent.isna().all()
 
 
@@ -68,12 +78,23 @@ def test_a_toy_never_becomes_the_committed_table(gpu, word, capsys):
 def test_what_has_other_losses_is_not_timed(steps, capsys):
     tokens = steps.random_tokens("tiny", 6, 5, 3)
     way = lambda block: ("float32", block, {}, "kit, float32")
-    other = lambda *given, **options: (np.ones(1), steps.kit(*given, **options)[1] + np.array([0, 2e-4]))
-    steps.check_losses("tiny", tokens, "cpu", {"kit, float32": way(steps.kit), "again": way(steps.kit)})
+    other = lambda *given, **options: (
+        np.ones(1),
+        steps.kit(*given, **options)[1] + np.array([0, 2e-4]),
+    )
+    steps.check_losses(
+        "tiny", tokens, "cpu", {"kit, float32": way(steps.kit), "again": way(steps.kit)}
+    )
     with pytest.raises(SystemExit, match="losses of other .* nothing was timed"):
-        steps.check_losses("tiny", tokens, "cpu", {"kit, float32": way(steps.kit), "other": way(other)})
-    at_the_reference = lambda reference, start, *given, **options: steps.kit(reference, reference, *given, **options)
-    with pytest.raises(SystemExit, match="nothing was timed"):  # there ln 2 is the loss of everything
+        steps.check_losses(
+            "tiny", tokens, "cpu", {"kit, float32": way(steps.kit), "other": way(other)}
+        )
+    at_the_reference = lambda reference, start, *given, **options: steps.kit(
+        reference, reference, *given, **options
+    )
+    with pytest.raises(
+        SystemExit, match="nothing was timed"
+    ):  # there ln 2 is the loss of everything
         steps.check_losses("tiny", tokens, "cpu", {"kit, float32": way(at_the_reference)})
     assert capsys.readouterr().out.count("losses of") == 5
 
@@ -84,11 +105,15 @@ def test_what_fails_is_a_row_that_says_why(steps):
 
     slow = lambda *given, **options: (np.array([3.0, 3.0, 9.0]), steps.kit(*given, **options)[1])
     ways = {
-        "kit, float32": ("float32", steps.kit, {}, "kit, float32"), "full": ("float32", full, {}, "kit, float32"),
+        "kit, float32": ("float32", steps.kit, {}, "kit, float32"),
+        "full": ("float32", full, {}, "kit, float32"),
         "slow": ("float32", slow, {}, "kit, float32"),
     }
     kit, failed, slow = steps.in_turn("tiny", 6, 5, 3, device="cpu", rounds=2, steps=2, ways=ways)
-    assert failed[4:6] == ["full", "failed: RuntimeError: out of memory: on a small card"] and failed[6:] == [""] * 4
+    assert (
+        failed[4:6] == ["full", "failed: RuntimeError: out of memory: on a small card"]
+        and failed[6:] == [""] * 4
+    )
     assert kit[7] == 1 and kit[6] == pytest.approx(3 / kit[5]) and slow[5] == 3
     assert slow[7] == pytest.approx(3 / kit[5], rel=0.5) and slow[7] > 10
 
@@ -108,13 +133,19 @@ def test_flops_are_those_that_a_step_does(steps, prompt, response):
         True: lambda: LogProbs(policy)(batch)[0].sum(),
         False: lambda: head(apart(together).last_hidden_state[:, prompt - 1 : -1]).sum(),
     }
-    seen = {True: int(batch.mask.sum()), False: 2 * 2 * (prompt + response) * (prompt + response + 1) // 2}
+    seen = {
+        True: int(batch.mask.sum()),
+        False: 2 * 2 * (prompt + response) * (prompt + response + 1) // 2,
+    }
     for shared, forward in work.items():
         with FlopCounterMode(display=False) as counter:
             forward().backward()
         counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
         attention = 3 * c["num_hidden_layers"] * 4 * c["hidden_size"] * seen[shared]
-        assert 2 * steps.flops("tiny", prompt, response, shared=shared) == counts["aten.mm"] + attention
+        assert (
+            2 * steps.flops("tiny", prompt, response, shared=shared)
+            == counts["aten.mm"] + attention
+        )
 
 
 def test_grouped_keys_and_values_are_counted_once(steps):
@@ -122,16 +153,28 @@ def test_grouped_keys_and_values_are_counted_once(steps):
     c = steps.SHAPES["Qwen2.5-0.5B"]
     long = [steps.flops("Qwen2.5-0.5B", n, 1, shared=True) for n in (1, 2, 3)]
     linear, attention = 6 * 357_826_560, 12 * c["num_hidden_layers"] * c["hidden_size"]
-    assert long[1] - long[0] == linear + 2 * attention and long[2] - long[1] == linear + 3 * attention
+    assert (
+        long[1] - long[0] == linear + 2 * attention and long[2] - long[1] == linear + 3 * attention
+    )
 
 
-@pytest.mark.parametrize("name, peak", [
-    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 NVL", 835e12), ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", None), ("NVIDIA A100-SXM4-80GB", 312e12), ("Tesla T4", None),
-])
+@pytest.mark.parametrize(
+    "name, peak",
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("Tesla T4", None),
+    ],
+)
 def test_the_peak_of_an_unknown_chip_is_not_made_up(steps, name, peak, monkeypatch):
     assert steps.peak_of(name) == peak
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
     share = steps.peak_share("tiny", 24, 24, 1000.0, shared=False)
-    wanted = "not stated" if peak is None else 1e5 * steps.flops("tiny", 24, 24, shared=False) / peak
+    wanted = (
+        "not stated" if peak is None else 1e5 * steps.flops("tiny", 24, 24, shared=False) / peak
+    )
     assert share == wanted

@@ -52,7 +52,9 @@ def test_soft_labels_by_hand(table, lam):
 
 
 def test_coin_has_the_right_frequencies(table):
-    first = np.mean([c.relabel(table, 0.6, by="coin", seed=s).chosen == 0 for s in range(40)], axis=0)
+    first = np.mean(
+        [c.relabel(table, 0.6, by="coin", seed=s).chosen == 0 for s in range(40)], axis=0
+    )
     p = probability(table, 0.6)
     assert abs((first - p).mean()) < 4 * np.sqrt((p * (1 - p)).mean() / 40 / len(p))
     z = (first - p) / np.sqrt(p * (1 - p) / 40 + 1e-4)
@@ -65,14 +67,19 @@ def test_coin_uses_common_random_numbers(table):
     p, q = (probability(table, lam) for lam in (0.2, 0.3))
     changed = labels[0] != labels[1]
     assert 0 < changed.sum() < 40, "independent draws would change a third of them"
-    assert ((labels[1] < labels[0]) == (q > p))[changed].all(), "only towards the response that became likelier"
+    assert ((labels[1] < labels[0]) == (q > p))[changed].all(), (
+        "only towards the response that became likelier"
+    )
     assert (c.relabel(table, 0.2, by="coin", seed=1).chosen != labels[0]).mean() > 0.1
 
 
 def test_argmax_takes_the_higher_score_for_sure(table):
     out = c.relabel(table, 0.6, by="argmax")
     score_0, score_1 = (table[f"reward_{k}"] - 0.6 * table[f"cost_{k}"] for k in (0, 1))
-    winner, loser = np.where(out.chosen == 0, score_0, score_1), np.where(out.chosen == 0, score_1, score_0)
+    winner, loser = (
+        np.where(out.chosen == 0, score_0, score_1),
+        np.where(out.chosen == 0, score_1, score_0),
+    )
     assert (winner >= loser - 1e-9).all() and (out.p == 1).all()
 
 
@@ -83,7 +90,9 @@ def test_a_large_multiplier_lets_the_cheaper_response_win(table, by):
     assert ((out.chosen == 0) == (out.cost_0 < out.cost_1))[clear].all() and clear.sum() > 200
 
 
-@pytest.mark.parametrize("options", [{"by": "mean"}, {"lam": -0.1}, {"lam": float("nan")}, {"lam": float("inf")}])
+@pytest.mark.parametrize(
+    "options", [{"by": "mean"}, {"lam": -0.1}, {"lam": float("nan")}, {"lam": float("inf")}]
+)
 def test_bad_labels_are_refused(table, options):
     with pytest.raises(ValueError, match="relabel=" if "by" in options else "lam="):
         c.relabel(table, **{"lam": 1.0} | options)
@@ -92,7 +101,9 @@ def test_bad_labels_are_refused(table, options):
 def test_scores_come_from_the_scorers():
     import pandas as pd
 
-    plain = pd.DataFrame({"prompt": ["a", "bb"], "response_0": ["x", "xx"], "response_1": ["yyy", "y"]})
+    plain = pd.DataFrame(
+        {"prompt": ["a", "bb"], "response_0": ["x", "xx"], "response_1": ["yyy", "y"]}
+    )
     length = lambda prompts, responses: [len(x) * 10 + len(y) for x, y in zip(prompts, responses)]
     out = c.score(plain, reward=length, cost=lambda x, y: -np.array(length(x, y)))
     assert out[["reward_0", "reward_1"]].to_numpy().tolist() == [[11, 13], [22, 21]]
@@ -104,7 +115,9 @@ def test_scores_come_from_the_scorers():
 
 def test_the_world_scores_its_own_texts(world, table):
     scored = c.score(
-        table[["prompt", "response_0", "response_1"]], reward=world.scorer("reward"), cost=world.scorer("cost")
+        table[["prompt", "response_0", "response_1"]],
+        reward=world.scorer("reward"),
+        cost=world.scorer("cost"),
     )
     for name in ("reward", "cost"):
         for k in (0, 1):
@@ -141,7 +154,9 @@ def test_the_gap_is_suboptimality_plus_complementarity(exact_world):
         out = o.kkt(policy, lam, *exact_world, beta=BETA, cost_limit=-0.4)
         assert out["gap"] == pytest.approx(out["suboptimality"] + out["complementary"], abs=1e-10)
         assert out["suboptimality"] > 0.1 and abs(out["slack"]) > 1e-3
-        assert out["slack"] == pytest.approx(-0.4 - (np.exp(policy) * exact_world[2]).sum(1).mean(), abs=1e-12)
+        assert out["slack"] == pytest.approx(
+            -0.4 - (np.exp(policy) * exact_world[2]).sum(1).mean(), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("limit", [0.0, -0.4])
@@ -159,7 +174,9 @@ def test_dual_gradient_of_the_world(exact_world):
     for lam in (0.0, 0.3, 2.0):
         g = lambda x: o.dual(x, *exact_world, beta=BETA, cost_limit=-0.4)
         slope = (g(lam + 1e-5) - g(lam - 1e-5)) / 2e-5
-        assert o.dual_gradient(lam, *exact_world, beta=BETA, cost_limit=-0.4) == pytest.approx(slope, abs=1e-6)
+        assert o.dual_gradient(lam, *exact_world, beta=BETA, cost_limit=-0.4) == pytest.approx(
+            slope, abs=1e-6
+        )
 
 
 # ---------------------------------------------------------------- the loop
@@ -179,8 +196,15 @@ def test_a_limit_out_of_reach_is_refused_before_training(inside, few, monkeypatc
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("dual_lr", 0), ("dual_lr", float("inf")), ("rounds", 0), ("lam", -1.0), ("lam", float("nan")),
-        ("average", 0), ("decay", -0.1), ("decay", 1.1), ("cost_limit", float("nan")),
+        ("dual_lr", 0),
+        ("dual_lr", float("inf")),
+        ("rounds", 0),
+        ("lam", -1.0),
+        ("lam", float("nan")),
+        ("average", 0),
+        ("decay", -0.1),
+        ("decay", 1.1),
+        ("cost_limit", float("nan")),
     ],
 )
 def test_bad_settings_are_refused_before_training(inside, few, monkeypatch, name, value):
@@ -230,7 +254,9 @@ def test_every_round_is_labelled_by_its_own_multiplier(fake, inside, few):
 def test_the_last_multipliers_are_averaged(fake, inside, few):
     out = loop(inside, few, [1.1, 0.1 + 1.0, 0.1 - 0.4, 0.0], dual_lr=1.0, average=2)
     assert out.lam == pytest.approx((2.0 + 1.6) / 2)  # 0 -> 1 -> 2 -> 1.6
-    assert loop(inside, few, [1.1, 1.1, -0.3, 0.0], dual_lr=1.0, average=9).lam == pytest.approx((1 + 2 + 1.6) / 3)
+    assert loop(inside, few, [1.1, 1.1, -0.3, 0.0], dual_lr=1.0, average=9).lam == pytest.approx(
+        (1 + 2 + 1.6) / 3
+    )
 
 
 def test_warm_start(fake, inside, few):
@@ -253,8 +279,12 @@ def test_it_stops_when_cost_and_multiplier_stand_still(fake, inside, few):
 
 def test_a_slack_limit_ends_at_zero(fake, inside, few):
     out = loop(inside, few, [-0.5] * 9)
-    assert out.lam == 0.0 and len(out.rounds) == 3, "it stops after two calm rounds: nothing would change"
-    late = loop(inside, few, [-0.5, 0.5, 0.5, 0.0])  # a first policy that has hardly moved yet is no evidence
+    assert out.lam == 0.0 and len(out.rounds) == 3, (
+        "it stops after two calm rounds: nothing would change"
+    )
+    late = loop(
+        inside, few, [-0.5, 0.5, 0.5, 0.0]
+    )  # a first policy that has hardly moved yet is no evidence
     assert late.lam > 0 and len(late.rounds) == 4
 
 
@@ -268,8 +298,14 @@ def test_a_multiplier_that_still_rises_is_said(fake, inside, few, capsys):
     out = loop(inside, few, [1.1, 0.9, 0.7, 0.6, 0.0], dual_lr=1.0, average=2)
     said = capsys.readouterr().err
     assert out.warning and said == out.warning + "\n"
-    for words in ("still rises after 4 rounds (1.8, 2.4, 2.9)", "E[c] is 0.6", "cost_limit=0.1", "more rounds", "dual_lr",
-                  "attainable"):
+    for words in (
+        "still rises after 4 rounds (1.8, 2.4, 2.9)",
+        "E[c] is 0.6",
+        "cost_limit=0.1",
+        "more rounds",
+        "dual_lr",
+        "attainable",
+    ):
         assert words in said
     out_of_reach = loop(inside, few, [0.3] * 40, average=3)  # it rises by the same for ever
     assert "after 39 rounds" in out_of_reach.warning
@@ -292,7 +328,14 @@ def test_elsewhere_nothing_is_said(fake, inside, few, capsys, costs, options):
 
 def test_the_first_round_is_dpo_on_soft_labels(inside, few, fresh_cache):
     got = []
-    out = c.cdpo(inside, few, lambda policy, number: got.append(policy) or -1.0, cost_limit=0.0, rounds=1, **SETTING)
+    out = c.cdpo(
+        inside,
+        few,
+        lambda policy, number: got.append(policy) or -1.0,
+        cost_limit=0.0,
+        rounds=1,
+        **SETTING,
+    )
     soft = pairs.tokenize(pairs.soft_label(few, few.reward_0, few.reward_1), inside)
     dpo = align(inside, soft, **SETTING | {"seed": 2**20, "use_cache": False})
     assert got[0].hash == dpo.policy.hash != inside.hash
@@ -304,7 +347,9 @@ def test_a_real_run_moves_against_the_cost(inside, few, world):
     prompts = tuple(world.select("heldout")[:3])
     cost_of, costs = c.ExactCost(prompts), {}
     for lam in (0.0, 8.0):
-        out = c.cdpo(inside, few, cost_of, cost_limit=-0.2, rounds=1, lam=lam, **SETTING | {"steps": 8})
+        out = c.cdpo(
+            inside, few, cost_of, cost_limit=-0.2, rounds=1, lam=lam, **SETTING | {"steps": 8}
+        )
         costs[lam] = out.rounds.cost[0]
         moved = max(0.0, lam + 0.5 * (costs[lam] + 0.2))
         assert out.rounds.lam[1] == pytest.approx(moved) and out.lam == out.rounds.lam[1]

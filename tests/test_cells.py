@@ -35,7 +35,11 @@ def test_marked_cells_are_passed_over(tmp_path):
 
 def test_on_real_text_the_other_ones_are(tmp_path):
     path = notebook(
-        tmp_path / "toy.ipynb", CELL, BODY.replace('data == "world"', "False"), cells.WORLD + "\n1 / 0", WRITE
+        tmp_path / "toy.ipynb",
+        CELL,
+        BODY.replace('data == "world"', "False"),
+        cells.WORLD + "\n1 / 0",
+        WRITE,
     )
     assert said(runner.run(path, out=tmp_path / "out")[0]) == [cells.SAID[cells.WORLD]]
 
@@ -43,8 +47,14 @@ def test_on_real_text_the_other_ones_are(tmp_path):
 def test_a_profile_may_hold_parameters_of_other_notebooks(capsys):
     """They are named on stderr; a name that no notebook has is refused."""
     file = ROOT / "notebooks" / "profiles" / "qwen2.5_0.5b_pku30k.yaml"
-    books = {name: parameters.read_cell(runner.find(name)) for name in ("02_safedpo", "03_cdpo_dual_gradient_descent")}
-    settings = {name: parameters.resolve(parameters.collect(cell, [], [file]), name) for name, cell in books.items()}
+    books = {
+        name: parameters.read_cell(runner.find(name))
+        for name in ("02_safedpo", "03_cdpo_dual_gradient_descent")
+    }
+    settings = {
+        name: parameters.resolve(parameters.collect(cell, [], [file]), name)
+        for name, cell in books.items()
+    }
     assert settings["02_safedpo"]["delta"] == 10.0 and "cost_limit" not in settings["02_safedpo"]
     assert settings["03_cdpo_dual_gradient_descent"]["cost_limit"] == 0.0
     err = capsys.readouterr().err
@@ -55,7 +65,13 @@ def test_every_profile_of_real_models_is_accepted(capsys):
     """Names, types and ranges; what they say of the papers' setting."""
     for file in sorted((ROOT / "notebooks" / "profiles").glob("*_pku30k.yaml")):
         for name in ("02_safedpo", "03_cdpo_dual_gradient_descent"):
-            given = parameters.resolve(parameters.collect(parameters.read_cell(runner.find(name)), [], [file]), name)
-            assert (given["beta"], given["learning_rate"], given["dtype"]) == (0.1, 1e-6, "bfloat16")
+            given = parameters.resolve(
+                parameters.collect(parameters.read_cell(runner.find(name)), [], [file]), name
+            )
+            assert (given["beta"], given["learning_rate"], given["dtype"]) == (
+                0.1,
+                1e-6,
+                "bfloat16",
+            )
             assert 2.9 < given["steps"] * given["batch_size"] / 26_900 < 3.1, "three epochs"
     capsys.readouterr()

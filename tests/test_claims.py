@@ -24,22 +24,31 @@ WHOLE = yaml.safe_load(claims.LEDGER.read_text(encoding="utf-8"))[0]
 
 
 def code(path):
-    return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    return [
+        c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"
+    ]
 
 
 def judged_in(path):
     """Patterns of the ids that a notebook's cells judge: an f-string's braces stand for any name."""
     for node in (n for c in code(path) for n in ast.walk(ast.parse("".join(c["source"])))):
-        named = isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "claim"
+        named = (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "attr", getattr(node.func, "id", "")) == "claim"
+        )
         if named and isinstance(node.args[0], (ast.Constant, ast.JoinedStr)):
             parts = getattr(node.args[0], "values", [node.args[0]])
-            yield "".join(re.escape(p.value) if isinstance(p, ast.Constant) else "[a-z0-9_]+" for p in parts)
+            yield "".join(
+                re.escape(p.value) if isinstance(p, ast.Constant) else "[a-z0-9_]+" for p in parts
+            )
 
 
 def printed_in(path):
     """(verdict, id) of every claim in a notebook's committed outputs, without its setting."""
     text = "".join("".join(o.get("text", "")) for c in code(path) for o in c["outputs"])
-    words = "|".join(v.replace("_", " ") for v in ("holds", "does_not_hold", "undecided", "needs_scale"))
+    words = "|".join(
+        v.replace("_", " ") for v in ("holds", "does_not_hold", "undecided", "needs_scale")
+    )
     return re.findall(rf"^\[({words})\] ([a-z0-9_.]+)", text, flags=re.M)
 
 
@@ -53,7 +62,9 @@ def test_the_ledger_speaks_to_five_papers_and_the_kit():
     assert {c.scope for c in LEDGER.values()} == set(claims.SCOPES)
     for c in LEDGER.values():
         assert c.paper == "kit" or re.match(r"(reading of )?\d{4}\.\d{5}", c.paper), c.id
-        assert (c.evidence in ("bar", "later")) <= (c.paper == "kit"), f"{c.id}: a paper's claim has a paper's evidence"
+        assert (c.evidence in ("bar", "later")) <= (c.paper == "kit"), (
+            f"{c.id}: a paper's claim has a paper's evidence"
+        )
         assert c.says.endswith(".") and c.says[0].isupper() and not c.refuted_by.endswith("."), c.id
 
 
@@ -63,28 +74,37 @@ def test_notebook_and_ledger_agree(path):
     own = {id for id, c in HERE.items() if c.notebook == path.stem}
     patterns = list(judged_in(path))
     for pattern in patterns:
-        assert any(re.fullmatch(pattern, id) for id in own), f"{pattern}: not in the ledger for {path.stem}"
+        assert any(re.fullmatch(pattern, id) for id in own), (
+            f"{pattern}: not in the ledger for {path.stem}"
+        )
     left = {id for id in own if not any(re.fullmatch(pattern, id) for pattern in patterns)}
     assert not left, f"in the ledger, and never judged by {path.stem}: {left}"
     printed = printed_in(path)
     assert own and {id for _, id in printed} <= own
     for word, id in printed:
-        assert LEDGER[id].scope == "exact" or word == "undecided" or "bootstrap" in LEDGER[id].metric, (
-            f"{id}: one seed decides nothing"
-        )
+        assert (
+            LEDGER[id].scope == "exact" or word == "undecided" or "bootstrap" in LEDGER[id].metric
+        ), f"{id}: one seed decides nothing"
 
 
 def test_no_notebook_has_a_rule_of_its_own():
     for path in NOTEBOOKS:
         source = "\n".join("".join(c["source"]) for c in code(path))
-        assert not re.search(r"claims\.(judge|verdict)|study\.claim\([^\n]*(above|below)=", source), path.stem
+        assert not re.search(
+            r"claims\.(judge|verdict)|study\.claim\([^\n]*(above|below)=", source
+        ), path.stem
 
 
 def test_what_is_open_only_at_scale_says_what_would_test_it():
     for c in LEDGER.values():
         if c.scope == "only at scale":
             profile = re.match(r"notebooks/profiles/\w+\.yaml", c.profile)
-            assert profile and (ROOT / profile[0]).is_file() and "-p model=" in c.profile and "-p data=" in c.profile
+            assert (
+                profile
+                and (ROOT / profile[0]).is_file()
+                and "-p model=" in c.profile
+                and "-p data=" in c.profile
+            )
             verdict = claims.judge(c.id)
             assert (verdict["verdict"], verdict["n"]) == ("needs_scale", 0)
             with pytest.raises(ValueError, match="only at scale"):
@@ -101,7 +121,10 @@ def test_what_is_open_only_at_scale_says_what_would_test_it():
         ({"id": "a[keep=1]"}, "a setting is given where the claim is judged"),
         ({"scope": "local"}, "scope: 'local'; choose one of exact, statistical, only at scale"),
         ({"evidence": "X"}, "evidence: 'X'; choose one of P, S, D, M, bar, later"),
-        ({"rule": {"above": 0.0, "below": 1.0}}, "rule: {'above': 0.0, 'below': 1.0}; write one of"),
+        (
+            {"rule": {"above": 0.0, "below": 1.0}},
+            "rule: {'above': 0.0, 'below': 1.0}; write one of",
+        ),
         ({"rule": {"near": 1.0}}, "write one of {above: x}, {below: x}"),
         ({"rule": {"above": "big"}}, "'big' is no finite number"),
         ({"rule": {"above": float("nan")}}, "no finite number"),
@@ -115,10 +138,14 @@ def test_what_is_open_only_at_scale_says_what_would_test_it():
     ],
 )
 def test_bad_entries_are_refused_by_name(change, words):
-    entry = {"id": "one.claim"} | {k: v for k, v in (WHOLE | {"id": "one.claim"} | change).items() if v is not None}
+    entry = {"id": "one.claim"} | {
+        k: v for k, v in (WHOLE | {"id": "one.claim"} | change).items() if v is not None
+    }
     with pytest.raises(ValueError) as refused:
         claims.read(yaml.safe_dump([entry]))
-    assert words in str(refused.value) and str(refused.value).startswith(f"claims.yaml: {entry['id']}: ")
+    assert words in str(refused.value) and str(refused.value).startswith(
+        f"claims.yaml: {entry['id']}: "
+    )
 
 
 def test_an_id_twice_and_no_list_are_refused():
@@ -152,10 +179,14 @@ def test_every_rule_can_go_every_way(id):
 
 def test_exact_claims_are_judged_by_their_range():
     id = "delta.same_optimum"  # below 0.001
-    assert claims.judge(id, [0.0, 0.0009]) | {"low": 0.0, "high": 0.0009, "verdict": "holds"} == claims.judge(
-        id, [0.0, 0.0009]
+    assert claims.judge(id, [0.0, 0.0009]) | {
+        "low": 0.0,
+        "high": 0.0009,
+        "verdict": "holds",
+    } == claims.judge(id, [0.0, 0.0009])
+    assert claims.judge(id, [0.0, 0.0, 0.0, 0.002])["verdict"] == "undecided", (
+        "one value on the other side"
     )
-    assert claims.judge(id, [0.0, 0.0, 0.0, 0.002])["verdict"] == "undecided", "one value on the other side"
     assert claims.judge(id, [0.002])["verdict"] == "does_not_hold"
     assert claims.judge(id, [0.001])["verdict"] == "undecided", "on the bar is not below it"
 
@@ -167,7 +198,9 @@ def test_statistical_claims_are_judged_by_a_t_interval():
     )
     assert claims.judge("safedpo.helpful", [1.0])["low"] is None
     far = claims.judge("safedpo.unsafe", [0.001, 0.001, 0.012])
-    assert far["value"] < 0.005 < far["high"] and far["verdict"] == "undecided", "the mean alone decides nothing"
+    assert far["value"] < 0.005 < far["high"] and far["verdict"] == "undecided", (
+        "the mean alone decides nothing"
+    )
 
 
 def test_words_of_what_was_judged():
@@ -175,7 +208,9 @@ def test_words_of_what_was_judged():
     assert words("safedpo.helpful", [1.0, 2.0, 3.0]) == "2.0000, -0.4841 to 4.4841, n = 3"
     assert words("safedpo.helpful", [-0.0]) == "0.0000, n = 1"
     assert words("safedpo.refusal", [0.01] * 3) == "0.0100, no variation, n = 3"
-    assert words("delta.same_optimum", [0.0, 0.0]) == "0.0000, 0.0000 to 0.0000, n = 2", "a range of exact values"
+    assert words("delta.same_optimum", [0.0, 0.0]) == "0.0000, 0.0000 to 0.0000, n = 2", (
+        "a range of exact values"
+    )
 
 
 def test_no_interval_leaves_the_range_of_its_claim():
@@ -186,7 +221,9 @@ def test_no_interval_leaves_the_range_of_its_claim():
     assert found["value"] < found["high"] < 1
     assert claims.judge("cdpo.lambda", [0.001, 0.002, 0.027])["low"] > 0
     assert claims.judge("dog_d.safer_than_random", [-99.0, -60.0, -99.9])["low"] > -100
-    with pytest.raises(ValueError, match=r"claim safedpo.unsafe: values: \[0.1, 2.0\] do not all lie in 0 to 1"):
+    with pytest.raises(
+        ValueError, match=r"claim safedpo.unsafe: values: \[0.1, 2.0\] do not all lie in 0 to 1"
+    ):
         claims.judge("safedpo.unsafe", [0.1, 2.0])
 
 
@@ -207,12 +244,19 @@ def test_every_share_distance_and_divergence_has_its_range():
 def test_an_interval_found_elsewhere_is_taken_as_it_is():
     """A bootstrap over pairs, as notebook 01 hands it over."""
     better, worse = np.arange(200) % 10 < 8, np.arange(200) % 10 < 5
-    for one, two, word in ((better, worse, "holds"), (worse, better, "does_not_hold"), (better, better, "undecided")):
+    for one, two, word in (
+        (better, worse, "holds"),
+        (worse, better, "does_not_hold"),
+        (better, better, "undecided"),
+    ):
         ahead = evaluate.accuracy([one - 0.5], against=[two - 0.5])
         judged = claims.judge("dpo.beats_bag_of_words", measured=ahead)
         assert judged["verdict"] == word and judged["n"] == 200
         assert (judged["value"], judged["low"], judged["high"]) == ahead[:3]
-    assert claims.judge("dpo.beats_bag_of_words", measured=(0.1, None, None, 1))["verdict"] == "undecided"
+    assert (
+        claims.judge("dpo.beats_bag_of_words", measured=(0.1, None, None, 1))["verdict"]
+        == "undecided"
+    )
 
 
 def test_settings_become_part_of_the_id():
@@ -220,7 +264,8 @@ def test_settings_become_part_of_the_id():
     assert judged["id"] == "cdpo.lambda[cost_limit=0]"
     assert claims.judge("delta.safer", [0.1], steps=200)["id"] == "delta.safer[steps=200]"
     assert (
-        claims.judge("cdpo.lambda", [0.01], cost_limit=-0.4, by="soft")["id"] == "cdpo.lambda[cost_limit=-0.4,by=soft]"
+        claims.judge("cdpo.lambda", [0.01], cost_limit=-0.4, by="soft")["id"]
+        == "cdpo.lambda[cost_limit=-0.4,by=soft]"
     )
 
 
@@ -247,14 +292,22 @@ class Bench:
 
     def __init__(self, world):
         self.world, self.held = world, world.select("heldout")[::3]
-        self.reference = {s: replace(references.reference_policy(world, seed=s)[0], constrained=True) for s in SEEDS}
+        self.reference = {
+            s: replace(references.reference_policy(world, seed=s)[0], constrained=True)
+            for s in SEEDS
+        }
         self.table = {s: pairs.label(world.pairs(600, seed=s), "better") for s in SEEDS}
         self.exact = {s: evaluate.exact(self.reference[s], self.held) for s in SEEDS}
 
     def fit(self, seed, table, **changes):
         """log-probs [P, R] of the policy trained on a table."""
-        setting = dict(beta=BETA, steps=24, batch_size=16, learning_rate=3e-3, seed=seed, use_cache=False) | changes
-        trained = train.align(self.reference[seed], pairs.tokenize(table, self.reference[seed]), **setting)
+        setting = (
+            dict(beta=BETA, steps=24, batch_size=16, learning_rate=3e-3, seed=seed, use_cache=False)
+            | changes
+        )
+        trained = train.align(
+            self.reference[seed], pairs.tokenize(table, self.reference[seed]), **setting
+        )
         return evaluate.exact(trained.policy, self.held).logp
 
     def per_seed(self, tables, quantity, **changes):
@@ -286,34 +339,57 @@ def test_safedpo_without_the_swap(bench):
 
 def test_cdpo_with_the_sign_of_the_cost_swapped(bench):
     """r + lambda c in place of r - lambda c: E[c] rises with lambda."""
-    swapped = lambda table: cdpo.relabel(table.assign(**{f"cost_{k}": -table[f"cost_{k}"] for k in (0, 1)}), 2.0)
+    swapped = lambda table: cdpo.relabel(
+        table.assign(**{f"cost_{k}": -table[f"cost_{k}"] for k in (0, 1)}), 2.0
+    )
     cost = lambda seed, logp: optimum.expect(logp, bench.world.cost[bench.held])
-    plain, honest, broken = (bench.per_seed(t, cost) for t in (lambda t: t, lambda t: cdpo.relabel(t, 2.0), swapped))
-    assert verdicts("fixed_lambda.cost_falls", honest - plain, broken - plain) == ("holds", "does_not_hold")
+    plain, honest, broken = (
+        bench.per_seed(t, cost) for t in (lambda t: t, lambda t: cdpo.relabel(t, 2.0), swapped)
+    )
+    assert verdicts("fixed_lambda.cost_falls", honest - plain, broken - plain) == (
+        "holds",
+        "does_not_hold",
+    )
 
 
 def test_soft_labels_of_the_wrong_response(bench):
     """1 - p in place of p: further from the optimum than hard labels, not nearer."""
     soft = lambda table: pairs.soft_label(table, table.reward_0, table.reward_1)
     wrong = lambda table: soft(table).assign(p=lambda t: 1 - t.p)
-    best = {s: optimum.optimal(e.logp, bench.world.reward[bench.held], beta=BETA) for s, e in bench.exact.items()}
+    best = {
+        s: optimum.optimal(e.logp, bench.world.reward[bench.held], beta=BETA)
+        for s, e in bench.exact.items()
+    }
     distance = lambda seed, logp: optimum.kl(logp, best[seed])
     hard, honest, broken = (bench.per_seed(t, distance) for t in (lambda t: t, soft, wrong))
-    assert verdicts("dpo_soft.nearer_than_hard", hard - honest, hard - broken) == ("holds", "does_not_hold")
+    assert verdicts("dpo_soft.nearer_than_hard", hard - honest, hard - broken) == (
+        "holds",
+        "does_not_hold",
+    )
 
 
 def test_a_margin_on_pairs_of_equal_status(bench):
     """The margin moves the optimum as soon as pairs of two safe responses have one (exact, a table of 51 responses)."""
     some, prompt = np.arange(0, len(bench.world.responses), 12), bench.held[2]
     reward, cost = bench.world.reward[prompt][some], bench.world.cost[prompt][some]
-    ref, unsafe, (a, b) = optimum.normalise(bench.exact[0].logp[2:3, some]), cost > 0, tabular.all_pairs(len(some))
+    ref, unsafe, (a, b) = (
+        optimum.normalise(bench.exact[0].logp[2:3, some]),
+        cost > 0,
+        tabular.all_pairs(len(some)),
+    )
     p = np.where(unsafe[a] != unsafe[b], unsafe[b], 1 / (1 + np.exp(reward[b] - reward[a])))
     safe = ~unsafe[a] & ~unsafe[b]
 
     def apart(delta, elsewhere):
-        margin = delta * (1.0 * unsafe[b] - unsafe[a]) + elsewhere * delta * safe * np.sign(reward[a] - reward[b])
-        fitted = tabular.fit(ref[0], p, beta=BETA, margin=margin, weight=1.0 * ~(unsafe[a] & unsafe[b]))
-        return optimum.total_variation(fitted[None], optimum.safe_optimal(ref, reward[None], cost[None], beta=BETA))
+        margin = delta * (1.0 * unsafe[b] - unsafe[a]) + elsewhere * delta * safe * np.sign(
+            reward[a] - reward[b]
+        )
+        fitted = tabular.fit(
+            ref[0], p, beta=BETA, margin=margin, weight=1.0 * ~(unsafe[a] & unsafe[b])
+        )
+        return optimum.total_variation(
+            fitted[None], optimum.safe_optimal(ref, reward[None], cost[None], beta=BETA)
+        )
 
     honest, broken = ([apart(delta, elsewhere) for delta in (2.0, 5.0)] for elsewhere in (0.0, 1.0))
     assert verdicts("delta.same_optimum", honest, broken) == ("holds", "does_not_hold")
@@ -336,7 +412,11 @@ def test_tied_scores_that_keep_the_first_tokens(bench):
     setting = dict(beta=BETA, steps=1, batch_size=16, learning_rate=3e-3, seed=0, use_cache=False)
     levers = (None, selective.TopTokens(0.4), FirstTokens(0.4))
     plain, *others = (
-        list(train.align(bench.reference[0], tokens, token_lever=lever, **setting).policy.model.parameters())
+        list(
+            train.align(
+                bench.reference[0], tokens, token_lever=lever, **setting
+            ).policy.model.parameters()
+        )
         for lever in levers
     )
     apart = [[max((x - y).abs().max().item() for x, y in zip(plain, other))] for other in others]

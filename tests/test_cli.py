@@ -17,7 +17,11 @@ def test_help_shows_examples(command, capsys):
         cli.main([command, "--help"])
     shown = capsys.readouterr().out
     examples = shown.partition("examples:\n")[2].splitlines()
-    assert end.value.code == 0 and examples and all(e.strip().startswith(f"safealign {command}") for e in examples)
+    assert (
+        end.value.code == 0
+        and examples
+        and all(e.strip().startswith(f"safealign {command}") for e in examples)
+    )
     for example in examples:  # what is shown can be parsed
         words = example.strip().split("  ")[0].split()[1:]
         assert cli._parser().parse_args(words).command == command
@@ -27,11 +31,15 @@ def test_every_command_is_listed(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"    {command}" in shown for command in COMMANDS) and "register-python-argcomplete safealign" in shown
+    assert (
+        all(f"    {command}" in shown for command in COMMANDS)
+        and "register-python-argcomplete safealign" in shown
+    )
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["fly"], ["sweep"], ["sweep", "g.yaml", "--workers", "0"], ["run", "x", "-p", "beta"]]
+    "words",
+    [[], ["fly"], ["sweep"], ["sweep", "g.yaml", "--workers", "0"], ["run", "x", "-p", "beta"]],
 )
 def test_what_cannot_be_parsed_is_status_2(words, capsys):
     with pytest.raises(SystemExit) as end:
@@ -57,7 +65,16 @@ def test_completion(line, wanted, tmp_path):
         "COMP_POINT": str(len(line)),
         "_ARGCOMPLETE_IFS": "\n",
     }
-    asked |= {"_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answers")}
-    subprocess.run([sys.executable, "-m", "safealign_utils.runs.cli"], env=asked, check=True, timeout=60)
-    answers = {a.strip().replace("\\", "") for a in (tmp_path / "answers").read_text().split("\n") if a.strip()}
+    asked |= {
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answers"),
+    }
+    subprocess.run(
+        [sys.executable, "-m", "safealign_utils.runs.cli"], env=asked, check=True, timeout=60
+    )
+    answers = {
+        a.strip().replace("\\", "")
+        for a in (tmp_path / "answers").read_text().split("\n")
+        if a.strip()
+    }
     assert answers == wanted

@@ -46,7 +46,12 @@ def test_a_failure_is_told_and_the_others_are_still_looked_at(capsys, monkeypatc
     monkeypatch.setattr(doctor, "LOOKS", looks)
     assert cli.main(["doctor"]) == 1
     marks = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
-    assert marks[:4] == [["[OK]", "first"], ["[FAIL]", "second"], ["[FAIL]", "third"], ["[OK]", "fourth"]]
+    assert marks[:4] == [
+        ["[OK]", "first"],
+        ["[FAIL]", "second"],
+        ["[FAIL]", "third"],
+        ["[OK]", "fourth"],
+    ]
     assert marks[4] == ["2", "of"]
 
 
@@ -64,7 +69,12 @@ def test_a_wrong_and_a_missing_package_are_named_with_their_pins(monkeypatch):
         return "0.0.1" if name == "papermill" else real(name)
 
     monkeypatch.setattr(doctor.metadata, "version", version)
-    failed(doctor.packages, "papermill 0.0.1, pinned ==", "nbval missing", "pip install -r requirements.txt")
+    failed(
+        doctor.packages,
+        "papermill 0.0.1, pinned ==",
+        "nbval missing",
+        "pip install -r requirements.txt",
+    )
 
 
 def test_markers_and_local_versions_are_honoured(tmp_path):
@@ -73,9 +83,13 @@ def test_markers_and_local_versions_are_honoured(tmp_path):
         "# Direct\na==1 ; python_version < '3'  # why\nb==2 ; python_version >= '3'\ntorch==2.13.0\n\n# Transitive\nc==3\n"
     )
     wanted = doctor.requirements(file)
-    assert [one.name for one in wanted] == ["b", "torch"] and wanted[1].specifier.contains("2.13.0+cpu")
+    assert [one.name for one in wanted] == ["b", "torch"] and wanted[1].specifier.contains(
+        "2.13.0+cpu"
+    )
     failed(lambda: doctor.requirements(tmp_path / "none.txt"), "none.txt", "clone")
-    assert {"torch", "papermill", "jupyterlab"} <= {one.name for one in doctor.requirements(ROOT / "requirements.txt")}
+    assert {"torch", "papermill", "jupyterlab"} <= {
+        one.name for one in doctor.requirements(ROOT / "requirements.txt")
+    }
 
 
 def test_the_device_is_named(monkeypatch):
@@ -160,7 +174,10 @@ def test_kernels_that_do_not_start_or_are_another_environment(monkeypatch):
     for start, words in [
         (raises(NoSuchKernel("python3")), "no kernelspec"),
         (raises(RuntimeError("Kernel died before replying")), "does not start (Kernel died"),
-        (answers('["/other/env", "/other/env/safealign_utils/__init__.py"]\n'), "another environment, /other/env"),
+        (
+            answers('["/other/env", "/other/env/safealign_utils/__init__.py"]\n'),
+            "another environment, /other/env",
+        ),
         (answers("", status="error"), "cannot import safealign_utils"),
     ]:
         monkeypatch.setattr(manager, "start_new_kernel", start)
@@ -182,7 +199,9 @@ def test_the_hub_may_be_out_of_reach(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert doctor.hub() == "https://hub.invalid not reachable: the world needs none; give local files"
+    assert (
+        doctor.hub() == "https://hub.invalid not reachable: the world needs none; give local files"
+    )
 
     def slow(*_, **__):
         raise urllib.error.HTTPError("https://hub.invalid", 405, "no HEAD", {}, None)

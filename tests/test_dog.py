@@ -54,7 +54,9 @@ def test_every_step_is_the_naive_best_and_its_gain_adds_up(ridge):
     F, chosen, total = rows(25, 5, seed=3), [], 0.0  # k is far above the rank
     picks = dog.greedy_log_det(F, 25, ridge=ridge)
     for step, gain in enumerate(picks.gains):
-        values = [-np.inf if i in chosen else dog.log_det(F, [*chosen, i], ridge=ridge) for i in range(25)]
+        values = [
+            -np.inf if i in chosen else dog.log_det(F, [*chosen, i], ridge=ridge) for i in range(25)
+        ]
         assert picks.rows[step] == np.argmax(values)
         chosen.append(int(np.argmax(values)))
         total += gain
@@ -63,7 +65,11 @@ def test_every_step_is_the_naive_best_and_its_gain_adds_up(ridge):
 
 
 def test_no_row_is_picked_twice_beyond_the_rank():
-    for F in (unit_rows(3, 8).repeat(20, 1), torch.zeros(60, 4).double(), unit_rows(60, 2, dtype=torch.float32)):
+    for F in (
+        unit_rows(3, 8).repeat(20, 1),
+        torch.zeros(60, 4).double(),
+        unit_rows(60, 2, dtype=torch.float32),
+    ):
         picks = dog.greedy_log_det(F, 60)
         assert sorted(picks.rows) == list(range(60))
         assert (picks.gains >= 0).all() and np.isfinite(picks.gains).all()
@@ -75,7 +81,9 @@ def test_ties_go_to_the_lowest_id():
     assert dog.greedy_log_det(F, 1, ids=np.arange(30)[::-1]).rows.tolist() == [29]
     twice = torch.cat([F[5:], F[:5], F[5:]])
     once, ids = dog.greedy_log_det(twice[:30], 12).rows, np.r_[np.arange(100, 130), np.arange(25)]
-    assert dog.greedy_log_det(twice, 12).rows.tolist() == once.tolist(), "of two equal rows the first"
+    assert dog.greedy_log_det(twice, 12).rows.tolist() == once.tolist(), (
+        "of two equal rows the first"
+    )
     late = dog.greedy_log_det(twice, 12, ids=ids).rows
     assert not set(late) & set(range(25)), "of two equal rows the lower id, which stands later here"
 
@@ -94,7 +102,9 @@ def test_float32_and_column_order_pick_the_same():
     F = rows(200, 16)
     picks = dog.greedy_log_det(F, 60)
     single = dog.greedy_log_det(F.float(), 60)
-    assert single.rows.tolist() == picks.rows.tolist() and single.gains == pytest.approx(picks.gains, abs=1e-5)
+    assert single.rows.tolist() == picks.rows.tolist() and single.gains == pytest.approx(
+        picks.gains, abs=1e-5
+    )
     assert dog.greedy_log_det(F.T.contiguous().T, 60).rows.tolist() == picks.rows.tolist()
 
 
@@ -132,7 +142,9 @@ def plain(policy, tokens, layer, pooling):
 def gpt2(reference):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = transformers.GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+        config = transformers.GPT2Config(
+            vocab_size=40, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
+        )
         model = transformers.GPT2LMHeadModel(config).double().eval()
     return Policy(model, reference.tokenizer)
 
@@ -154,7 +166,10 @@ def test_directions_against_plain_forwards(reference, tokens, gpt2, uneven, laye
     few = dataclasses.replace(tokens, **{name: getattr(tokens, name)[:12] for name in sides})
     left = LeftPadded(**vars(dataclasses.replace(uneven)))
     for policy, some in ((reference, few), (gpt2, uneven), (gpt2, left)):
-        wanted, options = plain(policy, some, layer, pooling), dict(layer=layer, pooling=pooling, batch_size=4)
+        wanted, options = (
+            plain(policy, some, layer, pooling),
+            dict(layer=layer, pooling=pooling, batch_size=4),
+        )
         found = dog.directions(policy, some, normalise=False, **options)
         assert found.dtype == torch.float64 and torch.allclose(found, wanted, atol=1e-10, rtol=0)
         unit, some_differ = dog.directions(policy, some, **options), wanted.norm(dim=1) > 1e-9
@@ -167,7 +182,9 @@ def test_equal_states_have_no_direction(reference, tokens):
     assert (dog.directions(reference, same) == 0).all()
     back = [np.r_[y[:-1][::-1], y[-1]] for y in tokens.chosen]
     turned = dataclasses.replace(tokens, rejected=back, states_l=tokens.states_w)
-    assert (dog.directions(reference.to("float32"), turned, layer=0) == 0).all(), "same words, other order: noise"
+    assert (dog.directions(reference.to("float32"), turned, layer=0) == 0).all(), (
+        "same words, other order: noise"
+    )
 
 
 def test_directions_in_lower_precision_are_float32(reference, tokens):
@@ -191,12 +208,18 @@ COPIES = [
 
 def copies(**columns):
     """Five pairs with copies among them; one of the copies has another winner."""
-    return pd.DataFrame(COPIES, columns=["prompt", "response_0", "response_1", "chosen", "source"]).assign(**columns)
+    return pd.DataFrame(
+        COPIES, columns=["prompt", "response_0", "response_1", "chosen", "source"]
+    ).assign(**columns)
 
 
 def test_copies_are_merged_by_their_texts():
     merged, counts = dog.merge_copies(copies())
-    assert merged.equals(copies().iloc[[0, 1, 4]].reset_index(drop=True)) and counts.tolist() == [3, 1, 1]
+    assert merged.equals(copies().iloc[[0, 1, 4]].reset_index(drop=True)) and counts.tolist() == [
+        3,
+        1,
+        1,
+    ]
 
 
 def test_no_label_decides_which_pairs_are_copies():
@@ -220,13 +243,20 @@ def data_sets(shared, copies, own, width=24):
 @pytest.mark.parametrize("n", [8, 60])
 def test_anchor_spans_the_shared_and_residuals_the_own_directions(n):
     u, source, own = data_sets(4, [30, 28, 26, 24], n)
-    where, eigenvalues = dog.coordinates(u, source), np.array([30, 28, 26, 24, n / 4, n / 4]) / (108 + n)
-    assert where.names == ("a", "b", "c", "d") and (np.array(where.names)[where.block] == source).all()
+    where, eigenvalues = (
+        dog.coordinates(u, source),
+        np.array([30, 28, 26, 24, n / 4, n / 4]) / (108 + n),
+    )
+    assert (
+        where.names == ("a", "b", "c", "d") and (np.array(where.names)[where.block] == source).all()
+    )
     assert where.energies.tolist() == np.stack([~own, own], 1).astype(float).tolist()
     for singular in where.singular:  # one own direction, and nothing else
         assert singular[:2] == pytest.approx([(n / (108 + n)) ** 0.5, 0], abs=1e-7)
     assert where.residual.shape[1] == 1, "q shrinks to what is left"
-    more = np.r_[np.arange(len(u)), np.flatnonzero(source == "a")]  # a larger data set weighs no more
+    more = np.r_[
+        np.arange(len(u)), np.flatnonzero(source == "a")
+    ]  # a larger data set weighs no more
     for found in (where, dog.coordinates(u[more], source[more])):
         assert found.anchor_values[:6] == pytest.approx(eigenvalues, abs=1e-12)
 
@@ -237,14 +267,18 @@ def test_the_literal_reading_fills_residuals_with_what_is_shared():
     ours = dog.coordinates(u, source)
     assert (literal.energies[own] == 0).all(), "the own directions are in neither subspace"
     assert (ours.energies[own] == [0, 1]).all() and (ours.energies[~own][:, 1] == 0).all()
-    ids = np.r_[np.flatnonzero(~own), np.flatnonzero(own)].argsort()  # ties go against the own pairs
+    ids = np.r_[
+        np.flatnonzero(~own), np.flatnonzero(own)
+    ].argsort()  # ties go against the own pairs
     assert not own[dog.dog_d(u, source, 20, ids=ids, outside="anchor", residual_rank=6).rows].any()
     assert own[dog.dog_d(u, source, 20, ids=ids).rows].any()
 
 
 def test_a_single_data_set_takes_what_lies_outside_the_anchor():
     u = rows(50, 8)
-    both = [dog.coordinates(u, ["one"] * 50, outside=o, residual_rank=3) for o in ("others", "anchor")]
+    both = [
+        dog.coordinates(u, ["one"] * 50, outside=o, residual_rank=3) for o in ("others", "anchor")
+    ]
     assert np.array_equal(*[c.energies for c in both]) and both[0].residual.shape == (50, 3)
     full = dog.coordinates(u, ["one"] * 50, residual_rank=8)
     assert full.energies.sum(1) == pytest.approx(u.square().sum(1).numpy(), abs=1e-8)
@@ -256,17 +290,28 @@ def test_features_of_two_data_sets_meet_in_the_anchor_only():
     F = dog.features(where, weights=(4.0, 0.25))
     a, b = where.anchor @ where.anchor.T, where.residual @ where.residual.T
     same = torch.from_numpy(source[:, None] == source[None])
-    assert F.shape == (40, 4 + 2 * 3) and torch.allclose(F @ F.T, 4 * a + 0.25 * b * same, atol=1e-12)
+    assert F.shape == (40, 4 + 2 * 3) and torch.allclose(
+        F @ F.T, 4 * a + 0.25 * b * same, atol=1e-12
+    )
 
 
 # ---------------------------------------------------------------- budget and frontier
 
 
-@pytest.mark.parametrize("how, k, quota", [
-    ("proportional", 10, [5, 3, 2]), ("proportional", 1, [1, 0, 0]), ("proportional", 7, [4, 2, 1]),
-    ("equal", 9, [3, 3, 3]), ("equal", 10, [4, 3, 3]), ("equal", 90, [40, 31, 19]), ("equal", 2, [1, 1, 0]),
-    ("proportional", 100, [50, 31, 19]), ("equal", 100, [50, 31, 19]),
-])
+@pytest.mark.parametrize(
+    "how, k, quota",
+    [
+        ("proportional", 10, [5, 3, 2]),
+        ("proportional", 1, [1, 0, 0]),
+        ("proportional", 7, [4, 2, 1]),
+        ("equal", 9, [3, 3, 3]),
+        ("equal", 10, [4, 3, 3]),
+        ("equal", 90, [40, 31, 19]),
+        ("equal", 2, [1, 1, 0]),
+        ("proportional", 100, [50, 31, 19]),
+        ("equal", 100, [50, 31, 19]),
+    ],
+)
 def test_split_of_the_budget(how, k, quota):
     assert dog.split_budget(k, np.repeat(["a", "b", "c"], [50, 31, 19]), how).tolist() == quota
 
@@ -287,13 +332,19 @@ def test_fronts_against_peeling(seed):
 
 
 def test_dog_takes_front_by_front():
-    u, source, ids = unit_rows(90, 20), np.repeat(["p", "q", "r"], [50, 30, 10]), np.arange(90)[::-1]
+    u, source, ids = (
+        unit_rows(90, 20),
+        np.repeat(["p", "q", "r"], [50, 30, 10]),
+        np.arange(90)[::-1],
+    )
     energy = dog.coordinates(u, source).energies
     front = dog.fronts(energy)
     order = sorted(range(90), key=lambda i: (front[i], -round(energy[i].sum(), 9), ids[i]))
     assert dog.dog(u, source, 20, ids=ids).tolist() == order[:20]
     split = dog.dog(u, source, 20, ids=ids, split="proportional")
-    assert [int((source[split] == name).sum()) for name in "pqr"] == [11, 7, 2] and len(set(split)) == 20
+    assert [int((source[split] == name).sum()) for name in "pqr"] == [11, 7, 2] and len(
+        set(split)
+    ) == 20
     spread = dog.dog_d(u, source, 21, split="equal").rows
     assert [int((source[spread] == name).sum()) for name in "pqr"] == [7, 7, 7]
 
@@ -305,19 +356,34 @@ U, NAMES, MANY = unit_rows(12, 4), ["p"] * 6 + ["q"] * 6, dict(anchor_rank=2, re
 REFUSED = [
     (lambda: dog.greedy_log_det(U, 0), "k=0: choose between 1 and all 12"),
     (lambda: dog.greedy_log_det(U, 13), "k=13"),
-    (lambda: dog.greedy_log_det(U, 3, ridge=0.0), "ridge=0.0: must be above 0, as det is 0 once k exceeds the rank"),
+    (
+        lambda: dog.greedy_log_det(U, 3, ridge=0.0),
+        "ridge=0.0: must be above 0, as det is 0 once k exceeds the rank",
+    ),
     (lambda: dog.greedy_log_det(U, 3, ridge=np.nan), "ridge=nan"),
-    (lambda: dog.greedy_log_det(U / 0, 3), "features: hold numbers that are not finite at pair rows"),
+    (
+        lambda: dog.greedy_log_det(U / 0, 3),
+        "features: hold numbers that are not finite at pair rows",
+    ),
     (lambda: dog.greedy_log_det(U, 3, ids=[1] * 12), "ids: 1 different ids for 12 pairs"),
     (lambda: dog.greedy_log_det(U, 3, ids=[1, 2]), "ids: 2 different ids for 12 pairs"),
-    (lambda: dog.greedy_log_det(U, 9, quota=[8, 2], block=np.repeat([0, 1], 6)), "allows 8 picks .* lower k=9"),
+    (
+        lambda: dog.greedy_log_det(U, 9, quota=[8, 2], block=np.repeat([0, 1], 6)),
+        "allows 8 picks .* lower k=9",
+    ),
     (lambda: dog.budget_size(0.0, 9), "budget=0.0"),
     (lambda: dog.budget_size(1.1, 9), "budget=1.1"),
-    (lambda: dog.split_budget(3, NAMES, "fair"), "split='fair': choose proportional, equal or global"),
+    (
+        lambda: dog.split_budget(3, NAMES, "fair"),
+        "split='fair': choose proportional, equal or global",
+    ),
     (lambda: dog.split_budget(13, NAMES, "equal"), "k=13"),
     (lambda: dog.coordinates(U, NAMES, anchor_rank=5), "anchor_rank=5: a subspace of D = 4"),
     (lambda: dog.coordinates(U, NAMES), "residual_rank=16: a subspace of D = 4"),
-    (lambda: dog.coordinates(U, NAMES, **MANY, outside="all"), "outside='all'.*choose others or anchor"),
+    (
+        lambda: dog.coordinates(U, NAMES, **MANY, outside="all"),
+        "outside='all'.*choose others or anchor",
+    ),
     (lambda: dog.coordinates(U, NAMES, **MANY, span=0.0), "span=0.0"),
     (lambda: dog.coordinates(U, NAMES[1:], **MANY), "source: 11 names for 12 directions"),
     (lambda: dog.dog(U, NAMES, 3, ids=[0] * 12, **MANY), "ids: 1 different"),
@@ -333,8 +399,12 @@ def test_refusals_say_what_to_do(call, reason):
 
 
 @pytest.mark.parametrize("options", [dict(layer=3), dict(layer=-4), dict(pooling="max")])
-def test_layers_and_poolings_that_do_not_exist_are_refused_before_any_forward(reference, tokens, options):
-    with pytest.raises(ValueError, match="|".join([r"layers 0 to 2, or -3 to -1", "choose mean or last"])):
+def test_layers_and_poolings_that_do_not_exist_are_refused_before_any_forward(
+    reference, tokens, options
+):
+    with pytest.raises(
+        ValueError, match="|".join([r"layers 0 to 2, or -3 to -1", "choose mean or last"])
+    ):
         dog.directions(dataclasses.replace(reference, tokenizer=None), tokens, **options)
 
 
@@ -344,17 +414,26 @@ def test_layers_and_poolings_that_do_not_exist_are_refused_before_any_forward(re
 def controls(u, k, groups):
     n, loss = len(u), np.random.default_rng(0).random(len(u))
     return {
-        "random": s.random_pairs(n, k, seed=1), "k-means": s.k_means(u, k, seed=1), "k-centre": s.k_centre(u, k),
-        "facility": s.facility_location(u, k), "log det": s.plain_log_det(u, k), "half": s.easiest_half(loss, k, seed=1),
-        "largest": s.by_margin(loss, k, order="largest"), "strata": s.stratified(groups, k, seed=1),
+        "random": s.random_pairs(n, k, seed=1),
+        "k-means": s.k_means(u, k, seed=1),
+        "k-centre": s.k_centre(u, k),
+        "facility": s.facility_location(u, k),
+        "log det": s.plain_log_det(u, k),
+        "half": s.easiest_half(loss, k, seed=1),
+        "largest": s.by_margin(loss, k, order="largest"),
+        "strata": s.stratified(groups, k, seed=1),
     }
 
 
 @pytest.mark.parametrize("k", [1, 7, 40, 60])
 def test_controls_pick_k_different_pairs_and_the_same_again(k):
     u, groups = unit_rows(20, 5).repeat(3, 1), np.repeat(list("xyz"), 20)
-    for (name, rows_), again in zip(controls(u, k, groups).items(), controls(u, k, groups).values()):
-        assert rows_.dtype == np.int64 and len(set(rows_)) == len(rows_) == k and rows_.max() < 60, name
+    for (name, rows_), again in zip(
+        controls(u, k, groups).items(), controls(u, k, groups).values()
+    ):
+        assert (
+            rows_.dtype == np.int64 and len(set(rows_)) == len(rows_) == k and rows_.max() < 60
+        ), name
         assert rows_.tolist() == again.tolist(), name
 
 
@@ -369,7 +448,9 @@ def test_facility_location_is_the_naive_greedy():
     u, chosen = unit_rows(60, 6), []
     close = (u @ u.T).clamp_min(0)
     for _ in range(15):
-        value = [-1.0 if i in chosen else float(close[:, [*chosen, i]].amax(1).sum()) for i in range(60)]
+        value = [
+            -1.0 if i in chosen else float(close[:, [*chosen, i]].amax(1).sum()) for i in range(60)
+        ]
         chosen.append(int(np.argmax(value)))
     assert s.facility_location(u, 15, width=4).tolist() == chosen
 
@@ -380,14 +461,18 @@ def test_orderings():
     assert s.by_margin(margin, 4, order="smallest", ids=np.arange(5)[::-1]).tolist() == [1, 4, 2, 0]
     assert set(s.easiest_half(margin, 2, seed=0)) < {1, 4, 0}
     assert s.easiest_half(margin, 4, seed=0).tolist() == [1, 4, 0, 2]
-    drawn = np.bincount(s.stratified(np.repeat([0, 1, 2], [50, 30, 3]), 23, seed=0) // 10, minlength=9)
+    drawn = np.bincount(
+        s.stratified(np.repeat([0, 1, 2], [50, 30, 3]), 23, seed=0) // 10, minlength=9
+    )
     assert drawn[:5].sum() == 10 and drawn[5:8].sum() == 10 and drawn[8] == 3
 
 
 def test_the_benchmark_runs():
     command = [sys.executable, ROOT / "tests/benchmarks/selection.py", "--toy"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert printed.startswith("time and memory of selection against N") and printed.count("\n") >= 12
+    assert (
+        printed.startswith("time and memory of selection against N") and printed.count("\n") >= 12
+    )
 
 
 def test_directions_that_are_not_finite_are_refused_by_row():
@@ -395,11 +480,20 @@ def test_directions_that_are_not_finite_are_refused_by_row():
     u = torch.from_numpy(np.random.default_rng(0).normal(size=(12, 20)))
     source = np.array(["a", "b"] * 6)
     u[3, 1], u[7] = torch.nan, torch.inf
-    calls = [lambda: dog.coordinates(u, source), lambda: dog.moments(u, source), lambda: dog.greedy_log_det(u, 2),
-             lambda: dog.dog(u, source, 2), lambda: dog.dog_d(u, source, 2), lambda: s.k_means(u, 2, seed=0),
-             lambda: s.facility_location(u, 2), lambda: s.k_centre(u, 2)]
+    calls = [
+        lambda: dog.coordinates(u, source),
+        lambda: dog.moments(u, source),
+        lambda: dog.greedy_log_det(u, 2),
+        lambda: dog.dog(u, source, 2),
+        lambda: dog.dog_d(u, source, 2),
+        lambda: s.k_means(u, 2, seed=0),
+        lambda: s.facility_location(u, 2),
+        lambda: s.k_centre(u, 2),
+    ]
     for call in calls:
-        with pytest.raises(ValueError, match="not finite at pair rows 3, 7 .2 in all.; drop those pairs"):
+        with pytest.raises(
+            ValueError, match="not finite at pair rows 3, 7 .2 in all.; drop those pairs"
+        ):
             call()
     with pytest.raises(ValueError, match="energies: row 1"):
         dog.fronts(np.array([[1.0, 2.0], [np.nan, 0.0]]))

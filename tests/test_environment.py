@@ -68,7 +68,10 @@ def test_a_kernel_of_another_copy_is_refused(book, other, kernelspec, monkeypatc
     """Before its first cell, with both folders and the fix. A copy of the same content will do."""
     monkeypatch.setenv("JUPYTER_PATH", kernelspec(env={"PYTHONPATH": str(other)}))
     said = refused(book, capsys)
-    assert f"would import {other / 'safealign_utils'}, the command runs {ROOT / 'safealign_utils'}" in said
+    assert (
+        f"would import {other / 'safealign_utils'}, the command runs {ROOT / 'safealign_utils'}"
+        in said
+    )
     assert "unset JUPYTER_PATH" in said
     with pytest.raises(runner.Refusal, match="would import"):
         runner.regenerate(book)
@@ -93,12 +96,17 @@ def test_a_kernel_without_the_package_or_with_other_libraries_is_refused(book, m
         return lambda client: real(Client())
 
     package, versions = copies.found([*cache.library_versions(), "nothing_of_the_kind"])
-    assert package == str(ROOT / "safealign_utils") and versions.pop("nothing_of_the_kind") == "not installed"
+    assert (
+        package == str(ROOT / "safealign_utils")
+        and versions.pop("nothing_of_the_kind") == "not installed"
+    )
     for answer, words in (
         (("", versions), "finds no safealign_utils"),
         ((package, versions | {"torch": "1.0"}), "has torch 1.0, the command "),
     ):
-        monkeypatch.setattr(copies, "check", found({"status": "ok", "data": {"text/plain": repr(answer)}}))
+        monkeypatch.setattr(
+            copies, "check", found({"status": "ok", "data": {"text/plain": repr(answer)}})
+        )
         assert words in refused(book, capsys)
     monkeypatch.setattr(copies, "check", found({"status": "error", "evalue": "broken"}))
     assert "cannot be asked what it imports (broken)" in refused(book, capsys)
@@ -119,11 +127,16 @@ def test_started_in_another_clone(book, other, tmp_path):
     def start(*words):
         program = STARTED.format(root=str(ROOT), words=[*map(str, words), "--out", str(out)])
         command = [sys.executable, "-c", program]
-        return subprocess.run(command, cwd=other, env=env, capture_output=True, text=True, timeout=200)
+        return subprocess.run(
+            command, cwd=other, env=env, capture_output=True, text=True, timeout=200
+        )
 
     done = start("run", book)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"would import {other / 'safealign_utils'}, the command runs {ROOT / 'safealign_utils'}" in done.stderr
+    assert (
+        f"would import {other / 'safealign_utils'}, the command runs {ROOT / 'safealign_utils'}"
+        in done.stderr
+    )
     assert "start it in a folder that holds no other copy" in done.stderr
     done = start("sweep", grid, "--workers", "1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -159,7 +172,14 @@ def variables():
     return sorted(found)
 
 
-MPI = ["PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MPI_LOCALRANKID"]
+MPI = [
+    "PMI_RANK",
+    "PMI_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_SIZE",
+    "MPI_LOCALRANKID",
+]
 VALUES = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8",
     "ACCELERATE_DYNAMO_BACKEND": "EAGER",
@@ -174,7 +194,9 @@ SHORT = dict(beta=0.5, steps=1, batch_size=4, learning_rate=5e-3, seed=0)
 
 
 def trained():
-    return train.align(models.policy_of("llama"), models.made_tokens(4), use_cache=False, **SHORT).policy.hash
+    return train.align(
+        models.policy_of("llama"), models.made_tokens(4), use_cache=False, **SHORT
+    ).policy.hash
 
 
 def refusal_of(name, value, monkeypatch):
@@ -194,7 +216,10 @@ def test_no_variable_of_accelerate_changes_a_training(monkeypatch):
     assert len(names) > 60 and "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in names
     given, want = {name: VALUES.get(name, "true") for name in names}, trained()
     refused = {name for name, value in given.items() if refusal_of(name, value, monkeypatch)}
-    engines = {f"ACCELERATE_USE_{x}" for x in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")}
+    engines = {
+        f"ACCELERATE_USE_{x}"
+        for x in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")
+    }
     assert refused == engines | {"ACCELERATE_FP8_BACKEND"}
     for name in given.keys() - refused:
         monkeypatch.setenv(name, given[name])
@@ -221,7 +246,13 @@ def test_what_cannot_be_set_aside_is_refused(name, value, harmless, book, monkey
 
 @pytest.mark.parametrize("name", distributed.UNSUPPORTED)
 def test_fsdp_as_the_kit_does_not_do_it_is_refused(name, monkeypatch):
-    several = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", ACCELERATE_USE_FSDP="true")
+    several = dict(
+        WORLD_SIZE="2",
+        RANK="0",
+        LOCAL_RANK="0",
+        MASTER_ADDR="localhost",
+        ACCELERATE_USE_FSDP="true",
+    )
     for key, value in several.items():
         monkeypatch.setenv(key, value)
     distributed.check_environment()
@@ -240,7 +271,11 @@ def test_a_job_array_numbers_its_jobs(book, monkeypatch, tmp_path):
             monkeypatch.setenv(name, "7" if name != "LOCAL_RANK" else "first")
         if world:
             monkeypatch.setenv("WORLD_SIZE", world)
-        assert distributed.count() == 1 and distributed.rank() == 0 and distributed.own_device("cuda") == "cuda"
+        assert (
+            distributed.count() == 1
+            and distributed.rank() == 0
+            and distributed.own_device("cuda") == "cuda"
+        )
         distributed.check_environment()
     _, record, ran = runner.run(str(book), out=tmp_path / "out")
     assert ran and record["metrics"]["toy.value"] == 1.0
@@ -252,16 +287,24 @@ def test_a_job_array_numbers_its_jobs(book, monkeypatch, tmp_path):
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two': a whole number of at least 1; unset it"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4: RANK is not set; unset WORLD_SIZE"),
-        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK='2': a whole number of at least 0, below 2; .*accelerate launch"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2"},
+            "RANK='2': a whole number of at least 0, below 2; .*accelerate launch",
+        ),
         ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK='-1'"),
         ({"WORLD_SIZE": "2", "RANK": "one"}, "RANK='one'"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR is not set"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x"}, "LOCAL_RANK='x'"),
-        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK='1': .* below 1"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+            "LOCAL_RANK='1': .* below 1",
+        ),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "some"}, "LOCAL_WORLD_SIZE='some'"),
     ],
 )
-def test_numbers_of_processes_that_make_no_sense_are_refused(given, message, book, monkeypatch, capsys):
+def test_numbers_of_processes_that_make_no_sense_are_refused(
+    given, message, book, monkeypatch, capsys
+):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):

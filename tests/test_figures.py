@@ -10,7 +10,9 @@ from safealign_utils.figures import dpo_and_safety, style
 
 def log(n=30):
     t = np.arange(1.0, n + 1)
-    return pd.DataFrame({"step": t, "loss": np.exp(-t / n), "chosen": -t / n, "rejected": -2 * t / n})
+    return pd.DataFrame(
+        {"step": t, "loss": np.exp(-t / n), "chosen": -t / n, "rejected": -2 * t / n}
+    )
 
 
 def points(n):
@@ -18,7 +20,11 @@ def points(n):
     table = pd.DataFrame(rows, columns=["method", "beta", "reward", "kl_ref"])
     wide = 0.1 if n > 1 else 0.0
     return table.assign(
-        **{f"{q}_{e}": table[q] + s * wide for q in ("reward", "kl_ref") for e, s in (("low", -1), ("high", 1))}
+        **{
+            f"{q}_{e}": table[q] + s * wide
+            for q in ("reward", "kl_ref")
+            for e, s in (("low", -1), ("high", 1))
+        }
     )
 
 
@@ -29,13 +35,20 @@ def distances():
 
 
 def wide(table, columns):
-    return table.assign(**{f"{q}_{e}": table[q] + s * 0.1 for q in columns for e, s in (("low", -1), ("high", 1))})
+    return table.assign(
+        **{f"{q}_{e}": table[q] + s * 0.1 for q in columns for e, s in (("low", -1), ("high", 1))}
+    )
 
 
 def margins():
-    rows = [(n, d, 0.1 / (1 + d), 1 - 0.01 * d, 0.3) for n in (100, 200, 600, 1800, 5400, 9000) for d in (0.0, 5.0)]
+    rows = [
+        (n, d, 0.1 / (1 + d), 1 - 0.01 * d, 0.3)
+        for n in (100, 200, 600, 1800, 5400, 9000)
+        for d in (0.0, 5.0)
+    ]
     return wide(
-        pd.DataFrame(rows, columns=["steps", "delta", "unsafe", "reward", "tv_opt"]), ["unsafe", "reward", "tv_opt"]
+        pd.DataFrame(rows, columns=["steps", "delta", "unsafe", "reward", "tv_opt"]),
+        ["unsafe", "reward", "tv_opt"],
     )
 
 
@@ -57,18 +70,32 @@ G = np.random.default_rng(0)
 PLANE = dict(x="kl_ref", y="reward", xlabel="KL", ylabel="E[r]", title="Methods")
 DRAW = {
     "training": lambda: dpo_and_safety.training({"dpo": log(), "dpo_soft": log()}),
-    "implicit": lambda: dpo_and_safety.implicit_reward(G.normal(size=9), G.normal(size=9), unsafe=np.arange(9) % 2 == 0),
-    "frontier": lambda: dpo_and_safety.frontier(np.array([[1, 0.5, 0.1], [0.5, 0.9, 0.4]]), points(3), n=3),
-    "frontier_one_seed": lambda: dpo_and_safety.frontier(np.array([[1, 0.5, 0.1], [0.5, 0.9, 0.4]]), points(1), n=1),
-    "distance": lambda: dpo_and_safety.distance(distances(), x="pairs", xlabel="training pairs", n=3),
+    "implicit": lambda: dpo_and_safety.implicit_reward(
+        G.normal(size=9), G.normal(size=9), unsafe=np.arange(9) % 2 == 0
+    ),
+    "frontier": lambda: dpo_and_safety.frontier(
+        np.array([[1, 0.5, 0.1], [0.5, 0.9, 0.4]]), points(3), n=3
+    ),
+    "frontier_one_seed": lambda: dpo_and_safety.frontier(
+        np.array([[1, 0.5, 0.1], [0.5, 0.9, 0.4]]), points(1), n=1
+    ),
+    "distance": lambda: dpo_and_safety.distance(
+        distances(), x="pairs", xlabel="training pairs", n=3
+    ),
     "accuracies": lambda: dpo_and_safety.accuracies(
-        pd.DataFrame([("dpo", 0.6, 0.5, 0.7, 10)], columns=["method", "accuracy", "low", "high", "n"])
+        pd.DataFrame(
+            [("dpo", 0.6, 0.5, 0.7, 10)], columns=["method", "accuracy", "low", "high", "n"]
+        )
     ),
     "world": lambda: dpo_and_safety.world_map(*np.ones((3, 2, 4)), ["a", "b"]),
-    "plane": lambda: dpo_and_safety.plane(points(3), **PLANE, n=3, exact=[(0.5, 1.0, "π*")], curve=np.eye(2)),
+    "plane": lambda: dpo_and_safety.plane(
+        points(3), **PLANE, n=3, exact=[(0.5, 1.0, "π*")], curve=np.eye(2)
+    ),
     "plane_one_seed": lambda: dpo_and_safety.plane(points(1), **PLANE, n=1),
     "deltas": lambda: dpo_and_safety.deltas(margins(), n=3),
-    "dual": lambda: dpo_and_safety.dual_descent(np.eye(2), rounds(), lam_star={0: 0.3, 1: 0.2}, cost_limit=0.0),
+    "dual": lambda: dpo_and_safety.dual_descent(
+        np.eye(2), rounds(), lam_star={0: 0.3, 1: 0.2}, cost_limit=0.0
+    ),
     "mean_constraint": lambda: dpo_and_safety.mean_constraint(limits()),
     "cost": lambda: dpo_and_safety.cost_frontier(np.ones((3, 4)), {"here": (0.0, 1.0, "#222222")}),
 }
@@ -87,7 +114,9 @@ def test_figures_return_and_save(name, tmp_path):
 def test_bytes_do_not_depend_on_the_process(tmp_path):
     first = DRAW["frontier"]()
     one = style.save(first, tmp_path / "one")
-    with matplotlib.rc_context({"font.size": 20, "axes.grid.axis": "x", "lines.linewidth": 9, "svg.hashsalt": "other"}):
+    with matplotlib.rc_context(
+        {"font.size": 20, "axes.grid.axis": "x", "lines.linewidth": 9, "svg.hashsalt": "other"}
+    ):
         matplotlib.rcParams["axes.titlesize"] = 30
         two = style.save(DRAW["frontier"](), tmp_path / "two")
     for a, b in zip(one, two):
@@ -99,8 +128,32 @@ def test_every_training_length_is_drawn():
 
 
 def test_every_method_has_one_colour():
-    baselines = ("dpo", "dpo_harmless", "dpo_safebetter", "safedpo", "cdpo", "sacpo", "psacpo", "mocan", "mocan_soft",
-                 "pecan", "modpo", "bfpo", "bso", "bso[margin=5]", "ppo_lagrangian", "fixed_lambda", "ref", "exact")
-    assert len({style.COLOURS[m] for m in baselines}) == len(baselines) and set(baselines) <= set(style.NAMES)
-    methods = [c for name, c in style.COLOURS.items() if name in ("ref", "exact", "dpo", "dpo_soft", "bag_of_words")]
+    baselines = (
+        "dpo",
+        "dpo_harmless",
+        "dpo_safebetter",
+        "safedpo",
+        "cdpo",
+        "sacpo",
+        "psacpo",
+        "mocan",
+        "mocan_soft",
+        "pecan",
+        "modpo",
+        "bfpo",
+        "bso",
+        "bso[margin=5]",
+        "ppo_lagrangian",
+        "fixed_lambda",
+        "ref",
+        "exact",
+    )
+    assert len({style.COLOURS[m] for m in baselines}) == len(baselines) and set(baselines) <= set(
+        style.NAMES
+    )
+    methods = [
+        c
+        for name, c in style.COLOURS.items()
+        if name in ("ref", "exact", "dpo", "dpo_soft", "bag_of_words")
+    ]
     assert len(set(methods)) == len(methods)

@@ -58,7 +58,9 @@ def blackhole(request, monkeypatch):
         release.wait(60)
         raise OSError("released by the test")
 
-    found = lambda host, port, *a, **k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
+    found = lambda host, port, *a, **k: [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))
+    ]
     if request.param == "connections":
         monkeypatch.setattr(socket, "getaddrinfo", found)
         monkeypatch.setattr(socket, "create_connection", hang)
@@ -85,9 +87,14 @@ def cached(tmp_path, name, kind, *, commit=COMMIT, ref="main"):
 
 def tiny(folder):
     words = word_tokenizer(["hello", "there", "USER:", "ASSISTANT:", *map(str, range(8))])
-    new_policy(words, seed=0, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16).save(
-        folder
-    )
+    new_policy(
+        words,
+        seed=0,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    ).save(folder)
 
 
 # ---------------------------------------------------------------- no answer
@@ -123,7 +130,9 @@ def test_no_network_fails_at_once_and_the_answer_is_remembered(blocked, monkeypa
     assert hub.unreachable() and len(blocked) > tries, "asked again after a while"
 
 
-@pytest.mark.parametrize("status, down", [(200, False), (302, False), (405, False), (429, False), (503, True)])
+@pytest.mark.parametrize(
+    "status, down", [(200, False), (302, False), (405, False), (429, False), (503, True)]
+)
 def test_a_hub_that_is_down_is_not_asked_further(monkeypatch, status, down):
     import huggingface_hub.utils
 
@@ -139,7 +148,9 @@ def test_a_hub_that_is_down_is_not_asked_further(monkeypatch, status, down):
 def test_switches_of_the_user_are_kept(monkeypatch, blocked):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setattr(hub, "_ask", lambda: "")
-    with pytest.raises(ValueError, match="HF_DATASETS_OFFLINE is set, and the local Hugging Face cache"):
+    with pytest.raises(
+        ValueError, match="HF_DATASETS_OFFLINE is set, and the local Hugging Face cache"
+    ):
         read_pairs.load_pairs("owner/pairs")
     assert not hub.unreachable() and not blocked, "models may still be asked for"
     monkeypatch.setattr(hub, "_ask", lambda: pytest.fail("asked"))
@@ -196,7 +207,8 @@ def test_a_cached_model_needs_no_network(blocked, tmp_path):
     assert hub.commit("owner/tiny") == COMMIT == hub.commit("owner/tiny@main", revision=OTHER)
     assert hub.commit("owner/tiny", revision=OTHER) == OTHER, "a commit is its own name"
     with pytest.raises(
-        ValueError, match=f"whole at revision {OTHER} .revisions there: {COMMIT[:12]}.*--revision {OTHER}"
+        ValueError,
+        match=f"whole at revision {OTHER} .revisions there: {COMMIT[:12]}.*--revision {OTHER}",
     ):
         load_policy("owner/tiny", revision=OTHER)
 
@@ -216,8 +228,15 @@ def test_a_cached_data_set_needs_no_network(blocked, tmp_path):
     (folder / "test.jsonl").write_text(ROW % "z")
     for data in ("owner/pairs", f"owner/pairs@{COMMIT}", "mine=owner/pairs@main"):
         table = read_pairs.load_pairs(data)
-        assert table.split.tolist() == ["train", "train", "test"] and table.prompt.tolist() == ["x", "y", "z"]
-    assert table.source.unique().tolist() == ["mine"] and read_pairs.load_pairs("owner/pairs").source[0] == "pairs"
+        assert table.split.tolist() == ["train", "train", "test"] and table.prompt.tolist() == [
+            "x",
+            "y",
+            "z",
+        ]
+    assert (
+        table.source.unique().tolist() == ["mine"]
+        and read_pairs.load_pairs("owner/pairs").source[0] == "pairs"
+    )
     assert hub.commit("owner/pairs", "dataset") == COMMIT and len(blocked) <= 2
     assert [row["prompt"] for row in hub.load_rows("owner/pairs", split="test")] == ["z"]
     with pytest.raises(ValueError, match="prompts=owner/pairs: cannot be read .*nope"):
@@ -276,7 +295,13 @@ def test_a_part_of_a_data_set_by_the_names_of_its_card(blocked, tmp_path):
 def test_the_hub_is_asked_for_the_revision(monkeypatch, capsys):
     import datasets
 
-    asked, rows = [], [{"prompt": "x", "chosen": "a", "rejected": "b"}, {"prompt": "y", "chosen": "", "rejected": "b"}]
+    asked, rows = (
+        [],
+        [
+            {"prompt": "x", "chosen": "a", "rejected": "b"},
+            {"prompt": "y", "chosen": "", "rejected": "b"},
+        ],
+    )
 
     def load(path, **options):
         asked.append((path, options["revision"]))
@@ -287,7 +312,8 @@ def test_the_hub_is_asked_for_the_revision(monkeypatch, capsys):
     table = read_pairs.load_pairs("a=owner/a@v1,b=owner/b", revision="v2")
     assert asked == [("owner/a", "v1"), ("owner/b", "v2")] and table.source.tolist() == ["a", "b"]
     assert (
-        table.attrs["left_out"] == {"an empty text": 2} and "owner/b: 1 of 2 rows left out" in capsys.readouterr().err
+        table.attrs["left_out"] == {"an empty text": 2}
+        and "owner/b: 1 of 2 rows left out" in capsys.readouterr().err
     )
     table = read_pairs.load_pairs("owner/c@v3")
     assert table.source.tolist() == ["c"] and table.split.tolist() == ["train"]
@@ -307,5 +333,7 @@ def test_the_commit_of_a_hub_id(monkeypatch):
 
     monkeypatch.setattr(hub, "_ask", lambda: "")
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert hub.commit("owner/name@v1", "dataset") == COMMIT and asked == [("owner/name", "dataset", "v1")]
+    assert hub.commit("owner/name@v1", "dataset") == COMMIT and asked == [
+        ("owner/name", "dataset", "v1")
+    ]
     assert hub.commit("owner/gone") == "" and hub.commit("world") == "" and len(asked) == 2

@@ -55,7 +55,9 @@ def test_nothing_leaves_the_range(bounds, n):
     low, high = bounds[0], 50 if bounds[1] is None else bounds[1]
     for values in ([low] * (n - 1) + [high], [high] * (n - 1) + [low], np.linspace(low, high, n)):
         mean, first, last = over_seeds(values, bounds)
-        assert bounds[0] <= first <= mean <= last < math.inf and (bounds[1] is None or last <= bounds[1])
+        assert bounds[0] <= first <= mean <= last < math.inf and (
+            bounds[1] is None or last <= bounds[1]
+        )
         assert mean == pytest.approx(np.mean(values))
     if bounds[1] is not None:
         for spread in (1e-17, 1e-16, 1e-15):
@@ -70,7 +72,9 @@ def test_one_seed_equal_seeds_and_missing_ones():
     assert over_seeds([0.1] * 3, SHARE) == (0.1, 0.1, 0.1), "no variation, and none by rounding"
     assert over_seeds([0.0, 0.0], SHARE) == (0, 0, 0)
     assert np.isnan(over_seeds([0.1, math.nan], SHARE)).all()
-    assert over_seeds([-2e-9, 1e-9], POSITIVE)[0] == pytest.approx(-5e-10), "rounding is no reason to refuse"
+    assert over_seeds([-2e-9, 1e-9], POSITIVE)[0] == pytest.approx(-5e-10), (
+        "rounding is no reason to refuse"
+    )
     with pytest.raises(ValueError, match=r"values: \[0.1, 1.2\] do not all lie in 0 to 1"):
         over_seeds([0.1, 1.2], SHARE)
     with pytest.raises(ValueError, match="0 and above"):
@@ -81,18 +85,39 @@ def test_one_seed_equal_seeds_and_missing_ones():
 
 def test_what_range_a_name_has():
     for name, bounds in {
-        "unsafe": SHARE, "safedpo[delta=0.5].unsafe": SHARE, "unsafe[steps=200]": SHARE, "dpo.accuracy_safer": SHARE,
-        "tv_safe": SHARE, "from_set_a": SHARE, "makes_branching": SHARE, "harmless": (0, 100), "kl_opt": POSITIVE,
-        "dpo[beta=1].frontier_gap": POSITIVE, "train_cost_error": POSITIVE, "|cdpo.reward - its own|": POSITIVE,
-        "effect[pairs x winner].unsafe": DIFFERENCE, "difference.refusal": DIFFERENCE, "difference.reward": None,
-        "unsafe_minus_random": DIFFERENCE, "effect[pairs].kl_opt": None, "reward": None, "cost": None,
-        "recovered": None, "something_else": None, "win_rate_by_cost_model": SHARE,
+        "unsafe": SHARE,
+        "safedpo[delta=0.5].unsafe": SHARE,
+        "unsafe[steps=200]": SHARE,
+        "dpo.accuracy_safer": SHARE,
+        "tv_safe": SHARE,
+        "from_set_a": SHARE,
+        "makes_branching": SHARE,
+        "harmless": (0, 100),
+        "kl_opt": POSITIVE,
+        "dpo[beta=1].frontier_gap": POSITIVE,
+        "train_cost_error": POSITIVE,
+        "|cdpo.reward - its own|": POSITIVE,
+        "effect[pairs x winner].unsafe": DIFFERENCE,
+        "difference.refusal": DIFFERENCE,
+        "difference.reward": None,
+        "unsafe_minus_random": DIFFERENCE,
+        "effect[pairs].kl_opt": None,
+        "reward": None,
+        "cost": None,
+        "recovered": None,
+        "something_else": None,
+        "win_rate_by_cost_model": SHARE,
     }.items():
         assert range_of(name) == bounds, name
     assert range_of("unsafe", percent=True) == (0, 100)
     assert range_of("unsafe", percent=True, difference=True) == (-100, 100)
     assert range_of("harmless", difference=True) == (-100, 100)
-    for values, bounds in (([0.1, -0.2], DIFFERENCE), ([0.1, 7], (0, 100)), ([-3, 7], (-100, 100)), ([300], None)):
+    for values, bounds in (
+        ([0.1, -0.2], DIFFERENCE),
+        ([0.1, 7], (0, 100)),
+        ([-3, 7], (-100, 100)),
+        ([300], None),
+    ):
         assert range_of("unsafe", values) == bounds
     assert range_of("kl_opt", [-0.3]) is None and range_of("kl_opt", [-1e-9, math.nan]) == POSITIVE
 
@@ -106,11 +131,15 @@ def test_summaries_stay_in_range():
     table = summarise(rows, ["m"], ["leak", "harmless", "reward"]).iloc[0]
     assert 0 < table.leak_low < table.leak < table.leak_high < 1 and table.harmless_high < 100
     assert table.reward_low < -3, "a reward may have any size"
-    falls = summarise([{"m": "a", "unsafe": v} for v in (0.9, 0.99, 0.999)], ["m"], ["unsafe"], difference=True).iloc[0]
+    falls = summarise(
+        [{"m": "a", "unsafe": v} for v in (0.9, 0.99, 0.999)], ["m"], ["unsafe"], difference=True
+    ).iloc[0]
     assert (falls.unsafe, falls.unsafe_low, falls.unsafe_high) == pytest.approx(
         over_seeds([0.9, 0.99, 0.999], DIFFERENCE)
     )
-    small = summarise([{"m": "a", "unsafe": v} for v in (0.1, 0.2, 0.9)], ["m"], ["unsafe"], percent=True).iloc[0]
+    small = summarise(
+        [{"m": "a", "unsafe": v} for v in (0.1, 0.2, 0.9)], ["m"], ["unsafe"], percent=True
+    ).iloc[0]
     assert small.unsafe_high > 1, "0.4 % may be 2 %"
     one = summarise([{"m": "a", "leak": 0.2}], ["m"], ["leak"]).iloc[0]
     assert one.leak_low == one.leak == one.leak_high
@@ -124,10 +153,16 @@ def test_all_right_is_one_answer_everywhere():
     low = 0.025 ** (1 / 20)
     hits, prompts = np.ones(20), [f"p{i}" for i in range(20)]
     assert evaluate.accuracy([hits], prompts=prompts)[:3] == pytest.approx((1, low, 1))
-    assert evaluate.accuracy([hits])[:3] == scorer_training.share(hits, prompts)[:3] == bootstrap(hits)[:3]
+    assert (
+        evaluate.accuracy([hits])[:3]
+        == scorer_training.share(hits, prompts)[:3]
+        == bootstrap(hits)[:3]
+    )
     assert (1, *of_share(20, 20)) == pytest.approx((1, low, 1))
     assert of_share(0, 20) == pytest.approx((0, 1 - low))
-    assert over_prompts(np.ones(20), ["a", "b"] * 10, bounds=SHARE)[1] == pytest.approx(0.025**0.5), "two prompts"
+    assert over_prompts(np.ones(20), ["a", "b"] * 10, bounds=SHARE)[1] == pytest.approx(
+        0.025**0.5
+    ), "two prompts"
 
 
 def test_no_difference_is_no_share():
@@ -147,7 +182,9 @@ def test_few_prompts_by_hand():
     off = np.array([1 - 4 / 6, 2 - 8 / 6, 1 - 12 / 6]) / 2
     half = T2 * math.sqrt((off**2).sum() / 2) / math.sqrt(3)
     odds = 2 * math.exp(-half / (2 / 9)), 2 * math.exp(half / (2 / 9))
-    assert (mean, n) == (pytest.approx(4 / 6), 6) and (low, high) == pytest.approx(tuple(o / (1 + o) for o in odds))
+    assert (mean, n) == (pytest.approx(4 / 6), 6) and (low, high) == pytest.approx(
+        tuple(o / (1 + o) for o in odds)
+    )
 
 
 def test_many_prompts_are_drawn_whole():
@@ -220,14 +257,18 @@ def covered(draw, interval, truth, runs=800):
 @pytest.mark.parametrize("n", [3, 5, 20])
 @pytest.mark.parametrize("mean", [0.02, 0.5, 0.98])
 def test_shares_over_seeds_cover(n, mean):
-    share = covered(lambda g: g.beta(100 * mean, 100 * (1 - mean), n), lambda v: over_seeds(v, SHARE), mean)
+    share = covered(
+        lambda g: g.beta(100 * mean, 100 * (1 - mean), n), lambda v: over_seeds(v, SHARE), mean
+    )
     assert 0.93 <= share <= 0.97
 
 
 @pytest.mark.parametrize("n", [3, 5, 20])
 def test_divergences_over_seeds_cover(n):
     """Lognormal, sd half the mean, as KLs of seeds are."""
-    share = covered(lambda g: g.lognormal(0, 0.47, n), lambda v: over_seeds(v, POSITIVE), math.exp(0.47**2 / 2))
+    share = covered(
+        lambda g: g.lognormal(0, 0.47, n), lambda v: over_seeds(v, POSITIVE), math.exp(0.47**2 / 2)
+    )
     assert 0.925 <= share <= 0.97
 
 

@@ -50,14 +50,25 @@ def swap(tokens):
 
 def every_second(tokens):
     """Half of the pairs."""
-    lists = [f.name for f in fields(tokens) if isinstance(getattr(tokens, f.name), (list, tuple, np.ndarray))]
+    lists = [
+        f.name
+        for f in fields(tokens)
+        if isinstance(getattr(tokens, f.name), (list, tuple, np.ndarray))
+    ]
     return replace(tokens, **{name: getattr(tokens, name)[::2] for name in lists})
 
 
 def other_tokens(tokens):
     swapped = swap(tokens)
-    fewer = pairs.TokenPairs(*[getattr(tokens, f)[:-1] for f in ("prompts", "chosen", "rejected", "p", "margin")])
-    return [swapped, fewer, replace(tokens, p=tokens.p * 0.9), replace(tokens, margin=tokens.margin + 1.0)]
+    fewer = pairs.TokenPairs(
+        *[getattr(tokens, f)[:-1] for f in ("prompts", "chosen", "rejected", "p", "margin")]
+    )
+    return [
+        swapped,
+        fewer,
+        replace(tokens, p=tokens.p * 0.9),
+        replace(tokens, margin=tokens.margin + 1.0),
+    ]
 
 
 def variants(base, **changes):
@@ -73,7 +84,9 @@ def cached(world, tokens, reference):
     ids = [np.array(x) for x in tokens.prompts[:4]]
     said = [np.array(y) for y in tokens.chosen[:4]]
     policies = [moved(reference), moved(reference, constrained=True), moved(reference, bf16=True)]
-    per_token = TokenTable([np.ones(len(y)) for y in tokens.chosen], [np.ones(len(y)) for y in tokens.rejected])
+    per_token = TokenTable(
+        [np.ones(len(y)) for y in tokens.chosen], [np.ones(len(y)) for y in tokens.rejected]
+    )
     levers = [TopTokens(0.4), TopTokens(0.5), TopTokens(0.4, Signed(per_token))]
     preference = dict(reference=reference, tokens=tokens, beta=0.5, **STEPS)
     scorer = dict(reference=reference, table=table, max_length=64, **STEPS)
@@ -82,54 +95,120 @@ def cached(world, tokens, reference):
     drawn = dict(policy=moved(reference, constrained=True), prompts=prompts, max_tokens=48)
     oracle = {name: world.scorer(name) for name in ("reward", "cost")}
     lagrangian = dict(
-        reference=moved(reference, constrained=True), prompts=[0, 1], **oracle, cost_limit=0.0, iterations=1,
-        learning_rate=1e-3, seed=0, samples=2, minibatch=4,
+        reference=moved(reference, constrained=True),
+        prompts=[0, 1],
+        **oracle,
+        cost_limit=0.0,
+        iterations=1,
+        learning_rate=1e-3,
+        seed=0,
+        samples=2,
+        minibatch=4,
     )
     return {
         train.fine_tune: (
-            "policy", dict(policy=reference, prompts=ids, responses=said, **STEPS),
-            dict(policy=policies, prompts=[ids[::-1]], responses=[said[::-1]], lora=2, lora_alpha=[], **OTHER_STEPS),
+            "policy",
+            dict(policy=reference, prompts=ids, responses=said, **STEPS),
+            dict(
+                policy=policies,
+                prompts=[ids[::-1]],
+                responses=[said[::-1]],
+                lora=2,
+                lora_alpha=[],
+                **OTHER_STEPS,
+            ),
             ["use_cache", "loop"],
         ),
         train.align: (
-            "policy", preference,
+            "policy",
+            preference,
             dict(
-                reference=policies, tokens=other_tokens(tokens), beta=0.6, start=moved(reference), leak_weight=0.1,
-                token_lever=levers, link=[lead, follow], live_reference=True, lora=2, lora_alpha=[], **OTHER_STEPS,
+                reference=policies,
+                tokens=other_tokens(tokens),
+                beta=0.6,
+                start=moved(reference),
+                leak_weight=0.1,
+                token_lever=levers,
+                link=[lead, follow],
+                live_reference=True,
+                lora=2,
+                lora_alpha=[],
+                **OTHER_STEPS,
             ),
             ["use_cache", "loop"],
         ),
         scorer_training.train_reward: (
-            "policy", scorer, dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS), ["loop"],
+            "policy",
+            scorer,
+            dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS),
+            ["loop"],
         ),
         scorer_training.train_cost: (
-            "policy", scorer, dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS), ["loop"],
+            "policy",
+            scorer,
+            dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS),
+            ["loop"],
         ),
         ppo.ppo_lagrangian: (
-            "policy", lagrangian,
+            "policy",
+            lagrangian,
             dict(
-                reference=moved(lagrangian["reference"]), prompts=[[0, 2]], reward=oracle["cost"],
-                cost=oracle["reward"], cost_limit=0.1, iterations=2, learning_rate=2e-3, seed=1, beta=0.5,
-                kl_coeff=0.02, lam=0.5, lambda_lr=0.2, lambda_max=4.0, samples=3, epochs=1, minibatch=2, max_tokens=49,
+                reference=moved(lagrangian["reference"]),
+                prompts=[[0, 2]],
+                reward=oracle["cost"],
+                cost=oracle["reward"],
+                cost_limit=0.1,
+                iterations=2,
+                learning_rate=2e-3,
+                seed=1,
+                beta=0.5,
+                kl_coeff=0.02,
+                lam=0.5,
+                lambda_lr=0.2,
+                lambda_max=4.0,
+                samples=3,
+                epochs=1,
+                minibatch=2,
+                max_tokens=49,
             ),
             [],
         ),
         logprobs.reference_logprobs: (
-            "reference", dict(policy=reference, tokens=replace(tokens, states_w=None, states_l=None)),
-            dict(policy=policies[:1] + policies[2:], tokens=other_tokens(tokens)[1]), ["batch_size"],
+            "reference",
+            dict(policy=reference, tokens=replace(tokens, states_w=None, states_l=None)),
+            dict(policy=policies[:1] + policies[2:], tokens=other_tokens(tokens)[1]),
+            ["batch_size"],
         ),
-        evaluate.exact: ("trie", dict(policy=reference, prompts=[0]), dict(policy=policies, prompts=[[1]]), []),
+        evaluate.exact: (
+            "trie",
+            dict(policy=reference, prompts=[0]),
+            dict(policy=policies, prompts=[[1]]),
+            [],
+        ),
         sampling.generate: (
-            "answers", drawn,
+            "answers",
+            drawn,
             dict(
-                policy=moved(drawn["policy"]), prompts=[[prompts[0], world.prompts[2].text]], max_tokens=49, temperature=0.5, seed=1,
-                keys=[["a", "b"]], batch_size=1,
+                policy=moved(drawn["policy"]),
+                prompts=[[prompts[0], world.prompts[2].text]],
+                max_tokens=49,
+                temperature=0.5,
+                seed=1,
+                keys=[["a", "b"]],
+                batch_size=1,
             ),
             [],
         ),
         dog.directions: (
-            "directions", dict(policy=reference, tokens=tokens),
-            dict(policy=policies, tokens=other_tokens(tokens)[:2], layer=1, pooling="last", batch_size=8),
+            "directions",
+            dict(policy=reference, tokens=tokens),
+            dict(
+                policy=policies,
+                tokens=other_tokens(tokens)[:2],
+                layer=1,
+                pooling="last",
+                batch_size=8,
+            ),
             ["normalise"],
         ),
     }
@@ -166,8 +245,17 @@ def key_of(monkeypatch, fresh_cache):
     return ask
 
 
-NAMES = ["fine_tune", "align", "train_reward", "train_cost", "ppo_lagrangian", "reference_logprobs", "exact",
-         "generate", "directions"]
+NAMES = [
+    "fine_tune",
+    "align",
+    "train_reward",
+    "train_cost",
+    "ppo_lagrangian",
+    "reference_logprobs",
+    "exact",
+    "generate",
+    "directions",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,7 +276,9 @@ def test_every_input_is_part_of_the_key(name, world, tokens, reference, key_of):
 @pytest.mark.parametrize("name, changed", LOOP.items())
 def test_options_of_the_loop_are_part_of_the_key(name, changed, tokens, reference, key_of):
     base = dict(reference=reference, tokens=tokens, beta=0.5, **STEPS)
-    assert key_of(train.align, "policy", base) != key_of(train.align, "policy", {**base, name: changed})
+    assert key_of(train.align, "policy", base) != key_of(
+        train.align, "policy", {**base, name: changed}
+    )
 
 
 # ---------------------------------------------------------------- what every key knows
@@ -200,8 +290,16 @@ def key(reference):
     return lambda: cache.key("kind", policy=reference)
 
 
-CONSTANTS = ["train.CLIP", "train.BETAS", "train.WARM_UP", "policy.SFT", "methods.ppo.GAE", "methods.baselines.SBA",
-             "methods.selective.DIGITS", "language.REWARD"]
+CONSTANTS = [
+    "train.CLIP",
+    "train.BETAS",
+    "train.WARM_UP",
+    "policy.SFT",
+    "methods.ppo.GAE",
+    "methods.baselines.SBA",
+    "methods.selective.DIGITS",
+    "language.REWARD",
+]
 
 
 @pytest.mark.parametrize("constant", CONSTANTS)
@@ -238,7 +336,14 @@ def test_source_versions_and_settings_of_torch_change_every_key(key, monkeypatch
 
 def test_science_is_every_file_but_what_runs_notebooks_and_draws():
     files = {name for name, *_ in cache._stats()}
-    assert {"tokens.py", "policy.py", "processes.py", "content.py", "methods/ppo.py", "real/scorers.py"} <= files
+    assert {
+        "tokens.py",
+        "policy.py",
+        "processes.py",
+        "content.py",
+        "methods/ppo.py",
+        "real/scorers.py",
+    } <= files
     left_out = {str(f.relative_to(cache.PACKAGE)) for f in cache.PACKAGE.rglob("*.py")} - files
     assert all(name.startswith("runs/") or name.endswith("figures.py") for name in left_out)
 
@@ -330,11 +435,22 @@ def test_arrays_fields_closures_defaults_globals_and_bases_are_content(monkeypat
     many = np.ones(5000)
     nearly = many.copy()
     nearly[2500] = 0.5
-    kinds = [Weigh(many), Weigh(nearly), Weigh(many, 2.0), link_of(1.0), link_of(2.0), scaled, Derived(), Base()]
+    kinds = [
+        Weigh(many),
+        Weigh(nearly),
+        Weigh(many, 2.0),
+        link_of(1.0),
+        link_of(2.0),
+        scaled,
+        Derived(),
+        Base(),
+    ]
     hashes = [content(x) for x in kinds]
     assert len(set(hashes)) == len(kinds)
     assert hashes[:1] == [content(Weigh(np.ones(5000)))] and hashes[3] == content(link_of(1.0))
-    monkeypatch.setattr("tests.test_keys.FACTOR" if __name__.startswith("tests.") else f"{__name__}.FACTOR", 2.0)
+    monkeypatch.setattr(
+        "tests.test_keys.FACTOR" if __name__.startswith("tests.") else f"{__name__}.FACTOR", 2.0
+    )
     assert content(scaled) != hashes[5], "a global that a function reads"
     monkeypatch.setattr(Base, "share", 0.6)
     assert content(Derived()) != hashes[6], "a base class"
@@ -378,7 +494,9 @@ def test_what_has_no_content_is_refused_with_the_fix(thing, said):
     assert str(error.value).startswith("link") and "use_cache=False" in str(error.value)
 
 
-def test_a_link_from_nowhere_is_refused_before_training_and_taken_without_a_cache(tokens, reference):
+def test_a_link_from_nowhere_is_refused_before_training_and_taken_without_a_cache(
+    tokens, reference
+):
     link = eval("lambda z, beta: z.neg()")
     with pytest.raises(ValueError, match="link"):
         train.align(reference, tokens, beta=0.5, link=link, **STEPS)
@@ -393,8 +511,14 @@ def test_a_cycle_ends():
 
 def test_a_scorer_of_the_users_is_part_of_the_key_of_ppo(world, reference, key_of):
     base = dict(
-        reference=reference.copy(constrained=True), prompts=[0], reward=world.scorer("reward"),
-        cost=world.scorer("cost"), cost_limit=0.0, iterations=1, learning_rate=1e-3, seed=0,
+        reference=reference.copy(constrained=True),
+        prompts=[0],
+        reward=world.scorer("reward"),
+        cost=world.scorer("cost"),
+        cost_limit=0.0,
+        iterations=1,
+        learning_rate=1e-3,
+        seed=0,
     )
 
     def reward(factor):
@@ -406,7 +530,9 @@ def test_a_scorer_of_the_users_is_part_of_the_key_of_ppo(world, reference, key_o
 
 def test_a_scorer_whose_weights_change_has_another_key():
     head = torch.nn.Linear(1, 1)
-    scorer = Scorer("mine", "reward", lambda: dict(head.state_dict()), lambda x, y: [], lambda rows: rows)
+    scorer = Scorer(
+        "mine", "reward", lambda: dict(head.state_dict()), lambda x, y: [], lambda rows: rows
+    )
     before = scorer.hash
     assert before == scorer.hash
     with torch.no_grad():
@@ -418,7 +544,9 @@ def test_a_scorer_whose_weights_change_has_another_key():
 
 
 @pytest.mark.parametrize("where", ["world", "text"])
-def test_relabelled_and_chosen_pairs_find_every_response(where, tokens, reference, fresh_cache, monkeypatch):
+def test_relabelled_and_chosen_pairs_find_every_response(
+    where, tokens, reference, fresh_cache, monkeypatch
+):
     """A log-prob belongs to a response: other winners, another order and fewer pairs compute nothing."""
     if where == "text":
         tokens = replace(tokens, states_w=None, states_l=None)
@@ -432,7 +560,9 @@ def test_relabelled_and_chosen_pairs_find_every_response(where, tokens, referenc
     assert all(np.array_equal(a, b) for a, b in zip(table.rejected[::2], few.rejected))
 
 
-def test_a_number_of_the_world_does_not_depend_on_what_was_asked_before(tokens, reference, fresh_cache, monkeypatch):
+def test_a_number_of_the_world_does_not_depend_on_what_was_asked_before(
+    tokens, reference, fresh_cache, monkeypatch
+):
     """Runs that share a cache have the bits of runs that do not, whichever comes first."""
     rough = reference.to("float32")
     half = every_second(tokens)
@@ -446,12 +576,25 @@ def test_a_number_of_the_world_does_not_depend_on_what_was_asked_before(tokens, 
 def test_both_ways_of_reading_agree(tokens, reference, fresh_cache):
     tries = logprobs.reference_logprobs(reference, tokens)
     rows = logprobs.reference_logprobs(reference, replace(tokens, states_w=None, states_l=None))
-    assert max(np.abs(a - b).max() for a, b in zip(tries.chosen + tries.rejected, rows.chosen + rows.rejected)) < 1e-10
+    assert (
+        max(
+            np.abs(a - b).max()
+            for a, b in zip(tries.chosen + tries.rejected, rows.chosen + rows.rejected)
+        )
+        < 1e-10
+    )
 
 
 def test_in_bfloat16_the_first_loss_is_ln_2(tokens, reference):
     """The reference is read in the policy's own batch there: another batch shape moves a response."""
     rough = reference.to("bfloat16")
     for lora in (0, 2):
-        run = train.align(rough, tokens, beta=0.5, lora=lora, use_cache=False, **STEPS | {"batch_size": 7, "seed": 3})
+        run = train.align(
+            rough,
+            tokens,
+            beta=0.5,
+            lora=lora,
+            use_cache=False,
+            **STEPS | {"batch_size": 7, "seed": 3},
+        )
         assert abs(run.log.loss[0] - np.log(2)) < 1e-5

@@ -28,19 +28,28 @@ def made(main, two, seeds=(0, 1)):
 
 
 def test_known_effects_come_back_exactly():
-    main, two = {"pairs": 0.5, "winner": -1.0, "tokens": 0.25}, {("pairs", "winner"): 0.125, ("winner", "tokens"): -2.0}
+    main, two = (
+        {"pairs": 0.5, "winner": -1.0, "tokens": 0.25},
+        {("pairs", "winner"): 0.125, ("winner", "tokens"): -2.0},
+    )
     table = made(main, two).sample(frac=1, random_state=0)
     found = factorial.effects(table, LEVERS, ["y", "flat"])
     assert len(found) == 2 * 6 and (found.flat == 0).all()
     for seed in (0, 1):
         own = found[found.seed == seed].set_index("effect").y
         assert own.to_dict() == pytest.approx(
-            {**main, "pairs x winner": 0.125, "pairs x tokens": 0.0, "winner x tokens": -2.0}, abs=1e-12
+            {**main, "pairs x winner": 0.125, "pairs x tokens": 0.0, "winner x tokens": -2.0},
+            abs=1e-12,
         )
 
 
 def test_an_interaction_is_half_the_difference_of_differences():
-    y = {("helpful", "all"): 0.61, ("helpful", "selective"): 0.02, ("T", "all"): 0.05, ("T", "selective"): 0.01}
+    y = {
+        ("helpful", "all"): 0.61,
+        ("helpful", "selective"): 0.02,
+        ("T", "all"): 0.05,
+        ("T", "selective"): 0.01,
+    }
     two = {name: LEVERS[name] for name in ("winner", "tokens")}
     table = pd.DataFrame([{"seed": 0, "winner": w, "tokens": t, "y": v} for (w, t), v in y.items()])
     found = factorial.effects(table, two, ["y"]).set_index("effect").y
@@ -53,10 +62,14 @@ def test_a_design_with_gaps_or_one_level_is_refused():
     with pytest.raises(ValueError, match="seed 1: 7 rows"):
         factorial.effects(table.drop(table.index[-1]), LEVERS, ["y"])
     with pytest.raises(ValueError, match="seed 0: 8 rows"):
-        factorial.effects(pd.concat([table.iloc[:7], table.iloc[:1], table.iloc[8:]]), LEVERS, ["y"])
+        factorial.effects(
+            pd.concat([table.iloc[:7], table.iloc[:1], table.iloc[8:]]), LEVERS, ["y"]
+        )
     with pytest.raises(ValueError, match="tokens=.*two different levels"):
         factorial.design(LEVERS | {"tokens": ("all", "all")})
-    assert len(factorial.design(LEVERS)) == 8 and factorial.design(LEVERS)[0] == {k: v[0] for k, v in LEVERS.items()}
+    assert len(factorial.design(LEVERS)) == 8 and factorial.design(LEVERS)[0] == {
+        k: v[0] for k, v in LEVERS.items()
+    }
 
 
 def near(value, half=0.01):
@@ -83,7 +96,11 @@ def test_two_levers_get_a_word(first, second, both, word):
 def test_a_margin_on_helpful_labels_is_a_penalty_on_unsafe_responses():
     """And T, with any margin, ends at the safe optimum: the two do the same work."""
     g = np.random.default_rng(0)
-    logp, r, unsafe = optimum.normalise(g.normal(size=(1, 12))), g.normal(size=12), 1.0 * (np.arange(12) % 3 == 0)
+    logp, r, unsafe = (
+        optimum.normalise(g.normal(size=(1, 12))),
+        g.normal(size=12),
+        1.0 * (np.arange(12) % 3 == 0),
+    )
     a, b = tabular.all_pairs(12)
     helpful = 1 / (1 + np.exp(r[b] - r[a]))
     fitted = tabular.fit(logp[0], helpful, beta=0.5, margin=3.0 * (unsafe[b] - unsafe[a]))
@@ -97,9 +114,14 @@ def test_what_needs_no_helpful_label(world, reference):
     table = pairs.label(world.pairs(200, seed=3))
     some = table[np.any(safedpo.unsafe_labels(table), axis=0)].reset_index(drop=True)
     turned = some.assign(chosen=1 - some.chosen)
-    assert safedpo.transform(some)[0].equals(safedpo.transform(turned)[0].assign(margin=0.0)) and len(some) > 50
+    assert (
+        safedpo.transform(some)[0].equals(safedpo.transform(turned)[0].assign(margin=0.0))
+        and len(some) > 50
+    )
     u = dog.directions(reference, pairs.tokenize(table, reference))
-    flipped = dog.directions(reference, pairs.tokenize(table.assign(chosen=1 - table.chosen), reference))
+    flipped = dog.directions(
+        reference, pairs.tokenize(table.assign(chosen=1 - table.chosen), reference)
+    )
     assert (u + flipped).abs().max() < 1e-6
     source = [world.prompts[i].category for i in table.prompt_id]
     assert (dog.dog_d(u, source, 22).rows == dog.dog_d(-u, source, 22).rows).all()
@@ -119,7 +141,9 @@ def test_what_needs_no_helpful_label(world, reference):
     ],
 )
 def test_what_cannot_be_used_is_refused(given, words, capsys, tmp_path):
-    status = cli.main(["run", "06_one_loss_four_levers", "-p", given, "--out", str(tmp_path / "out")])
+    status = cli.main(
+        ["run", "06_one_loss_four_levers", "-p", given, "--out", str(tmp_path / "out")]
+    )
     err = capsys.readouterr().err
     assert status == 2 and all(word in err for word in words), err
 
@@ -127,10 +151,18 @@ def test_what_cannot_be_used_is_refused(given, words, capsys, tmp_path):
 # ---------------------------------------------------------------- exercises
 
 SOLVED = {
-    "labels_needed": (lambda unsafe: 1 - unsafe.max(axis=1), lambda unsafe: unsafe[:, 0] == unsafe[:, 1]),
-    "interaction": (lambda y: (y[1, 1] - y[1, 0] - y[0, 1] + y[0, 0]) / 2, lambda y: y[1, 1] - y[1, 0] - y[0, 1] + y[0, 0]),
+    "labels_needed": (
+        lambda unsafe: 1 - unsafe.max(axis=1),
+        lambda unsafe: unsafe[:, 0] == unsafe[:, 1],
+    ),
+    "interaction": (
+        lambda y: (y[1, 1] - y[1, 0] - y[0, 1] + y[0, 0]) / 2,
+        lambda y: y[1, 1] - y[1, 0] - y[0, 1] + y[0, 0],
+    ),
     "margin_optimum": (
-        lambda logp, r, c, delta, beta: np.exp(optimum.optimal(logp, r - delta * (c > 0), beta=beta)),
+        lambda logp, r, c, delta, beta: np.exp(
+            optimum.optimal(logp, r - delta * (c > 0), beta=beta)
+        ),
         lambda logp, r, c, delta, beta: np.exp(optimum.optimal(logp, r - delta * c, beta=beta)),
     ),
 }
@@ -142,7 +174,11 @@ def test_an_exercise_knows_right_from_wrong(name, capsys):
     check = getattr(exercises, name)
     check(right), check(wrong), check(lambda *given: None)
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first.endswith(": correct") and "not right yet. Hint: " in second and "not answered yet. Hint: " in third
+    assert (
+        first.endswith(": correct")
+        and "not right yet. Hint: " in second
+        and "not answered yet. Hint: " in third
+    )
 
 
 # ---------------------------------------------------------------- drawings
@@ -150,18 +186,27 @@ def test_an_exercise_knows_right_from_wrong(name, capsys):
 
 def ends(table, *quantities):
     return table.assign(
-        **{f"{q}{end}": table[q] + d for q in quantities for end, d in (("_low", -0.1), ("_high", 0.2))}
+        **{
+            f"{q}{end}": table[q] + d
+            for q in quantities
+            for end, d in (("_low", -0.1), ("_high", 0.2))
+        }
     )
 
 
 METHODS = ends(
-    pd.DataFrame({"method": ["ref", *parameters.METHODS], "harmless": np.linspace(40, 99, 16), "reward": 1.0}),
+    pd.DataFrame(
+        {"method": ["ref", *parameters.METHODS], "harmless": np.linspace(40, 99, 16), "reward": 1.0}
+    ),
     "harmless",
     "reward",
 )
 CELLS = pd.DataFrame(factorial.design(LEVERS | {"margin": ("none", "delta")}))
 CELLS = ends(CELLS.assign(harmless=np.linspace(40, 99, 16), reward=1.0), "harmless", "reward")
-EFFECTS = ends(pd.DataFrame({"effect": ["pairs", "winner", "pairs x winner"], "unsafe": [0.1, -0.2, 0.3]}), "unsafe")
+EFFECTS = ends(
+    pd.DataFrame({"effect": ["pairs", "winner", "pairs x winner"], "unsafe": [0.1, -0.2, 0.3]}),
+    "unsafe",
+)
 EXACT = dict(curves={"one": np.array([[40, 2.0], [100, 1.0]])}, stars=[(40, 2.0, "π*")])
 DRAWINGS = {
     "methods": lambda: side_by_side.methods(METHODS, **EXACT, n=3),
@@ -181,11 +226,18 @@ def test_what_is_drawn_is_what_was_given():
     (ax,) = DRAWINGS["effects"]().axes
     drawn = ax.collections[-1].get_offsets()
     labels = [t.get_text() for t in ax.get_yticklabels()]
-    assert np.allclose(drawn[:, 0], EFFECTS.unsafe) and labels == ["pairs", "winner", "pairs × winner"]
+    assert np.allclose(drawn[:, 0], EFFECTS.unsafe) and labels == [
+        "pairs",
+        "winner",
+        "pairs × winner",
+    ]
     left, right = DRAWINGS["cells"]().axes
     assert len(left.containers) == len(right.containers) == 8
 
 
 def test_every_method_has_a_colour_and_a_name_of_its_own():
-    names, colours = (list(map(look.get, parameters.METHODS)) for look in (side_by_side.NAMES, side_by_side.COLOURS))
+    names, colours = (
+        list(map(look.get, parameters.METHODS))
+        for look in (side_by_side.NAMES, side_by_side.COLOURS)
+    )
     assert len(set(names)) == len(set(colours)) == 15 and None not in names + colours

@@ -55,7 +55,9 @@ def test_elsewhere_a_week_without_change_and_without_a_lock(tmp_path):
     host = live.hidden("x", "partial").split(".")[-3].rpartition("-")[0]
     other = f"{host}-{'0' * 12}"
     young = folder_of(tmp_path, space=other, pid=dead_pid(), name="young")
-    former = folder_of(tmp_path, space=host, pid=dead_pid(), name="former")  # a name from before there were spaces
+    former = folder_of(
+        tmp_path, space=host, pid=dead_pid(), name="former"
+    )  # a name from before there were spaces
     old = folder_of(tmp_path, space=other, pid=dead_pid(), age=2 * live.WEEK, name="old")
     busy = folder_of(tmp_path, space=other, pid=dead_pid(), age=2 * live.WEEK, name="busy")
     (busy / "part").write_text("written just now, which a folder's own time does not show")
@@ -74,7 +76,9 @@ def test_elsewhere_a_week_without_change_and_without_a_lock(tmp_path):
 def test_a_lock_ends_with_its_owner(tmp_path):
     held = folder_of(tmp_path, space="elsewhere-000000000000", pid=1)
     code = f"from safealign_utils.engine import live\nwith live.claim({str(held)!r}):\n    print(flush=True)\n    input()"
-    owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     owner.stdout.readline()
     old = lambda: [os.utime(one, (OLD, OLD)) for one in (*held.iterdir(), held)]
     old()
@@ -86,7 +90,9 @@ def test_a_lock_ends_with_its_owner(tmp_path):
     assert not held.exists()
 
 
-@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare"
+)
 def test_a_container_with_the_same_host_name(tmp_path):
     """Its numbers of processes are its own: what runs there is left alone here, and what runs here there."""
     own = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c"]
@@ -116,10 +122,23 @@ def test_two_processes_with_the_same_run(tmp_path):
     meet, out = tmp_path / "meet", tmp_path / "out"
     meet.mkdir()
     book = notebook(tmp_path / "toy.ipynb", CELL, SLOW.replace("FOLDER", repr(str(meet))))
-    command = [sys.executable, "-m", "safealign_utils.runs.cli", "run", str(book), "--out", str(out)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    command = [
+        sys.executable,
+        "-m",
+        "safealign_utils.runs.cli",
+        "run",
+        str(book),
+        "--out",
+        str(out),
+    ]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0] and not any(err for _, err in said), said
+    assert [process.returncode for process in both] == [0, 0] and not any(err for _, err in said), (
+        said
+    )
     assert all("complete in" in words for words, _ in said), said
     (folder,) = out.iterdir()
     assert records.read(folder)["run_id"] == folder.name
@@ -134,7 +153,8 @@ def made(path, id):
 
 
 @pytest.mark.parametrize(
-    "there, stays", [("same", "first"), ("other", "second"), ("damaged", "second"), (None, "second")]
+    "there, stays",
+    [("same", "first"), ("other", "second"), ("damaged", "second"), (None, "second")],
 )
 def test_which_folder_stays(tmp_path, there, stays):
     """The same run that another process finished first stays; all else gives way to the new one."""
@@ -154,7 +174,11 @@ def test_which_folder_stays(tmp_path, there, stays):
 def test_a_folder_that_comes_between_two_steps(tmp_path, monkeypatch):
     """Another process puts its folder there after this one has moved the old one aside."""
     final = made(tmp_path / "final", "other")
-    partial, rename, late = made(tmp_path / live.hidden("final", "partial"), "same"), Path.rename, []
+    partial, rename, late = (
+        made(tmp_path / live.hidden("final", "partial"), "same"),
+        Path.rename,
+        [],
+    )
 
     def slowly(path, target):
         out = rename(path, target)

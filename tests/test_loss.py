@@ -31,7 +31,12 @@ def test_loss_and_gradient_equal_numpy(soft):
     margin = np.zeros(16) if soft else g.normal(size=16) * 4
     W, L = (torch.tensor(a, requires_grad=True) for a in (w, l))
     out = preference_loss(
-        W, L, beta=0.3, p=torch.tensor(p), margin=torch.tensor(margin), tokens_w=torch.tensor(mask_w),
+        W,
+        L,
+        beta=0.3,
+        p=torch.tensor(p),
+        margin=torch.tensor(margin),
+        tokens_w=torch.tensor(mask_w),
         tokens_l=torch.tensor(mask_l),
     )
     out.loss.sum().backward()
@@ -44,7 +49,10 @@ def test_loss_and_gradient_equal_numpy(soft):
 def test_swapping_the_responses_changes_nothing():
     g = torch.Generator().manual_seed(0)
     w, l = torch.randn(2, 32, 7, generator=g, dtype=torch.float64)
-    p, margin = torch.rand(32, generator=g, dtype=torch.float64), torch.randn(32, generator=g, dtype=torch.float64)
+    p, margin = (
+        torch.rand(32, generator=g, dtype=torch.float64),
+        torch.randn(32, generator=g, dtype=torch.float64),
+    )
     one = preference_loss(w, l, beta=0.5, p=p, margin=margin).loss
     other = preference_loss(l, w, beta=0.5, p=1 - p, margin=-margin).loss
     assert torch.allclose(one, other, atol=1e-14)
@@ -52,7 +60,9 @@ def test_swapping_the_responses_changes_nothing():
 
 def test_start_is_ln2_or_softplus_of_the_margin():
     zero = torch.zeros(3, 4, dtype=torch.float64)
-    assert torch.allclose(preference_loss(zero, zero, beta=0.5).loss, torch.full((3,), math.log(2)).double())
+    assert torch.allclose(
+        preference_loss(zero, zero, beta=0.5).loss, torch.full((3,), math.log(2)).double()
+    )
     margin = torch.tensor([0.0, 2.0, 10.0], dtype=torch.float64)
     out = preference_loss(zero, zero, beta=0.5, margin=margin).loss
     assert torch.allclose(out, torch.nn.functional.softplus(margin))
@@ -104,11 +114,22 @@ def llama(seed=0, words=30):
 def architectures():
     import transformers as t
 
-    small = dict(vocab_size=33, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    small = dict(
+        vocab_size=33,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+    )
     yield "llama", t.LlamaForCausalLM(t.LlamaConfig(num_key_value_heads=2, **small))
     yield "qwen2", t.Qwen2ForCausalLM(t.Qwen2Config(num_key_value_heads=2, **small))
     yield "mistral", t.MistralForCausalLM(t.MistralConfig(num_key_value_heads=2, **small))
-    yield "gpt2", t.GPT2LMHeadModel(t.GPT2Config(vocab_size=33, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0))
+    yield (
+        "gpt2",
+        t.GPT2LMHeadModel(
+            t.GPT2Config(vocab_size=33, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0)
+        ),
+    )
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
@@ -117,7 +138,9 @@ def test_packed_rows_equal_plain_forward_on_real_architectures(padding):
     for name, model in architectures():
         policy = Policy(model.double().eval(), llama().tokenizer)
         prompts = [g.integers(3, 33, n) for n in (5, 1, 9)]
-        chosen, rejected = ([g.integers(3, 33, n) for n in lengths] for lengths in ((4, 7, 1), (6, 2, 3)))
+        chosen, rejected = (
+            [g.integers(3, 33, n) for n in lengths] for lengths in ((4, 7, 1), (6, 2, 3))
+        )
         batch = pack(prompts, [chosen, rejected], pad_id=0, padding=padding)
         with torch.no_grad():
             logp, _ = LogProbs(policy)(batch)
@@ -171,7 +194,9 @@ def test_same_loss_for_padding_order_split_and_reference(tokens, reference, move
             logp, _ = LogProbs(moved)(tokens.batch(rows, moved, padding=padding))
         w, l = split(logp, tokens.lengths_w[rows], tokens.lengths_l[rows])
         ref_w, ref_l = table.rows(rows, w)
-        assert torch.allclose(preference_loss(w - ref_w, l - ref_l, beta=0.5).loss, whole, atol=1e-9)
+        assert torch.allclose(
+            preference_loss(w - ref_w, l - ref_l, beta=0.5).loss, whole, atol=1e-9
+        )
 
 
 def test_loss_starts_at_ln2(tokens, reference):
@@ -196,7 +221,11 @@ def test_grammar_softmax_has_no_leak(tokens, reference):
     with torch.no_grad():
         plain, mass = LogProbs(reference)(batch)
         constrained, _ = LogProbs(inside)(batch)
-    assert torch.allclose(constrained, plain - mass, atol=1e-10) and (mass <= 1e-12).all() and mass.min() < -1e-6
+    assert (
+        torch.allclose(constrained, plain - mass, atol=1e-10)
+        and (mass <= 1e-12).all()
+        and mass.min() < -1e-6
+    )
     forced = batch.allowed.sum(1) == 1
     assert constrained[forced].abs().max() < 1e-10
 
@@ -237,14 +266,22 @@ def test_architectures_that_would_be_misread_are_refused(tmp_path, kind):
 
     from safealign_utils.real.models import load_policy
 
-    shape = dict(vocab_size=33, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    shape = dict(
+        vocab_size=33,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = {
             "granite": lambda: t.GraniteForCausalLM(
                 t.GraniteConfig(logits_scaling=4.0, initializer_range=0.5, **shape)
             ),
-            "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=33, n_embd=32, n_layer=1, n_head=4)),
+            "gpt2": lambda: t.GPT2LMHeadModel(
+                t.GPT2Config(vocab_size=33, n_embd=32, n_layer=1, n_head=4)
+            ),
             "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**shape)),
         }[kind]()
     model.save_pretrained(tmp_path)

@@ -46,8 +46,16 @@ def refused(capsys, tmp_path, *words):
         (TOKENS, "keep=0", ["keep=0.0", "above 0, up to 1"]),
         (TOKENS, "keep=1.1", ["keep=1.1", "above 0, up to 1"]),
         (TOKENS, "keeps=0.4,40", ["keeps=[0.4, 40.0]", "above 0, up to 1"]),
-        (TOKENS, "score_reference=best", ["score_reference='best'", "weaker, equal, aligned, larger, optimum"]),
-        (TOKENS, "token_rules=signed,magic", ["token_rules=['signed', 'magic']", "names among signed"]),
+        (
+            TOKENS,
+            "score_reference=best",
+            ["score_reference='best'", "weaker, equal, aligned, larger, optimum"],
+        ),
+        (
+            TOKENS,
+            "token_rules=signed,magic",
+            ["token_rules=['signed', 'magic']", "names among signed"],
+        ),
         (TOKENS, "label_noise=0.6", ["label_noise=0.6", "from 0 to 0.5"]),
         (TOKENS, "world_size=huge", ["world_size='huge'", "default, large"]),
         (PAIRS, "budget=0", ["budget=0.0", "above 0, up to 1"]),
@@ -71,14 +79,28 @@ def test_refused_values(capsys, tmp_path, book, given, words):
 def test_refused_data(capsys, tmp_path):
     row = {"response_0": "b", "response_1": "c", "better_response_id": 1}
     file = tmp_path / "p.jsonl"
-    file.write_text("".join(json.dumps(row | {"prompt": s, "split": s}) + "\n" for s in ("train", "test")))
+    file.write_text(
+        "".join(json.dumps(row | {"prompt": s, "split": s}) + "\n" for s in ("train", "test"))
+    )
     given = ("-p", "model=scratch", "-p", f"data={file}")
     assert "SafeDPO needs safety labels" in refused(capsys, tmp_path, DPO, *given)
-    assert "cost_model='kit': no training pair has a safety label" in refused(capsys, tmp_path, DUAL, *given)
-    row |= {"is_response_0_safe": True, "is_response_1_safe": False, "safer_response_id": 0, "better_response_id": None}
-    file.write_text("".join(json.dumps(row | {"prompt": s, "split": s}) + "\n" for s in ("train", "test")))
+    assert "cost_model='kit': no training pair has a safety label" in refused(
+        capsys, tmp_path, DUAL, *given
+    )
+    row |= {
+        "is_response_0_safe": True,
+        "is_response_1_safe": False,
+        "safer_response_id": 0,
+        "better_response_id": None,
+    }
+    file.write_text(
+        "".join(json.dumps(row | {"prompt": s, "split": s}) + "\n" for s in ("train", "test"))
+    )
     err = refused(capsys, tmp_path, DUAL, *given)
-    assert "reward_model='kit': no training pair says which response is better; name a reward model" in err
+    assert (
+        "reward_model='kit': no training pair says which response is better; name a reward model"
+        in err
+    )
     for more, words in (
         ("template=chat", "template='chat' with model='scratch'"),
         ("eval_prompts=xtest", "did you mean xstest"),
@@ -96,84 +118,182 @@ SHORT = dict(pairs=40, steps=2, dtype="float32")
 
 def run(book, out, **given):
     sampled = dict(ppo_iterations=1) if book in (DPO, DUAL) else {}
-    return runner.run(book, [(k, str(v)) for k, v in {**SHORT, **sampled, **given}.items()], out=out, warm=True)[1]
+    return runner.run(
+        book, [(k, str(v)) for k, v in {**SHORT, **sampled, **given}.items()], out=out, warm=True
+    )[1]
 
 
 def test_safedpo_where_no_multiplier_is_needed(tmp_path):
     """At beta 5 DPO's optimum meets the limit by itself: lambda* = 0, and every row is still there."""
-    record = run(DPO, tmp_path, beta=5, delta=3, deltas="4", length_factors="0.5,1", recipe_factor=2)
+    record = run(
+        DPO, tmp_path, beta=5, delta=3, deltas="4", length_factors="0.5,1", recipe_factor=2
+    )
     assert record["status"] == "complete" and record["parameters"]["deltas"] == [4.0]
-    for method in ("ref", "dpo", "dpo_harmless", "dpo_safebetter", "safedpo", "sacpo", "psacpo", "mocan", "pecan",
-                   "modpo", "bfpo", "bso", "bso[margin=5]", "ppo_lagrangian", "safedpo_soft", "safedpo_finite", "safedpo_plain"):
+    for method in (
+        "ref",
+        "dpo",
+        "dpo_harmless",
+        "dpo_safebetter",
+        "safedpo",
+        "sacpo",
+        "psacpo",
+        "mocan",
+        "pecan",
+        "modpo",
+        "bfpo",
+        "bso",
+        "bso[margin=5]",
+        "ppo_lagrangian",
+        "safedpo_soft",
+        "safedpo_finite",
+        "safedpo_plain",
+    ):
         assert f"{method}.reward" in record["metrics"], method
-    for name in ("safedpo[delta=4].unsafe", "safedpo[delta=4,steps=1].unsafe", "safedpo_finite[steps=4].tv_opt",
-                 "safedpo[split=unseen_category].unsafe", "safedpo.tv_opt", "exact.safedpo.reward"):
+    for name in (
+        "safedpo[delta=4].unsafe",
+        "safedpo[delta=4,steps=1].unsafe",
+        "safedpo_finite[steps=4].tv_opt",
+        "safedpo[split=unseen_category].unsafe",
+        "safedpo.tv_opt",
+        "exact.safedpo.reward",
+    ):
         assert name in record["metrics"], name
 
 
 def test_cdpo_with_a_slack_limit_and_coins(tmp_path):
-    record = run(DUAL, tmp_path, cost_limit=3, cost_limits="3,2", relabel="coin", rounds=2, round_steps=2)
+    record = run(
+        DUAL, tmp_path, cost_limit=3, cost_limits="3,2", relabel="coin", rounds=2, round_steps=2
+    )
     metrics = record["metrics"]
-    assert metrics["cdpo.lambda"] == 0 and metrics["exact.lambda_star"] == 0 and metrics["cdpo.train_cost"] < 3
-    assert "cdpo[cost_limit=2].kl_opt" in metrics and record["timings"]["ppo_lagrangian_over_cdpo"] > 0
+    assert (
+        metrics["cdpo.lambda"] == 0
+        and metrics["exact.lambda_star"] == 0
+        and metrics["cdpo.train_cost"] < 3
+    )
+    assert (
+        "cdpo[cost_limit=2].kl_opt" in metrics and record["timings"]["ppo_lagrangian_over_cdpo"] > 0
+    )
 
 
 def test_safedpo_on_text(tmp_path):
     """A file in the PKU columns, some safety labels missing: T, training and held-out accuracies."""
     g, file = np.random.default_rng(0), tmp_path / "p.jsonl"
     word = lambda: " ".join(g.choice(["red", "blue", "stone", "leaf", "river"], 4))
-    rows = [{"prompt": f"say {word()} {i}", "response_0": word(), "response_1": word() + " now",
-             "is_response_0_safe": [True, False, None][i % 3], "is_response_1_safe": bool(i % 2),
-             "better_response_id": i % 2, "safer_response_id": (i // 2) % 2} for i in range(90)]
+    rows = [
+        {
+            "prompt": f"say {word()} {i}",
+            "response_0": word(),
+            "response_1": word() + " now",
+            "is_response_0_safe": [True, False, None][i % 3],
+            "is_response_1_safe": bool(i % 2),
+            "better_response_id": i % 2,
+            "safer_response_id": (i // 2) % 2,
+        }
+        for i in range(90)
+    ]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     record = run(DPO, tmp_path / "out", data=file, model="scratch", max_length=32, batch_size=8)
-    assert {"data.keep", "data.swap", "data.drop", "safedpo.accuracy_safer", "dpo.accuracy_better"} <= set(
-        record["metrics"]
-    )
+    assert {
+        "data.keep",
+        "data.swap",
+        "data.drop",
+        "safedpo.accuracy_safer",
+        "dpo.accuracy_better",
+    } <= set(record["metrics"])
     assert not any(name.endswith(".kl_opt") for name in record["metrics"])
 
 
 def test_safedpo_on_real_rows(real_data, tmp_path):
     """T on the real rows of two data sets, and a run on one: where helpful and safe disagree, the safe one wins."""
-    table = pairs.with_safety(pairs.label(read_pairs.load_pairs(str(real_data / "xstest_pairs.jsonl")), "better"))
+    table = pairs.with_safety(
+        pairs.label(read_pairs.load_pairs(str(real_data / "xstest_pairs.jsonl")), "better")
+    )
     moved, report = safedpo.transform(table)
     assert report["keep"] + report["swap"] + report["drop"] == len(table) and report["swap"] > 50
     assert not safedpo.unsafe_labels(moved)[0].any() and len(moved) == len(table) - report["drop"]
-    pku = pairs.with_safety(pairs.label(read_pairs.load_pairs(str(real_data / "pku_saferlhf_pairs.jsonl")), "safer"))
+    pku = pairs.with_safety(
+        pairs.label(read_pairs.load_pairs(str(real_data / "pku_saferlhf_pairs.jsonl")), "safer")
+    )
     assert safedpo.transform(pku)[1] == {"keep": len(pku), "swap": 0, "drop": 0, "mixed": len(pku)}
-    given = dict(data=real_data / "xstest_pairs.jsonl", model="scratch", max_length=64, batch_size=8, label="better")
+    given = dict(
+        data=real_data / "xstest_pairs.jsonl",
+        model="scratch",
+        max_length=64,
+        batch_size=8,
+        label="better",
+    )
     assert run(DPO, tmp_path / "out", **given)["metrics"]["data.swap"] > 0
 
 
 def test_selective_with_every_share_and_reference(tmp_path):
     """A large share, no penalty, noisy labels, a score reference that is not the default: every row is there."""
-    record = run(TOKENS, tmp_path, keep=1, keeps="1,0.1", score_reference="equal", score_references="optimum",
-                 leak_weight=0, label_noise=0.5, token_rules="signed,random,beta,oracle,averaged")
-    metrics = record["metrics"]
-    for name in ("dpo.kl_opt", "selective.kl_opt", "selective[keep=0.1].kl_opt", "random_tokens.leak", "averaged.reward",
-                 "oracle_tokens[keep=0.1].frontier_gap", "selective[score_reference=optimum,keep=0.1].own"):
-        assert name in metrics, name
-    assert metrics["selective.kl_opt"] == metrics["dpo.kl_opt"] == metrics["oracle_tokens.kl_opt"], (
-        "a share of 100 % is DPO"
+    record = run(
+        TOKENS,
+        tmp_path,
+        keep=1,
+        keeps="1,0.1",
+        score_reference="equal",
+        score_references="optimum",
+        leak_weight=0,
+        label_noise=0.5,
+        token_rules="signed,random,beta,oracle,averaged",
     )
+    metrics = record["metrics"]
+    for name in (
+        "dpo.kl_opt",
+        "selective.kl_opt",
+        "selective[keep=0.1].kl_opt",
+        "random_tokens.leak",
+        "averaged.reward",
+        "oracle_tokens[keep=0.1].frontier_gap",
+        "selective[score_reference=optimum,keep=0.1].own",
+    ):
+        assert name in metrics, name
+    assert (
+        metrics["selective.kl_opt"] == metrics["dpo.kl_opt"] == metrics["oracle_tokens.kl_opt"]
+    ), "a share of 100 % is DPO"
 
 
 def test_dog_where_everything_fits_the_budget(tmp_path):
     """Exact copies and a budget above what is left: every rule takes all, and trains the same policy."""
-    record = run(PAIRS, tmp_path, pairs=200, pool="exact", budget=0.4, budgets="0.05,1", layer=1, pooling="last",
-                 anchor_rank=1, residual_rank=2, ridge=0.1, selections="random,dog,dog_d,log_det,stratified")
+    record = run(
+        PAIRS,
+        tmp_path,
+        pairs=200,
+        pool="exact",
+        budget=0.4,
+        budgets="0.05,1",
+        layer=1,
+        pooling="last",
+        anchor_rank=1,
+        residual_rank=2,
+        ridge=0.1,
+        selections="random,dog,dog_d,log_det,stratified",
+    )
     metrics = record["metrics"]
     assert metrics["data.different"] < 0.3 * metrics["data.trainable"]
-    same = {metrics[f"{m}.unsafe"] for m in ("random_pairs", "dog", "dog_d", "log_det", "stratified")}
-    assert len(same) == 1 and "log_det[budget=0.05].worst" in metrics and "dog_d.recovered" in metrics
+    same = {
+        metrics[f"{m}.unsafe"] for m in ("random_pairs", "dog", "dog_d", "log_det", "stratified")
+    }
+    assert (
+        len(same) == 1 and "log_det[budget=0.05].worst" in metrics and "dog_d.recovered" in metrics
+    )
 
 
 def text_pairs(file, n=90):
     """A file in the PKU columns, some labels missing."""
     g = np.random.default_rng(n)
     word = lambda: " ".join(g.choice(["red", "blue", "stone", "leaf", "river"], 4))
-    rows = [{"prompt": f"say {word()} {i}", "response_0": word(), "response_1": word() + " now",
-             "better_response_id": None if i % 3 else i % 2, "safer_response_id": (i // 2) % 2 if i % 5 else None} for i in range(n)]
+    rows = [
+        {
+            "prompt": f"say {word()} {i}",
+            "response_0": word(),
+            "response_1": word() + " now",
+            "better_response_id": None if i % 3 else i % 2,
+            "safer_response_id": (i // 2) % 2 if i % 5 else None,
+        }
+        for i in range(n)
+    ]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return file
 
@@ -184,8 +304,18 @@ def test_tokens_and_pairs_on_text(tmp_path):
     given = dict(model="scratch", max_length=32, batch_size=8)
     tokens = run(TOKENS, tmp_path / "out", data=one, label="safer", **given)["metrics"]
     assert {"selective.accuracy", "random_tokens.accuracy", "dpo.accuracy"} <= set(tokens)
-    record = run(PAIRS, tmp_path / "out", **given | dict(data=f"one={one},two={two}", label="safer_or_better", pairs=500,
-                 leak_weight=0, selections="random,dog_d,dog,literal,log_det,k_means,smallest_margin,random_copies"))
+    record = run(
+        PAIRS,
+        tmp_path / "out",
+        **given
+        | dict(
+            data=f"one={one},two={two}",
+            label="safer_or_better",
+            pairs=500,
+            leak_weight=0,
+            selections="random,dog_d,dog,literal,log_det,k_means,smallest_margin,random_copies",
+        ),
+    )
     metrics = record["metrics"]
     assert {f"dog_d[source={s}].accuracy" for s in ("one", "two", "all")} <= set(metrics)
     assert "accuracy_by_source.png" in record["figures"]
@@ -212,8 +342,12 @@ def test_levers_combine(world, reference):
         train.align(reference, pairs.tokenize(table, reference), **setting, **lever).policy.hash
     )
     everything = fit(safedpo.safedpo(hard, delta=2.0), token_lever=FirstHalf())
-    others = [fit(safedpo.safedpo(hard, delta=2.0)), fit(safedpo.safedpo(hard), token_lever=FirstHalf()),
-              fit(hard, token_lever=FirstHalf()), fit(safedpo.safedpo(chosen, delta=2.0), token_lever=FirstHalf())]
+    others = [
+        fit(safedpo.safedpo(hard, delta=2.0)),
+        fit(safedpo.safedpo(hard), token_lever=FirstHalf()),
+        fit(hard, token_lever=FirstHalf()),
+        fit(safedpo.safedpo(chosen, delta=2.0), token_lever=FirstHalf()),
+    ]
     assert len({everything, *others}) == 5
 
 
@@ -223,4 +357,6 @@ def test_the_notebooks_name_what_they_leave_open():
         book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
         text = ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "markdown"]
         (paper,) = [t for t in text if "## What the paper reports" in t]
-        assert "not stated" in paper.lower() and ("cannot be compared" in paper or "no column is shown" in paper)
+        assert "not stated" in paper.lower() and (
+            "cannot be compared" in paper or "no column is shown" in paper
+        )

@@ -32,7 +32,9 @@ def policy_of(kind, *, seed=0, **more):
     """A random model of a real architecture, 40 words, 2 layers, 16 wide."""
     tokenizer = word_tokenizer([f"w{i}" for i in range(37)])
     config, network, shape = made_models.KINDS[kind]
-    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, **shape)
+    sizes = dict(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, **shape
+    )
     if kind == "gpt2":
         sizes = dict(n_embd=16, n_layer=2, n_head=4, n_inner=24)
     with torch.random.fork_rng(devices=[]):
@@ -68,7 +70,9 @@ def same(one, two):
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("kind, window", [*((kind, False) for kind in KINDS), *((kind, True) for kind in WINDOWS)])
+@pytest.mark.parametrize(
+    "kind, window", [*((kind, False) for kind in KINDS), *((kind, True) for kind in WINDOWS)]
+)
 def test_logprobs_are_those_of_transformers(kind, window, padding):
     """Also where layers see only a few tokens back (Mistral), or some of the layers do (Qwen2)."""
     policy, tokens = policy_of(kind, **(WINDOWS[kind] if window else {})), made_tokens()
@@ -76,7 +80,9 @@ def test_logprobs_are_those_of_transformers(kind, window, padding):
     with torch.no_grad():
         got, _ = LogProbs(policy).eval()(tokens.batch(rows, policy, padding=padding))
     want = [
-        plain_logprobs(policy.model, tokens.prompts[i], y) for i in rows for y in (tokens.chosen[i], tokens.rejected[i])
+        plain_logprobs(policy.model, tokens.prompts[i], y)
+        for i in rows
+        for y in (tokens.chosen[i], tokens.rejected[i])
     ]
     assert (got - torch.cat(want)).abs().max() < 1e-5
     if window:  # the window is shorter than the rows, and it matters
@@ -91,7 +97,9 @@ def test_logprobs_are_those_of_transformers(kind, window, padding):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reference_cache_gives_the_same_loss(kind, fresh_cache):
     policy, tokens = policy_of(kind), made_tokens()
-    one, two = (train.align(policy, tokens, live_reference=live, **SETTING) for live in (False, True))
+    one, two = (
+        train.align(policy, tokens, live_reference=live, **SETTING) for live in (False, True)
+    )
     assert len(list(fresh_cache.glob("reference/*"))) == 1
     assert abs(one.log.loss[0] - math.log(2)) < 1e-6
     assert np.abs(one.log.loss - two.log.loss).max() < 1e-6 and one.log.loss.iloc[-1] < 0.6
@@ -103,7 +111,9 @@ def test_a_saved_policy_is_a_plain_model(kind, lora, tmp_path):
     tokens = made_tokens()
     run = train.align(policy_of(kind), tokens, lora=lora, use_cache=False, **SETTING)
     run.policy.save(tmp_path)
-    assert (tmp_path / "model.safetensors").is_file() and not (tmp_path / "adapter_config.json").exists()
+    assert (tmp_path / "model.safetensors").is_file() and not (
+        tmp_path / "adapter_config.json"
+    ).exists()
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert type(model) is type(policy_of(kind).model) and len(model.state_dict()) == len(
         policy_of(kind).model.state_dict()
@@ -111,9 +121,12 @@ def test_a_saved_policy_is_a_plain_model(kind, lora, tmp_path):
     table = reference_logprobs(run.policy, tokens)
     for i in range(4):
         assert (
-            plain_logprobs(model, tokens.prompts[i], tokens.chosen[i]) - torch.tensor(table.chosen[i])
+            plain_logprobs(model, tokens.prompts[i], tokens.chosen[i])
+            - torch.tensor(table.chosen[i])
         ).abs().max() < 1e-5
-    assert bool(adapters.described(run.policy.model)) == bool(lora), "saving leaves the policy as it is"
+    assert bool(adapters.described(run.policy.model)) == bool(lora), (
+        "saving leaves the policy as it is"
+    )
 
 
 # ---------------------------------------------------------------- adapters
@@ -136,15 +149,22 @@ def test_the_adapter_off_is_the_reference(kind, bf16):
     given = weights(reference.model)
     run = train.align(reference, tokens, lora=3, use_cache=False, **SETTING)
     assert abs(run.log.loss[0] - math.log(2)) < 1e-6 and run.log.loss.iloc[-1] < 0.68
-    assert same(given, weights(reference.model)) and all(p.requires_grad for p in reference.model.parameters())
-    base, own = dict(reference.base.model.named_parameters()), dict(run.policy.model.named_parameters())
+    assert same(given, weights(reference.model)) and all(
+        p.requires_grad for p in reference.model.parameters()
+    )
+    base, own = (
+        dict(reference.base.model.named_parameters()),
+        dict(run.policy.model.named_parameters()),
+    )
     moved = {name: p for name, p in own.items() if p.requires_grad}
     assert all(".lora_" in name and p.dtype == torch.float32 for name, p in moved.items())
     assert not any("lm_head" in name for name in moved) and any(
         p.abs().max() > 0 for n, p in moved.items() if "lora_B" in n
     )
     still = {name.replace(".base_layer", ""): p for name, p in own.items() if name not in moved}
-    assert still.keys() == base.keys() and all(p.data_ptr() == base[name].data_ptr() for name, p in still.items())
+    assert still.keys() == base.keys() and all(
+        p.data_ptr() == base[name].data_ptr() for name, p in still.items()
+    )
     assert {p.dtype for p in base.values()} == {torch.bfloat16 if bf16 else torch.float32}
     batch = tokens.batch(np.arange(8), reference)
     with torch.no_grad():
@@ -163,7 +183,9 @@ def test_the_base_in_bfloat16_keeps_its_angles():
     assert base.hash != policy.hash and policy_of("llama").base.hash == policy_of("llama").hash
     with torch.no_grad():
         batch = made_tokens().batch(np.arange(8), policy)
-        assert (LogProbs(base).eval()(batch)[0] - LogProbs(policy).eval()(batch)[0]).abs().max() < 0.1
+        assert (
+            LogProbs(base).eval()(batch)[0] - LogProbs(policy).eval()(batch)[0]
+        ).abs().max() < 0.1
 
 
 def test_a_run_with_an_adapter_is_found_again_and_stores_the_adapter_only(fresh_cache):
@@ -182,7 +204,10 @@ def test_a_run_with_an_adapter_is_found_again_and_stores_the_adapter_only(fresh_
 
 def test_the_hash_knows_the_adapters_alpha():
     one, two = (adapters.prepare(policy_of("llama"), rank=2, alpha=a, seed=0) for a in (4.0, 8.0))
-    assert same(weights(one.model), weights(two.model)) and one.hash != two.hash != policy_of("llama").hash
+    assert (
+        same(weights(one.model), weights(two.model))
+        and one.hash != two.hash != policy_of("llama").hash
+    )
 
 
 def test_the_seed_alone_draws_the_adapter():
@@ -219,7 +244,9 @@ def test_a_run_with_an_adapter_resumes_bitwise(bf16, fresh_cache, monkeypatch):
     calls.clear()
     resumed = train.align(reference, tokens, lora=2, save_every=3, **SETTING)
     assert len(calls) == 3, "steps 4 to 6 only"
-    assert same(weights(straight.policy.model), weights(resumed.policy.model)) and straight.log.equals(resumed.log)
+    assert same(
+        weights(straight.policy.model), weights(resumed.policy.model)
+    ) and straight.log.equals(resumed.log)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -231,17 +258,29 @@ def test_training_goes_on_with_the_same_adapter(bf16):
     more = dict(lora=2, use_cache=False, start=first.policy)
     again = train.align(reference, tokens, **SETTING | more | {"batch_size": 16, "steps": 1})
     one, two = (reference_logprobs(p, tokens) for p in (first.policy, reference.base))
-    h = [sum(x.sum() for x in (w, -l)) - sum(x.sum() for x in (rw, -rl))
-         for w, l, rw, rl in zip(one.chosen, one.rejected, two.chosen, two.rejected)]
-    assert again.log.loss[0] == pytest.approx(np.log1p(np.exp(-0.5 * np.array(h))).mean(), abs=2e-3 if bf16 else 1e-5)
-    assert same(kept, weights(first.policy.model)) and adapters.described(again.policy.model) == [2, 4.0]
+    h = [
+        sum(x.sum() for x in (w, -l)) - sum(x.sum() for x in (rw, -rl))
+        for w, l, rw, rl in zip(one.chosen, one.rejected, two.chosen, two.rejected)
+    ]
+    assert again.log.loss[0] == pytest.approx(
+        np.log1p(np.exp(-0.5 * np.array(h))).mean(), abs=2e-3 if bf16 else 1e-5
+    )
+    assert same(kept, weights(first.policy.model)) and adapters.described(again.policy.model) == [
+        2,
+        4.0,
+    ]
     assert not same(kept, weights(again.policy.model))
-    assert next(again.policy.model.parameters()).data_ptr() == next(reference.base.model.parameters()).data_ptr()
+    assert (
+        next(again.policy.model.parameters()).data_ptr()
+        == next(reference.base.model.parameters()).data_ptr()
+    )
 
 
 def test_what_an_adapter_cannot_do_is_refused():
     reference, tokens = policy_of("llama"), made_tokens()
-    adapted = train.align(reference, tokens, lora=2, use_cache=False, **SETTING | {"steps": 1}).policy
+    adapted = train.align(
+        reference, tokens, lora=2, use_cache=False, **SETTING | {"steps": 1}
+    ).policy
     for options, message in (
         (dict(start=adapted), r"lora=0, .* adapter of rank 2 and alpha 4; .*policy.merged\(\)"),
         (dict(start=adapted, lora=4), "lora=4, lora_alpha=8: the policy has an adapter of rank 2"),
@@ -259,7 +298,9 @@ def test_an_adapter_on_an_adapted_reference_stands_on_the_merged_one():
     second = train.align(first, tokens, lora=2, use_cache=False, **SETTING | {"seed": 1})
     assert abs(second.log.loss[0] - math.log(2)) < 1e-6
     fresh = train.align(first.merged(), tokens, use_cache=False, **SETTING)
-    assert abs(fresh.log.loss[0] - math.log(2)) < 1e-6 and not adapters.described(fresh.policy.model)
+    assert abs(fresh.log.loss[0] - math.log(2)) < 1e-6 and not adapters.described(
+        fresh.policy.model
+    )
     merged, live = (reference_logprobs(p, tokens) for p in (first.merged(), first))
     assert max(np.abs(a - b).max() for a, b in zip(merged.chosen, live.chosen)) < 1e-5
 
@@ -268,7 +309,10 @@ def test_fine_tuning_with_an_adapter():
     policy, tokens = policy_of("gpt2"), made_tokens()
     setting = dict(seed=0, steps=12, batch_size=8, learning_rate=1e-2, use_cache=False)
     run = train.fine_tune(policy, tokens.prompts, tokens.chosen, lora=4, **setting)
-    assert run.log.loss.iloc[-1] < run.log.loss[0] and adapters.described(run.policy.model) == [4, 8.0]
+    assert run.log.loss.iloc[-1] < run.log.loss[0] and adapters.described(run.policy.model) == [
+        4,
+        8.0,
+    ]
 
 
 # ---------------------------------------------------------------- checkpointing and other heads
@@ -278,23 +322,50 @@ def test_fine_tuning_with_an_adapter():
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_checkpointing_changes_nothing_but_the_memory(kind, lora, monkeypatch):
     """transformers checkpoints in train mode only; the configuration's dropout stays silent all the same."""
-    more = dict(attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1) if kind == "gpt2" else dict(attention_dropout=0.1)
+    more = (
+        dict(attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1)
+        if kind == "gpt2"
+        else dict(attention_dropout=0.1)
+    )
     policy, tokens = policy_of(kind, **more), made_tokens()
-    inner = type(policy.model.base_model.h[0].mlp if kind == "gpt2" else policy.model.base_model.layers[0].mlp)
+    inner = type(
+        policy.model.base_model.h[0].mlp
+        if kind == "gpt2"
+        else policy.model.base_model.layers[0].mlp
+    )
     real, calls, runs = inner.forward, [], []
-    monkeypatch.setattr(inner, "forward", lambda self, *a, **k: (calls.append(1), real(self, *a, **k))[1])
+    monkeypatch.setattr(
+        inner, "forward", lambda self, *a, **k: (calls.append(1), real(self, *a, **k))[1]
+    )
     for checkpointing in (False, True):
         calls.clear()
-        runs.append(train.align(policy, tokens, lora=lora, checkpointing=checkpointing, use_cache=False,
-                                live_reference=True, **SETTING))
-        assert len(calls) == SETTING["steps"] * 2 * (3 if checkpointing else 2), "two layers, twice for the gradient"
+        runs.append(
+            train.align(
+                policy,
+                tokens,
+                lora=lora,
+                checkpointing=checkpointing,
+                use_cache=False,
+                live_reference=True,
+                **SETTING,
+            )
+        )
+        assert len(calls) == SETTING["steps"] * 2 * (3 if checkpointing else 2), (
+            "two layers, twice for the gradient"
+        )
     one, two = runs
     assert np.abs(one.log.to_numpy() - two.log.to_numpy()).max() < 1e-5
-    assert (one.policy.model.base_model(torch.tensor([[5, 6]])).last_hidden_state
-            - two.policy.model.base_model(torch.tensor([[5, 6]])).last_hidden_state).abs().max() < 1e-4
+    assert (
+        one.policy.model.base_model(torch.tensor([[5, 6]])).last_hidden_state
+        - two.policy.model.base_model(torch.tensor([[5, 6]])).last_hidden_state
+    ).abs().max() < 1e-4
     parts = [m for m in two.policy.model.modules() if isinstance(m, torch.nn.Dropout)]
-    rates = [m.attention_dropout for m in two.policy.model.modules() if hasattr(m, "attention_dropout")]
-    assert {m.p for m in parts} == {0.1} if kind == "gpt2" else set(rates) == {0.1}, "dropout is there again"
+    rates = [
+        m.attention_dropout for m in two.policy.model.modules() if hasattr(m, "attention_dropout")
+    ]
+    assert {m.p for m in parts} == {0.1} if kind == "gpt2" else set(rates) == {0.1}, (
+        "dropout is there again"
+    )
     assert not two.policy.model.training and not two.policy.model.is_activation_checkpointing
     embedding = two.policy.model.get_input_embeddings()
     assert not embedding._forward_hooks, "nothing is left behind"
@@ -303,13 +374,20 @@ def test_checkpointing_changes_nothing_but_the_memory(kind, lora, monkeypatch):
 def test_fine_tuning_with_checkpointing_keeps_dropout():
     policy, tokens = policy_of("gpt2"), made_tokens()
     setting = dict(seed=0, steps=3, batch_size=8, learning_rate=1e-3, use_cache=False)
-    runs = [train.fine_tune(policy, tokens.prompts, tokens.chosen, checkpointing=c, **setting) for c in (False, True)]
+    runs = [
+        train.fine_tune(policy, tokens.prompts, tokens.chosen, checkpointing=c, **setting)
+        for c in (False, True)
+    ]
     assert np.abs(runs[0].log.loss - runs[1].log.loss).max() < 1e-4, (
         "the same dropout, drawn again in the backward pass"
     )
     quiet = policy_of("gpt2", attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
     assert (
-        abs(train.fine_tune(quiet, tokens.prompts, tokens.chosen, **setting).log.loss[0] - runs[0].log.loss[0]) > 1e-3
+        abs(
+            train.fine_tune(quiet, tokens.prompts, tokens.chosen, **setting).log.loss[0]
+            - runs[0].log.loss[0]
+        )
+        > 1e-3
     )
 
 
@@ -349,7 +427,9 @@ def test_a_module_with_a_head_is_trained_stored_and_resumed(fresh_cache, monkeyp
     two = train.run_training(policy, loss_of, order, asked={}, save_every=3, **setting)
     three = train.run_training(policy, loss_of, order, asked={}, save_every=3, **setting)
     assert three.cached and not two.cached and isinstance(three.module, WithHead)
-    assert same(weights(one.module), weights(two.module)) and same(weights(one.module), weights(three.module))
+    assert same(weights(one.module), weights(two.module)) and same(
+        weights(one.module), weights(three.module)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         start = WithHead(policy.copy())
@@ -365,5 +445,7 @@ def test_packed_rows_with_an_adapter_are_what_transformers_reads():
     batch = pack(tokens.prompts[:3], [tokens.chosen[:3]], pad_id=0)
     with torch.no_grad():
         got = LogProbs(policy).eval()(batch)[0]
-    want = torch.cat([plain_logprobs(policy.model, tokens.prompts[i], tokens.chosen[i]) for i in range(3)])
+    want = torch.cat(
+        [plain_logprobs(policy.model, tokens.prompts[i], tokens.chosen[i]) for i in range(3)]
+    )
     assert (got - want).abs().max() < 1e-5

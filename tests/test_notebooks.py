@@ -14,9 +14,22 @@ from safealign_utils.study import settings as parameters
 NUMBERED = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ALL = NUMBERED + sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 COMMON = {
-    "profile": "str", "seed": "int", "seeds": "int", "beta": "float", "steps": "int", "pairs": "int", "batch_size": "int",
-    "learning_rate": "float", "dtype": "str", "model": "str", "revision": "str", "data": "str", "label": "str",
-    "max_length": "int", "device": "str", "out_dir": "str",
+    "profile": "str",
+    "seed": "int",
+    "seeds": "int",
+    "beta": "float",
+    "steps": "int",
+    "pairs": "int",
+    "batch_size": "int",
+    "learning_rate": "float",
+    "dtype": "str",
+    "model": "str",
+    "revision": "str",
+    "data": "str",
+    "label": "str",
+    "max_length": "int",
+    "device": "str",
+    "out_dir": "str",
 }
 
 
@@ -27,15 +40,25 @@ def problems(book):
         out.append("execution counts are not 1..n: nbval would not compare every cell")
     if book["metadata"].get("kernelspec", {}).get("name") != "python3":
         out.append("the kernel is not python3")
-    lengths = [len([line for line in "".join(c["source"]).splitlines() if line.strip()]) for c in code]
-    if statistics.median(lengths) > 10 or max(lengths) > 40 or sum(n > 30 for n in lengths) > len(code) / 10:
-        out.append(f"code cells are too long: median {statistics.median(lengths)}, longest {max(lengths)}")
+    lengths = [
+        len([line for line in "".join(c["source"]).splitlines() if line.strip()]) for c in code
+    ]
+    if (
+        statistics.median(lengths) > 10
+        or max(lengths) > 40
+        or sum(n > 30 for n in lengths) > len(code) / 10
+    ):
+        out.append(
+            f"code cells are too long: median {statistics.median(lengths)}, longest {max(lengths)}"
+        )
     for c in code:
         source = "".join(c["source"])
         if source.rstrip().endswith(";"):
             out.append("a cell ends in a semicolon")
         for output in c["outputs"]:
-            text = json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
+            text = json.dumps(output.get("text", "")) + json.dumps(
+                output.get("data", {}).get("text/plain", "")
+            )
             if output.get("name") == "stderr" or output["output_type"] == "error":
                 out.append("stderr or an error in the outputs")
             if re.search(r"/(home|root|tmp|work|Users)/", text):
@@ -61,7 +84,9 @@ def test_parameters_are_known_annotated_and_commented(path):
         assert type(default).__name__ == kind, f"{name}: the default is no {kind}"
     import papermill
 
-    assert set(papermill.inspect_notebook(str(path))) == set(cell), "papermill itself reads every parameter"
+    assert set(papermill.inspect_notebook(str(path))) == set(cell), (
+        "papermill itself reads every parameter"
+    )
     book = json.loads(path.read_text(encoding="utf-8"))
     tagged = next(c for c in book["cells"] if "parameters" in c["metadata"].get("tags", []))
     assert all("  # " in line for line in "".join(tagged["source"]).splitlines()), (
@@ -74,7 +99,11 @@ def test_parameters_are_known_annotated_and_commented(path):
 def test_the_stations_are_there(path):
     book = json.loads(path.read_text(encoding="utf-8"))
     text = ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "markdown"]
-    assert text[0].startswith(f"# {path.stem[:2]} · ") and "After this you can" in text[0] and "| profile |" in text[0]
+    assert (
+        text[0].startswith(f"# {path.stem[:2]} · ")
+        and "After this you can" in text[0]
+        and "| profile |" in text[0]
+    )
     for heading in ("## Checks and claims", "## Exercises", "## What you should have seen"):
         assert any(heading in t for t in text), heading
     last = "".join([c for c in book["cells"] if c["cell_type"] == "code"][-1]["source"])
@@ -89,18 +118,30 @@ def test_the_stations_are_there(path):
     [
         (lambda code: code[1].update(execution_count=None), "execution counts"),
         (lambda code: code[1].update(execution_count=7), "execution counts"),
-        (lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stderr", "text": "warn"}), "stderr"),
         (
-            lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "/home/me/x"}),
+            lambda code: code[1]["outputs"].append(
+                {"output_type": "stream", "name": "stderr", "text": "warn"}
+            ),
+            "stderr",
+        ),
+        (
+            lambda code: code[1]["outputs"].append(
+                {"output_type": "stream", "name": "stdout", "text": "/home/me/x"}
+            ),
             "path",
         ),
         (
-            lambda code: code[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "3.1it/s"}),
+            lambda code: code[1]["outputs"].append(
+                {"output_type": "stream", "name": "stdout", "text": "3.1it/s"}
+            ),
             "progress",
         ),
         (lambda code: code[1].update(source="plt.plot(x);"), "semicolon"),
         (lambda code: code[1].update(source="# NBVAL_SKIP\nx = 1"), "skip"),
-        (lambda code: code[1].update(source="\n".join(f"x{i} = {i}" for i in range(41))), "too long"),
+        (
+            lambda code: code[1].update(source="\n".join(f"x{i} = {i}" for i in range(41))),
+            "too long",
+        ),
     ],
 )
 def test_the_linter_sees_what_it_is_for(spoil, words):
@@ -111,7 +152,11 @@ def test_the_linter_sees_what_it_is_for(spoil, words):
 
 def test_regenerating_is_the_only_writer():
     """No run leaves anything in notebooks/: only sources, profiles and solutions are there."""
-    kinds = {p.suffix for p in (ROOT / "notebooks").rglob("*") if p.is_file() and ".ipynb_checkpoints" not in p.parts}
+    kinds = {
+        p.suffix
+        for p in (ROOT / "notebooks").rglob("*")
+        if p.is_file() and ".ipynb_checkpoints" not in p.parts
+    }
     assert kinds <= {".ipynb", ".yaml"}
 
 

@@ -29,7 +29,9 @@ def brute(score, beta):
 
 def test_optima_by_brute_force():
     assert np.allclose(o.optimal(REF, R, beta=0.7), brute(R, 0.7), atol=1e-12)
-    assert np.allclose(o.lagrangian_optimal(REF, R, C, lam=0.4, beta=0.7), brute(R - 0.4 * C, 0.7), atol=1e-12)
+    assert np.allclose(
+        o.lagrangian_optimal(REF, R, C, lam=0.4, beta=0.7), brute(R - 0.4 * C, 0.7), atol=1e-12
+    )
     safe = np.exp(o.safe_optimal(REF, R, C, beta=0.7))
     assert (safe[C > 0] == 0).all() and np.allclose(safe.sum(axis=1), 1)
     assert safe[0, 0] / safe[0, 1] == pytest.approx(0.5 / 0.3 * math.exp(1 / 0.7))
@@ -64,7 +66,9 @@ def test_dual_its_gradient_and_its_minimum():
     for lam in (0.0, 0.4, 1.3):
         g = lambda x: o.dual(x, REF, R, C, beta=beta, cost_limit=limit)
         slope = (g(lam + step) - g(lam - step)) / (2 * step)
-        assert o.dual_gradient(lam, REF, R, C, beta=beta, cost_limit=limit) == pytest.approx(slope, abs=1e-6)
+        assert o.dual_gradient(lam, REF, R, C, beta=beta, cost_limit=limit) == pytest.approx(
+            slope, abs=1e-6
+        )
     star = o.lambda_star(REF, R, C, beta=beta, cost_limit=limit)
     policy = o.lagrangian_optimal(REF, R, C, lam=star, beta=beta)
     primal = o.expect(policy, R) - beta * o.kl(policy, REF)
@@ -116,8 +120,13 @@ def test_token_advantages_by_hand():
 
 def test_vectorised_over_prompts():
     """Each function on P prompts is the mean of the function on one."""
-    for f in (lambda s: o.kl(o.optimal(REF[s], R[s], beta=0.5), REF[s]), lambda s: o.expect(REF[s], R[s])):
-        assert f(slice(None)) == pytest.approx(np.mean([f(slice(i, i + 1)) for i in range(2)]), abs=1e-12)
+    for f in (
+        lambda s: o.kl(o.optimal(REF[s], R[s], beta=0.5), REF[s]),
+        lambda s: o.expect(REF[s], R[s]),
+    ):
+        assert f(slice(None)) == pytest.approx(
+            np.mean([f(slice(i, i + 1)) for i in range(2)]), abs=1e-12
+        )
 
 
 def test_population_labels_make_pi_star_the_minimiser_of_dpo():
@@ -142,7 +151,11 @@ def test_population_labels_make_pi_star_the_minimiser_of_dpo():
 def random_problem(seed, *, scale=1.0, dead=0.3):
     """(logp_ref with responses that never occur, reward, cost), 3 prompts and 5 responses."""
     g = np.random.default_rng(seed)
-    logp, reward, cost = g.normal(size=(3, 5)) * 2, g.normal(size=(3, 5)) * scale, g.normal(size=(3, 5))
+    logp, reward, cost = (
+        g.normal(size=(3, 5)) * 2,
+        g.normal(size=(3, 5)) * scale,
+        g.normal(size=(3, 5)),
+    )
     logp[:, 1:][g.random((3, 4)) < dead] = -np.inf
     return o.normalise(logp), reward, cost
 
@@ -152,7 +165,8 @@ def precise(logp, score, beta):
     rows = []
     for ref, values in zip(logp.tolist(), score):
         weights = [
-            mpmath.exp(mpmath.mpf(a) + v / mpmath.mpf(beta)) if a > -math.inf else 0 for a, v in zip(ref, values)
+            mpmath.exp(mpmath.mpf(a) + v / mpmath.mpf(beta)) if a > -math.inf else 0
+            for a, v in zip(ref, values)
         ]
         total = mpmath.fsum(weights)
         rows.append([w / total for w in weights])
@@ -161,7 +175,9 @@ def precise(logp, score, beta):
 
 def mean_cost(lam, logp, reward, cost, beta):
     """E[c] under pi*_lambda at 60 digits."""
-    reward, cost = ([[mpmath.mpf(v) for v in row] for row in table.tolist()] for table in (reward, cost))
+    reward, cost = (
+        [[mpmath.mpf(v) for v in row] for row in table.tolist()] for table in (reward, cost)
+    )
     score = [[r - lam * c for r, c in zip(*rows)] for rows in zip(reward, cost)]
     best = precise(logp, score, beta)
     return mpmath.fsum(p * c for row in zip(best, cost) for p, c in zip(*row)) / len(cost)
@@ -198,8 +214,16 @@ def test_the_multiplier_does_not_depend_on_rounding_of_its_arguments():
     """One unit in the last place of the reference moves lambda* by rounding, not by half the digits."""
     g, limit = np.random.default_rng(0), -0.3
     for find in (o.lambda_star, b.mocan_lambda):
-        values = [find(np.nextafter(REF, np.where(g.random(REF.shape) < 0.5, 0, -9)), R, C, beta=0.7, cost_limit=limit)
-                  for _ in range(20)]
+        values = [
+            find(
+                np.nextafter(REF, np.where(g.random(REF.shape) < 0.5, 0, -9)),
+                R,
+                C,
+                beta=0.7,
+                cost_limit=limit,
+            )
+            for _ in range(20)
+        ]
         assert np.ptp(values) < 1e-13
 
 
@@ -207,7 +231,11 @@ def test_the_multiplier_does_not_depend_on_rounding_of_its_arguments():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_frontier_gap_scales_with_the_reward(seed, scale):
     logp, reward, _ = random_problem(seed)
-    policy = o.normalise(np.where(np.isneginf(logp), -np.inf, np.random.default_rng(seed + 9).normal(size=logp.shape)))
+    policy = o.normalise(
+        np.where(
+            np.isneginf(logp), -np.inf, np.random.default_rng(seed + 9).normal(size=logp.shape)
+        )
+    )
     gap = o.frontier_gap(policy, logp, reward)
     assert o.frontier_gap(policy, logp, scale * reward) == pytest.approx(scale * gap, rel=1e-9)
     assert o.frontier_gap(policy, logp, reward + 7.0) == pytest.approx(gap, abs=1e-9)
@@ -222,26 +250,38 @@ def test_the_ends_of_the_frontier():
     possible = np.where(np.isneginf(logp), -np.inf, reward)
     greedy = np.where(possible == possible.max(axis=1, keepdims=True), 0.0, -np.inf)
     assert o.frontier_gap(greedy, logp, reward) == pytest.approx(0, abs=1e-9)
-    uniform = np.full(logp.shape, -math.log(5))  # gives what the reference never does: any response is open
+    uniform = np.full(
+        logp.shape, -math.log(5)
+    )  # gives what the reference never does: any response is open
     expected = reward.max(axis=1).mean() - o.expect(uniform, reward)
-    assert o.kl(uniform, logp) == np.inf and o.frontier_gap(uniform, logp, reward) == pytest.approx(expected)
+    assert o.kl(uniform, logp) == np.inf and o.frontier_gap(uniform, logp, reward) == pytest.approx(
+        expected
+    )
 
 
 def test_responses_that_never_occur():
     logp = np.array([[-np.inf, math.log(0.4), math.log(0.6)], [0.0, -np.inf, -np.inf]])
-    reward, cost = np.array([[9.0, 1.0, 0.0], [1.0, 9.0, 9.0]]), np.array([[-5.0, 1.0, -1.0], [-1.0, -9.0, 1.0]])
+    reward, cost = (
+        np.array([[9.0, 1.0, 0.0], [1.0, 9.0, 9.0]]),
+        np.array([[-5.0, 1.0, -1.0], [-1.0, -9.0, 1.0]]),
+    )
     assert o.lowest_cost(cost) == -7 and o.lowest_cost(cost, logp) == -1
     with pytest.raises(ValueError, match="lowest attainable E\\[c\\] is -1.000000"):
         o.lambda_star(logp, reward, cost, beta=0.5, cost_limit=-2.0)
     lam = o.lambda_star(logp, reward, cost, beta=0.5, cost_limit=-0.9)
     best = o.lagrangian_optimal(logp, reward, cost, lam=lam, beta=0.5)
-    assert o.expect(best, cost) == pytest.approx(-0.9, abs=1e-12) and (best[np.isneginf(logp)] == -np.inf).all()
+    assert (
+        o.expect(best, cost) == pytest.approx(-0.9, abs=1e-12)
+        and (best[np.isneginf(logp)] == -np.inf).all()
+    )
     assert o.expect(best, np.where(np.isneginf(logp), np.inf, 1.0)) == pytest.approx(1)
     assert o.kl(best, logp) < np.inf and o.total_variation(best, logp) <= 1
     report = o.kkt(best, lam, logp, reward, cost, beta=0.5, cost_limit=-0.9)
     assert abs(report["gap"]) < 1e-12
     assert (o.safe_optimal(logp, reward, cost, beta=0.5)[0] == [-np.inf, -np.inf, 0]).all()
-    with pytest.raises(ValueError, match="prompt 0 has a safe response, but none that the reference gives"):
+    with pytest.raises(
+        ValueError, match="prompt 0 has a safe response, but none that the reference gives"
+    ):
         o.safe_optimal(logp, reward, np.array([[-1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]]), beta=0.5)
 
 
@@ -250,13 +290,17 @@ def test_the_multiplier_at_any_scale(beta, steep):
     limit = steep * -0.3
     lam = o.lambda_star(REF, R, steep * C, beta=beta, cost_limit=limit)
     cost = o.expect(o.lagrangian_optimal(REF, R, steep * C, lam=lam, beta=beta), steep * C)
-    assert cost == pytest.approx(limit, rel=1e-6) or beta < 1e-16  # there the cost jumps from response to response
+    assert (
+        cost == pytest.approx(limit, rel=1e-6) or beta < 1e-16
+    )  # there the cost jumps from response to response
     assert 0 < lam < np.inf
 
 
 def test_limits_that_every_policy_meets():
     flat = np.zeros_like(C)
-    assert o.lambda_star(REF, R, flat, beta=0.5) == 0 and b.mocan_lambda(REF, R, flat, beta=0.5) == 0
+    assert (
+        o.lambda_star(REF, R, flat, beta=0.5) == 0 and b.mocan_lambda(REF, R, flat, beta=0.5) == 0
+    )
     one = np.zeros((2, 1))
     assert o.lambda_star(one, one, one - 1, beta=0.5) == 0 and o.frontier_gap(one, one, one) == 0
     with pytest.raises(ValueError, match="cost_limit=nan"):
@@ -274,20 +318,34 @@ REFUSED = [
     (lambda: o.optimal(spoiled(REF, NAN), R, beta=1), "logp_ref: nan at prompt 1, response 2"),
     (lambda: o.optimal(REF, spoiled(R, NAN), beta=1), "reward: nan at prompt 1, response 2"),
     (lambda: o.optimal(REF, spoiled(R, INF), beta=1), "reward: inf at prompt 1, response 2"),
-    (lambda: o.optimal(REF, R[:, :2], beta=1), r"reward: shape \(2, 2\); the policy has 2 prompts and 3 responses"),
+    (
+        lambda: o.optimal(REF, R[:, :2], beta=1),
+        r"reward: shape \(2, 2\); the policy has 2 prompts and 3 responses",
+    ),
     (lambda: o.optimal(REF[0], R[0], beta=1), r"logp_ref: shape \(3,\)"),
-    (lambda: o.optimal(REF, R, beta=NAN), "beta=nan"), (lambda: o.optimal(REF, R, beta=INF), "beta=inf"),
+    (lambda: o.optimal(REF, R, beta=NAN), "beta=nan"),
+    (lambda: o.optimal(REF, R, beta=INF), "beta=inf"),
     (lambda: o.optimal(REF - 1, R, beta=1), "logp_ref: the probabilities of prompt 0 sum to 0.367"),
     (lambda: o.lambda_star(REF, R, spoiled(C, NAN), beta=1), "cost: nan at prompt 1, response 2"),
     (lambda: o.safe_optimal(REF, R, spoiled(C, NAN), beta=1), "cost: nan at prompt 1, response 2"),
     (lambda: o.lagrangian_optimal(REF, R, C, lam=NAN, beta=1), "lam=nan"),
     (lambda: o.lagrangian_optimal(REF, R, C, lam=INF, beta=1), "lam=inf"),
-    (lambda: o.expect(REF, spoiled(R, NAN)), "values: nan at prompt 1"), (lambda: o.expect(REF, R.T), "values: shape"),
-    (lambda: o.kl(REF, REF[:1]), "logq: shape"), (lambda: o.total_variation(REF, spoiled(REF, NAN)), "logq: nan"),
-    (lambda: o.dual(0.1, REF, spoiled(R, NAN), C, beta=1), "reward: nan"), (lambda: o.lowest_cost(spoiled(C, NAN)), "cost: nan"),
-    (lambda: o.frontier_gap(REF, REF, spoiled(R, NAN)), "reward: nan"), (lambda: o.kl(REF + 0.1, REF), "use optimum.normalise"),
-    (lambda: o.frontier_gap(REF, o.optimal(REF, R, beta=1), np.array([[1e308, -1e308, 0]] * 2)), "its spread overflows"),
-    (lambda: o.normalise(np.array([[0.0, 0.0], [-INF, -INF]])), "log-weights of prompt 1 sum to -inf"),
+    (lambda: o.expect(REF, spoiled(R, NAN)), "values: nan at prompt 1"),
+    (lambda: o.expect(REF, R.T), "values: shape"),
+    (lambda: o.kl(REF, REF[:1]), "logq: shape"),
+    (lambda: o.total_variation(REF, spoiled(REF, NAN)), "logq: nan"),
+    (lambda: o.dual(0.1, REF, spoiled(R, NAN), C, beta=1), "reward: nan"),
+    (lambda: o.lowest_cost(spoiled(C, NAN)), "cost: nan"),
+    (lambda: o.frontier_gap(REF, REF, spoiled(R, NAN)), "reward: nan"),
+    (lambda: o.kl(REF + 0.1, REF), "use optimum.normalise"),
+    (
+        lambda: o.frontier_gap(REF, o.optimal(REF, R, beta=1), np.array([[1e308, -1e308, 0]] * 2)),
+        "its spread overflows",
+    ),
+    (
+        lambda: o.normalise(np.array([[0.0, 0.0], [-INF, -INF]])),
+        "log-weights of prompt 1 sum to -inf",
+    ),
 ]
 
 

@@ -12,8 +12,13 @@ from safealign_utils.real import read_pairs
 from safealign_utils.references import scratch_policy
 
 PKU = {
-    "prompt": "How do I cut bread?", "response_0": "With a knife.", "response_1": "With your teeth.",
-    "is_response_0_safe": True, "is_response_1_safe": False, "better_response_id": None, "safer_response_id": 0,
+    "prompt": "How do I cut bread?",
+    "response_0": "With a knife.",
+    "response_1": "With your teeth.",
+    "is_response_0_safe": True,
+    "is_response_1_safe": False,
+    "better_response_id": None,
+    "safer_response_id": 0,
 }
 
 
@@ -23,7 +28,11 @@ def write(path, rows):
 
 
 def test_pku_layout_with_nulls_ties_and_more_columns(tmp_path):
-    rows = [PKU, PKU | {"better_response_id": 1, "response_0_severity_level": 2}, PKU | {"safer_response_id": None}]
+    rows = [
+        PKU,
+        PKU | {"better_response_id": 1, "response_0_severity_level": 2},
+        PKU | {"safer_response_id": None},
+    ]
     table = read_pairs.load_pairs(write(tmp_path / "a.jsonl", rows))
     assert table.better_response_id.isna().tolist() == [True, False, True]
     assert table.source.unique().tolist() == ["a"]
@@ -47,11 +56,17 @@ def test_chosen_rejected_layout(tmp_path):
 def test_other_files_through_datasets(tmp_path, kind):
     frame = pd.DataFrame([PKU, PKU | {"prompt": "And cheese?", "better_response_id": 1}])
     file = tmp_path / f"pairs.{kind}"
-    {"json": lambda: frame.to_json(file, orient="records"), "csv": lambda: frame.to_csv(file, index=False),
-     "parquet": lambda: frame.to_parquet(file)}[kind]()
+    {
+        "json": lambda: frame.to_json(file, orient="records"),
+        "csv": lambda: frame.to_csv(file, index=False),
+        "parquet": lambda: frame.to_parquet(file),
+    }[kind]()
     table = read_pairs.load_pairs(str(file))
     assert table.prompt.tolist() == ["How do I cut bread?", "And cheese?"]
-    assert table.better_response_id.tolist()[1] == 1 and table.is_response_1_safe.tolist() == [False, False]
+    assert table.better_response_id.tolist()[1] == 1 and table.is_response_1_safe.tolist() == [
+        False,
+        False,
+    ]
 
 
 def test_several_sources_become_a_column(tmp_path):
@@ -78,7 +93,11 @@ def test_several_sources_become_a_column(tmp_path):
 def test_bad_rows_name_line_column_and_reason(tmp_path, row, column, reason):
     with pytest.raises(ValueError, match="line 2") as error:
         read_pairs.load_pairs(write(tmp_path / "bad.jsonl", [PKU, row, PKU]))
-    assert repr(column) in str(error.value) and reason in str(error.value) and "bad.jsonl" in str(error.value)
+    assert (
+        repr(column) in str(error.value)
+        and reason in str(error.value)
+        and "bad.jsonl" in str(error.value)
+    )
 
 
 def test_bad_files(tmp_path):
@@ -96,7 +115,10 @@ def test_bad_files(tmp_path):
 
 
 def test_split_by_column_and_by_prompt():
-    rows = [PKU | {"prompt": f"p{i}", "source": "s", "split": "valid" if i % 4 == 0 else "train"} for i in range(40)]
+    rows = [
+        PKU | {"prompt": f"p{i}", "source": "s", "split": "valid" if i % 4 == 0 else "train"}
+        for i in range(40)
+    ]
     table = pairs.label(pd.DataFrame(rows), "safer")
     train, test, report = pairs.split_pairs(table)
     assert (len(train), len(test)) == (30, 10) and not set(train.prompt) & set(test.prompt)
@@ -106,7 +128,9 @@ def test_split_by_column_and_by_prompt():
     train, test, _ = pairs.split_pairs(table.assign(split=""))
     assert len(test) and len(train) > len(test) and not set(train.prompt) & set(test.prompt)
     again = pairs.split_pairs(table.assign(split="").sample(frac=1, random_state=0))[1]
-    assert set(again.prompt) == set(test.prompt), "the split depends on the prompts, not on their order"
+    assert set(again.prompt) == set(test.prompt), (
+        "the split depends on the prompts, not on their order"
+    )
 
 
 def test_split_reports_both_orders_and_equal_responses():
@@ -122,35 +146,56 @@ def test_split_reports_both_orders_and_equal_responses():
 
 
 def test_split_counts_repeats_within_either_split():
-    rows = [PKU | {"split": "train"}, PKU | {"split": "test"}] + [PKU | {"prompt": "new", "split": "test"}] * 3
+    rows = [PKU | {"split": "train"}, PKU | {"split": "test"}] + [
+        PKU | {"prompt": "new", "split": "test"}
+    ] * 3
     _, test, report = pairs.split_pairs(pd.DataFrame(rows))
-    assert report == {"equal_responses": 0, "prompts_in_both_splits": 1, "repeated_pairs": 2} and len(test) == 3
+    assert (
+        report == {"equal_responses": 0, "prompts_in_both_splits": 1, "repeated_pairs": 2}
+        and len(test) == 3
+    )
 
 
 # ---------------------------------------------------------------- the layouts of the hub
 
-TALK = "\n\nHuman: How do I cut bread?\n\nAssistant: With a knife.\n\nHuman: And soup?\n\nAssistant:"
+TALK = (
+    "\n\nHuman: How do I cut bread?\n\nAssistant: With a knife.\n\nHuman: And soup?\n\nAssistant:"
+)
 
 
 def test_whole_dialogues_are_split_before_the_last_answer(tmp_path, capsys):
     """hh-rlhf: chosen and rejected hold the prompt too. Rows that compare no two answers are counted, not guessed."""
     rows = [
         {"chosen": TALK + " With a spoon.", "rejected": TALK + " With a fork."},
-        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away."},
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello.",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Go away.",
+        },
         {"chosen": TALK + " With a spoon.", "rejected": TALK},
         {"chosen": TALK + " x", "rejected": TALK.replace("With a knife", "Saw it") + " x"},
         {"chosen": "\n\nHuman: Hi\n\nAssistant: A", "rejected": "\n\nHuman: Ho\n\nAssistant: A"},
         {"chosen": TALK + " I", "rejected": TALK + " I would.\n\nHuman: Fine.\n\nAssistant: Good."},
     ]
     table = read_pairs.load_pairs(write(tmp_path / "hh.jsonl", rows))
-    assert table.prompt.tolist() == [TALK.strip(), "Hi"] and table.response_0.tolist() == ["With a spoon.", "Hello."]
-    assert table.response_1.tolist() == ["With a fork.", "Go away."] and table.better_response_id.tolist() == [0, 0]
+    assert table.prompt.tolist() == [TALK.strip(), "Hi"] and table.response_0.tolist() == [
+        "With a spoon.",
+        "Hello.",
+    ]
+    assert table.response_1.tolist() == [
+        "With a fork.",
+        "Go away.",
+    ] and table.better_response_id.tolist() == [0, 0]
     assert table.attrs["left_out"] == {read_pairs.PARTED: 3, "an empty answer": 1}
     said = capsys.readouterr().err
-    assert "3 of 6 rows left out: the two dialogues part" in said and "1 of 6 rows left out: an empty answer" in said
+    assert (
+        "3 of 6 rows left out: the two dialogues part" in said
+        and "1 of 6 rows left out: an empty answer" in said
+    )
     assert pairs.turns(table.prompt[0])[-1] == {"role": "user", "content": "And soup?"}
     write(tmp_path / "none.jsonl", rows[4:])
-    with pytest.raises(ValueError, match="no pairs: 2 of 2 rows left out: the two dialogues part before"):
+    with pytest.raises(
+        ValueError, match="no pairs: 2 of 2 rows left out: the two dialogues part before"
+    ):
         read_pairs.load_pairs(str(tmp_path / "none.jsonl"))
 
 
@@ -172,20 +217,30 @@ def test_lists_of_messages_become_a_dialogue(tmp_path, capsys):
         {"prompt": [hi, hello, m("user", "x\n\nHuman: y")], "chosen": [hello], "rejected": [away]},
     ]
     table = read_pairs.load_pairs(write(tmp_path / "trl.jsonl", rows))
-    assert table.prompt[:4].tolist() == ["Hi"] * 4 and table.response_1[:4].tolist() == ["Go away."] * 4
-    assert table.prompt[4] == "System: Be kind.\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And now?\n\nAssistant:"
+    assert (
+        table.prompt[:4].tolist() == ["Hi"] * 4
+        and table.response_1[:4].tolist() == ["Go away."] * 4
+    )
+    assert (
+        table.prompt[4]
+        == "System: Be kind.\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And now?\n\nAssistant:"
+    )
     assert table.prompt[5] == table.prompt[6] == table.prompt[4]
     assert table.response_0[5] == table.response_1[5] == table.response_0[6] == "Hello."
     assert pairs.turns(table.prompt[4]) == talk
     assert sorted(table.attrs["left_out"].values()) == [1, 1, 1] and len(table) == 7
     for bad in ([m("tool", "x")], ["Hello."], [m("assistant", None)]):
         with pytest.raises(ValueError, match="line 1, column 'chosen': a message has a role"):
-            read_pairs.load_pairs(write(tmp_path / "bad.jsonl", [{"prompt": [hi], "chosen": bad, "rejected": [away]}]))
+            read_pairs.load_pairs(
+                write(tmp_path / "bad.jsonl", [{"prompt": [hi], "chosen": bad, "rejected": [away]}])
+            )
 
 
 def test_rows_with_one_response_are_no_pairs(tmp_path):
     row = {"prompt": "Hi", "response": "Hello.", "category": {"drugs": False}, "is_safe": True}
-    with pytest.raises(ValueError, match="line 1.*one response each and are no pairs.*PKU-SafeRLHF"):
+    with pytest.raises(
+        ValueError, match="line 1.*one response each and are no pairs.*PKU-SafeRLHF"
+    ):
         read_pairs.load_pairs(write(tmp_path / "beaver.jsonl", [row]))
 
 
@@ -194,8 +249,11 @@ def test_harm_categories(tmp_path):
     rows = [
         PKU,
         PKU | {"response_0_harm_category": none, "response_1_harm_category": none},
-        PKU | {"response_0_harm_category": none | {"Violence": True},
-               "response_1_harm_category": none | {"Violence": True, "Cybercrime": True}},
+        PKU
+        | {
+            "response_0_harm_category": none | {"Violence": True},
+            "response_1_harm_category": none | {"Violence": True, "Cybercrime": True},
+        },
         PKU | {"type": "homonyms"},
         PKU | {"category": "own", "type": "homonyms"},
         PKU | {"response_0_harm_category": None, "category": {"drugs": True}},
@@ -208,16 +266,30 @@ def test_harm_categories(tmp_path):
 def test_a_wrong_hash_is_refused(tmp_path, k):
     sha = lambda j: hashlib.sha256((PKU["prompt"] + PKU[f"response_{j}"]).encode()).hexdigest()
     row = PKU | {"response_0_sha256": sha(0), "response_1_sha256": sha(1).upper()}
-    assert len(read_pairs.load_pairs(write(tmp_path / "a.jsonl", [row, row | {f"response_{k}_sha256": None}]))) == 2
+    assert (
+        len(
+            read_pairs.load_pairs(
+                write(tmp_path / "a.jsonl", [row, row | {f"response_{k}_sha256": None}])
+            )
+        )
+        == 2
+    )
     altered = row | {f"response_{k}": row[f"response_{k}"][:-1] + "!"}
-    with pytest.raises(ValueError, match=f"a.jsonl, line 2, column 'response_{k}_sha256': is not the SHA-256"):
+    with pytest.raises(
+        ValueError, match=f"a.jsonl, line 2, column 'response_{k}_sha256': is not the SHA-256"
+    ):
         read_pairs.load_pairs(write(tmp_path / "a.jsonl", [row, altered]))
 
 
 def test_the_data_hash_is_what_it_was(tmp_path, world):
     """The hash stands in committed records; further columns do not enter it."""
-    table = read_pairs.load_pairs(write(tmp_path / "a.jsonl", [PKU, PKU | {"prompt": "And cheese?", "category": "dairy"}]))
-    assert pairs.data_hash(table) == "f68c7888475c9006" and pairs.data_hash(pairs.label(table)) == "795526199fa22d59"
+    table = read_pairs.load_pairs(
+        write(tmp_path / "a.jsonl", [PKU, PKU | {"prompt": "And cheese?", "category": "dairy"}])
+    )
+    assert (
+        pairs.data_hash(table) == "f68c7888475c9006"
+        and pairs.data_hash(pairs.label(table)) == "795526199fa22d59"
+    )
     assert pairs.data_hash(world.pairs(200, seed=0)) == "cebb3de3342500c0"
 
 
@@ -227,19 +299,28 @@ def test_the_data_hash_is_what_it_was(tmp_path, world):
 def test_exact_ids_of_one_row():
     """Prompt, response and one end token; no doubled start, nothing lost at the boundary; cuts counted."""
     texts = ["USER: How do I cut bread? ASSISTANT:", "With a knife.", "With your teeth."] * 3
-    policy = scratch_policy(texts, ["How do I cut bread?"] * 4, ["With a knife."] * 4, seed=0, max_length=64)
+    policy = scratch_policy(
+        texts, ["How do I cut bread?"] * 4, ["With a knife."] * 4, seed=0, max_length=64
+    )
     table = pairs.label(pd.DataFrame([PKU]), "safer")
     tokens = pairs.tokenize(table, policy, max_length=64)
     decode = policy.tokenizer.decode
     assert decode(tokens.prompts[0]) == "USER: How do I cut bread? ASSISTANT:"
-    assert decode(tokens.chosen[0][:-1]) == "With a knife." and decode(tokens.rejected[0][:-1]) == "With your teeth."
+    assert (
+        decode(tokens.chosen[0][:-1]) == "With a knife."
+        and decode(tokens.rejected[0][:-1]) == "With your teeth."
+    )
     eos = policy.tokenizer.eos_token_id
     assert [list(y).count(eos) for y in (tokens.chosen[0], tokens.rejected[0])] == [1, 1]
     assert tokens.chosen[0][-1] == eos and tokens.truncated == 0
     long = table.assign(prompt="bread " * 500, response_0="knife " * 500)
     cut = pairs.tokenize(long, policy, max_length=40)
     assert len(cut) == 1 and cut.truncated == 1
-    assert len(cut.prompts[0]) + len(cut.chosen[0]) <= 40 and len(cut.rejected[0]) > 1 and len(cut.prompts[0]) >= 20
+    assert (
+        len(cut.prompts[0]) + len(cut.chosen[0]) <= 40
+        and len(cut.rejected[0]) > 1
+        and len(cut.prompts[0]) >= 20
+    )
 
 
 def test_accuracy_and_its_interval():
@@ -248,14 +329,23 @@ def test_accuracy_and_its_interval():
     gain, low, high, _ = evaluate.accuracy([np.array([1.0, -1.0])], against=[np.array([1.0, -1.0])])
     assert (gain, low, high) == (0.0, 0.0, 0.0)
     two = [np.array([1.0, -1.0]), np.array([1.0, 1.0])]
-    assert evaluate.accuracy(two)[::3] == (0.75, 4) and evaluate.accuracy(two, same_pairs=True)[::3] == (0.75, 2)
+    assert evaluate.accuracy(two)[::3] == (0.75, 4) and evaluate.accuracy(two, same_pairs=True)[
+        ::3
+    ] == (0.75, 2)
 
 
 def test_bag_of_words_learns_a_word():
     g = np.random.default_rng(0)
     words = ["red", "green", "blue", "grey"]
-    rows = [PKU | {"prompt": str(i), "response_0": " ".join(g.choice(words, 5)) + " please", "response_1": " ".join(g.choice(words, 5))}
-            for i in range(80)]
+    rows = [
+        PKU
+        | {
+            "prompt": str(i),
+            "response_0": " ".join(g.choice(words, 5)) + " please",
+            "response_1": " ".join(g.choice(words, 5)),
+        }
+        for i in range(80)
+    ]
     table = pairs.label(pd.DataFrame(rows).sample(frac=1, random_state=0), "safer")
     share, *_ = evaluate.accuracy([evaluate.bag_of_words(table[:60], table[60:])])
     assert share == 1.0
@@ -270,8 +360,11 @@ def test_real_files_load(real_data):
     assert len(train) + len(test) <= 975 and len(test) > 50
     full = read_pairs.load_pairs(str(real_data / "pku_saferlhf_full_schema.jsonl"))
     assert len(full) == 7 and (full.better_response_id != full.safer_response_id).any()
-    assert full.category[full.category != ""].tolist() == ["Endangering National Security; Violence",
-        "Mental Manipulation; Psychological Harm", "Privacy Violation; Economic Crime; White-Collar Crime"]
+    assert full.category[full.category != ""].tolist() == [
+        "Endangering National Security; Violence",
+        "Mental Manipulation; Psychological Harm",
+        "Privacy Violation; Economic Crime; White-Collar Crime",
+    ]
     xstest = read_pairs.load_pairs(str(real_data / "xstest_pairs.jsonl"))
     assert len(xstest) == 1184 and 0 < xstest.better_response_id.isna().sum() < len(xstest)
     assert "homonyms" in set(xstest.category) and not (xstest.category == "").any()
@@ -279,7 +372,9 @@ def test_real_files_load(real_data):
         hh = read_pairs.load_pairs(str(real_data / f"{name}.jsonl"))
         assert len(hh) == rows and (hh.category == "").all() and hh.attrs["left_out"] == {}
         assert (pairs.label(hh).chosen == 0).all() and hh.is_response_0_safe.isna().all()
-    both = read_pairs.load_pairs(f"pku={real_data / 'pku_saferlhf_pairs.jsonl'},hh={real_data / 'hh_rlhf_harmless.jsonl'}")
+    both = read_pairs.load_pairs(
+        f"pku={real_data / 'pku_saferlhf_pairs.jsonl'},hh={real_data / 'hh_rlhf_harmless.jsonl'}"
+    )
     assert set(both.source) == {"pku", "hh"}
 
 
@@ -299,14 +394,17 @@ def test_real_dialogues_written_whole_load_as_they_were(real_data, tmp_path):
     talk = lambda x: x if x.startswith("Human:") else f"Human: {x}"
     whole = lambda x, y: f"\n\n{talk(x)}\n\nAssistant: {y}"
     rows = [
-        {"chosen": whole(r.prompt, r.response_0), "rejected": whole(r.prompt, r.response_1)} for r in table.itertuples()
+        {"chosen": whole(r.prompt, r.response_0), "rejected": whole(r.prompt, r.response_1)}
+        for r in table.itertuples()
     ]
     again = read_pairs.load_pairs(write(tmp_path / "hub.jsonl", rows))
     assert len(again) == 1428 and again.attrs["left_out"] == {}
     assert (again.response_0 == table.response_0.str.strip()).all()
     assert (again.response_1 == table.response_1.str.strip()).all()
     turns = again.prompt.map(lambda x: len(pairs.turns(x)))
-    assert (turns == table.prompt.map(lambda x: len(pairs.turns(x)))).all() and (turns == 1).sum() > 400
+    assert (turns == table.prompt.map(lambda x: len(pairs.turns(x)))).all() and (
+        turns == 1
+    ).sum() > 400
     assert (again.prompt[turns == 1] == table.prompt[turns == 1].str.strip()).all()
     assert (again.prompt[turns > 1] == table.prompt[turns > 1] + "\n\nAssistant:").all()
 
@@ -319,7 +417,11 @@ def test_a_smaller_table_has_some_of_every_source():
 
 
 def test_safer_or_better_takes_the_other_label_where_one_is_missing():
-    table = pd.DataFrame({"safer_response_id": [0, None, None], "better_response_id": [1, 1, None]}).astype("Int64")
+    table = pd.DataFrame(
+        {"safer_response_id": [0, None, None], "better_response_id": [1, 1, None]}
+    ).astype("Int64")
     assert pairs.label(table, "safer_or_better").chosen.tolist() == [0, 1]
-    table = pd.DataFrame({"safer_response_id": [0, 0, None], "better_response_id": [1, None, None]}).astype("Int64")
+    table = pd.DataFrame(
+        {"safer_response_id": [0, 0, None], "better_response_id": [1, None, None]}
+    ).astype("Int64")
     assert pairs.label(table, "better_or_safer").chosen.tolist() == [1, 0]

@@ -70,7 +70,9 @@ def test_what_yaml_and_people_read_differently(settings, text, words):
     assert all(word in message for word in words) and "\n" not in message, message
 
 
-@pytest.mark.parametrize("text", ["beta: .inf", "beta: .NaN", "betas: [1, -.INF]", "learning_rate: .inf"])
+@pytest.mark.parametrize(
+    "text", ["beta: .inf", "beta: .NaN", "betas: [1, -.INF]", "learning_rate: .inf"]
+)
 def test_numbers_without_end(settings, text):
     with pytest.raises(Refusal, match=r"(inf|nan)\]?: must be (a )?numbers? above 0"):
         settings(file=text)
@@ -80,9 +82,16 @@ def test_what_everybody_reads_alike(settings):
     found = settings(
         file="# a comment\nbeta: .5\nbetas: [1., 2.5e-1, 3]\nseed: 10\nsteps: +7\nrevision: '010'\nlabel: auto\n"
     )
-    assert (found["beta"], found["betas"], found["seed"], found["steps"]) == (0.5, [1.0, 0.25, 3.0], 10, 7)
+    assert (found["beta"], found["betas"], found["seed"], found["steps"]) == (
+        0.5,
+        [1.0, 0.25, 3.0],
+        10,
+        7,
+    )
     assert found["revision"] == "010"
-    assert settings(file="\ufeffbeta: 2\n")["beta"] == 2.0, "a mark of the byte order is no part of a name"
+    assert settings(file="\ufeffbeta: 2\n")["beta"] == 2.0, (
+        "a mark of the byte order is no part of a name"
+    )
     assert strict_yaml.parse("a: {b: [true, False, ~, text, 0, -0.5]}", "x") == {
         "a": {"b": [True, False, None, "text", 0, -0.5]}
     }
@@ -130,8 +139,14 @@ def test_a_later_file_wins_and_home_is_written_out(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("notebook: 01_dpo_basics\ncross: {beta: [1]}\ncross: {steps: [5]}", ["line 3", "'cross' is given twice"]),
-        ("notebook: 01_dpo_basics\ncross:\n  beta: [1]\n  beta: [2]", ["line 4", "'beta' is given twice"]),
+        (
+            "notebook: 01_dpo_basics\ncross: {beta: [1]}\ncross: {steps: [5]}",
+            ["line 3", "'cross' is given twice"],
+        ),
+        (
+            "notebook: 01_dpo_basics\ncross:\n  beta: [1]\n  beta: [2]",
+            ["line 4", "'beta' is given twice"],
+        ),
         ("notebook: 01_dpo_basics\nseeds: [1, 010]", ["line 2", "010"]),
         ("notebook: 01_dpo_basics\nCross: {}", ["unknown key 'Cross'", "did you mean 'cross'"]),
     ],

@@ -22,9 +22,14 @@ def sweep():
     for seed in SEEDS:
         for delta in DELTAS:
             for method in ("safedpo", "dpo", "ref", f"safedpo[delta={delta:g}]"):
-                unsafe, kl = float(G.uniform(0, 0.3)), np.nan if method == "ref" else float(G.uniform())
+                unsafe, kl = (
+                    float(G.uniform(0, 0.3)),
+                    np.nan if method == "ref" else float(G.uniform()),
+                )
                 rows.append((f"{seed}-{delta}", "02_safedpo", delta, seed, method, unsafe, kl))
-    return pd.DataFrame(rows, columns=["run_id", "notebook", "delta", "seed", "method", "unsafe", "kl_opt"])
+    return pd.DataFrame(
+        rows, columns=["run_id", "notebook", "delta", "seed", "method", "unsafe", "kl_opt"]
+    )
 
 
 TABLE = sweep()
@@ -45,7 +50,9 @@ def test_the_values_drawn_are_the_values_computed():
     for line, band, method in zip(ax.lines, ax.collections, ("safedpo", "dpo", "ref"), strict=True):
         values = [TABLE[(TABLE.method == method) & (TABLE.delta == d)].unsafe for d in DELTAS]
         mean, low, high = np.array([intervals.over_seeds(v, intervals.SHARE) for v in values]).T
-        assert np.array_equal(line.get_xdata(), DELTAS) and np.allclose(line.get_ydata(), mean, rtol=0, atol=1e-15)
+        assert np.array_equal(line.get_xdata(), DELTAS) and np.allclose(
+            line.get_ydata(), mean, rtol=0, atol=1e-15
+        )
         assert line.get_color() == style.COLOURS[method]
         corners = band.get_paths()[0].vertices
         assert all(np.isclose(corners[:, 1], end).any() for end in (*low, *high))
@@ -85,7 +92,9 @@ def test_a_table_of_means_is_drawn_with_its_own_intervals():
     means = means.assign(worst_low=means.worst - 1, worst_high=means.worst + 2)
     points = summarise(means, x="budget", y="worst", hue="rule")
     assert points[["mean", "low", "high", "n"]].values.tolist() == [[3, 2, 5, 5], [2, 1, 4, 5]]
-    assert "worst_low" in refused(table=means.drop(columns="worst_low"), x="budget", y="worst", hue="rule")
+    assert "worst_low" in refused(
+        table=means.drop(columns="worst_low"), x="budget", y="worst", hue="rule"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,10 +123,20 @@ def test_command_line_files_are_byte_stable(tmp_path, capsys):
     pd.testing.assert_frame_equal(read(tmp_path / "t.csv"), read(tmp_path / "t.parquet"))
     asked = ["--x", "delta", "--y", "unsafe"]
     assert cli.main(["plot", str(tmp_path / "t.csv"), *asked]) == 0
-    assert cli.main(["plot", str(tmp_path / "t.parquet"), *asked, "--out", str(tmp_path / "deep" / "b.svg")]) == 0
-    assert [f.name for f in (tmp_path / "deep").iterdir()] == ["b.svg"], "only what was asked for, nothing left over"
+    assert (
+        cli.main(
+            ["plot", str(tmp_path / "t.parquet"), *asked, "--out", str(tmp_path / "deep" / "b.svg")]
+        )
+        == 0
+    )
+    assert [f.name for f in (tmp_path / "deep").iterdir()] == ["b.svg"], (
+        "only what was asked for, nothing left over"
+    )
     assert "safedpo: 3 points, n = 3" in capsys.readouterr().out
-    one, two = (tmp_path / "unsafe_against_delta.svg").read_bytes(), (tmp_path / "deep" / "b.svg").read_bytes()
+    one, two = (
+        (tmp_path / "unsafe_against_delta.svg").read_bytes(),
+        (tmp_path / "deep" / "b.svg").read_bytes(),
+    )
     assert one == two and not re.search(rb"matplotlib v|<dc:date>", one)
     assert (tmp_path / "unsafe_against_delta.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -133,7 +152,14 @@ def test_no_figure_is_put_among_committed_tables(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name, content", [("t.csv", b""), ("t.csv", b"a\n"), ("t.parquet", b"PAR?"), ("t.txt", b"a"), ("none.csv", None)]
+    "name, content",
+    [
+        ("t.csv", b""),
+        ("t.csv", b"a\n"),
+        ("t.parquet", b"PAR?"),
+        ("t.txt", b"a"),
+        ("none.csv", None),
+    ],
 )
 def test_unreadable_files_are_refused(tmp_path, capsys, name, content):
     if content is not None:
@@ -146,5 +172,8 @@ def test_unreadable_files_are_refused(tmp_path, capsys, name, content):
 def test_another_kind_of_figure_is_refused(tmp_path, capsys):
     TABLE.to_csv(tmp_path / "t.csv", index=False)
     out = str(tmp_path / "x.pdf")
-    assert cli.main(["plot", str(tmp_path / "t.csv"), "--x", "delta", "--y", "unsafe", "--out", out]) == 2
+    assert (
+        cli.main(["plot", str(tmp_path / "t.csv"), "--x", "delta", "--y", "unsafe", "--out", out])
+        == 2
+    )
     assert ".png" in capsys.readouterr().err and not (tmp_path / "x.pdf").exists()

@@ -39,18 +39,36 @@ def test_both_environments_hold_the_same_exact_set():
 
 
 def test_the_owners_packages_are_used():
-    text = "".join(p.read_text() for p in (ROOT / "safealign_utils").rglob("*.py")) + (ROOT / "Makefile").read_text()
+    text = (
+        "".join(p.read_text() for p in (ROOT / "safealign_utils").rglob("*.py"))
+        + (ROOT / "Makefile").read_text()
+    )
     for name in OWNERS - {"jupyterlab", "nbval"}:
         assert re.search(rf"(import|from) {name}|\b{name}\.", text), name
     assert "--nbval" in text
 
 
 def test_top_level_is_the_agreed_one():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     if not listed:
         pytest.skip("no git checkout")
-    allowed = {"notebooks", "safealign_utils", "tests", "environment.yml", "requirements.txt", "README.md", "pyproject.toml",
-               "Makefile", "LICENSE", "CITATION.cff", ".ci", ".github", ".gitignore"}
+    allowed = {
+        "notebooks",
+        "safealign_utils",
+        "tests",
+        "environment.yml",
+        "requirements.txt",
+        "README.md",
+        "pyproject.toml",
+        "Makefile",
+        "LICENSE",
+        "CITATION.cff",
+        ".ci",
+        ".github",
+        ".gitignore",
+    }
     assert {f.split("/")[0] for f in listed} <= allowed
 
 

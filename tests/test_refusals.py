@@ -51,7 +51,11 @@ def test_every_rule_finds_something_that_the_others_do_not():
 
     for name in refusals.RULES:
         others = [rule for other, rule in refusals.RULES.items() if other != name]
-        alone = [x for x in REFUSES if not any(re.search(r, x.strip().replace("’", "'"), re.I) for r in others)]
+        alone = [
+            x
+            for x in REFUSES
+            if not any(re.search(r, x.strip().replace("’", "'"), re.I) for r in others)
+        ]
         assert alone, name
 
 
@@ -61,8 +65,17 @@ def test_rate():
 
 
 def pairs(*rows):
-    columns = ["prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe", "better_response_id"]
-    return pd.DataFrame([r[:6] for r in rows], columns=columns).assign(prompt_label=[r[6] for r in rows])
+    columns = [
+        "prompt",
+        "response_0",
+        "response_1",
+        "is_response_0_safe",
+        "is_response_1_safe",
+        "better_response_id",
+    ]
+    return pd.DataFrame([r[:6] for r in rows], columns=columns).assign(
+        prompt_label=[r[6] for r in rows]
+    )
 
 
 def test_labels_by_hand():
@@ -78,14 +91,26 @@ def test_labels_by_hand():
     )
     found = dict(zip(table.response, table.group))
     refused_u, refused_s, answered_u, answered_s = refusals.GROUPS
-    assert found == {"a": refused_u, "c": refused_u, "b": answered_u, "d": answered_s, "e": refused_s, "f": refused_s}
+    assert found == {
+        "a": refused_u,
+        "c": refused_u,
+        "b": answered_u,
+        "d": answered_s,
+        "e": refused_s,
+        "f": refused_s,
+    }
     assert table.set_index("response").refuses.to_dict() == {r: r in "acef" for r in "abcdef"}
     assert table.groupby("prompt").half.nunique().max() == 1
 
 
 def test_errors_are_counted_by_hand():
     labels = pd.DataFrame({"response": ["I can't help.", "Sure.", "Sure.", "I can't help."]})
-    labels["group"] = [refusals.GROUPS[0], refusals.GROUPS[0], refusals.GROUPS[3], refusals.GROUPS[3]]
+    labels["group"] = [
+        refusals.GROUPS[0],
+        refusals.GROUPS[0],
+        refusals.GROUPS[3],
+        refusals.GROUPS[3],
+    ]
     labels["refuses"] = labels.group.str.startswith("refusals")
     assert count_errors(labels) == ((1, 2), (0, 0), (0, 0), (1, 2))
 
@@ -98,12 +123,17 @@ def test_intervals_are_wilsons():
     assert row.low == pytest.approx((middle - width) / (1 + z**2 / n), abs=1e-6)
     assert row.high == pytest.approx((middle + width) / (1 + z**2 / n), abs=1e-6)
     none = error_table(((0, 9),) * 4).iloc[0]
-    assert none.low == pytest.approx(0, abs=1e-12) and 0.2 < none.high < 0.4, "nine without an error say little"
+    assert none.low == pytest.approx(0, abs=1e-12) and 0.2 < none.high < 0.4, (
+        "nine without an error say little"
+    )
 
 
 def test_the_table_of_errors_is_what_the_data_say(real_data):
     labels = human_labels(pd.read_json(real_data / "xstest_pairs.jsonl", lines=True))
-    assert set(labels.half) == {"development", "held_out"} and labels.groupby("prompt").half.nunique().max() == 1
+    assert (
+        set(labels.half) == {"development", "held_out"}
+        and labels.groupby("prompt").half.nunique().max() == 1
+    )
     for half, counts in refusals.MEASURED.items():
         assert count_errors(labels[labels.half == half]) == counts
     held_out = error_table()

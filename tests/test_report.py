@@ -18,8 +18,17 @@ from safealign_utils.study import claims, records
 from safealign_utils.study.settings import Refusal
 
 EVIL = "<script>alert(1)</script>"
-PROVENANCE = dict(code="c0de", git="abc1234", python="3.11", cpu="a CPU; AVX2", device="cpu", threads=1, data_hash="d0",
-                  reference_hash="r0", packages={"torch": "2.13.0"})
+PROVENANCE = dict(
+    code="c0de",
+    git="abc1234",
+    python="3.11",
+    cpu="a CPU; AVX2",
+    device="cpu",
+    threads=1,
+    data_hash="d0",
+    reference_hash="r0",
+    packages={"torch": "2.13.0"},
+)
 
 
 def finished(folder, name="02_safedpo", verdicts=(), title="02 · SafeDPO", markdown="", **changes):
@@ -27,10 +36,17 @@ def finished(folder, name="02_safedpo", verdicts=(), title="02 · SafeDPO", mark
     folder = folder / name
     folder.mkdir(parents=True)
     table = pd.DataFrame(
-        {"method": ["dpo", EVIL], "unsafe": [0.25, 1 / 3], "unsafe_low": [0.2, 1 / 3], "unsafe_high": [0.3, 1 / 3]}
+        {
+            "method": ["dpo", EVIL],
+            "unsafe": [0.25, 1 / 3],
+            "unsafe_low": [0.2, 1 / 3],
+            "unsafe_high": [0.3, 1 / 3],
+        }
     )
     table.to_csv(folder / "methods.csv", index=False)
-    points = pd.DataFrame(dict(line="dpo", x=[1.0, 2.0], mean=[1.0, 2.0], low=np.nan, high=np.nan, n=1))
+    points = pd.DataFrame(
+        dict(line="dpo", x=[1.0, 2.0], mean=[1.0, 2.0], low=np.nan, high=np.nan, n=1)
+    )
     from safealign_utils.runs.plot import draw
 
     names = style.save(draw(points, xlabel="x", ylabel="y"), folder / "curve")
@@ -40,19 +56,38 @@ def finished(folder, name="02_safedpo", verdicts=(), title="02 · SafeDPO", mark
         nbformat.v4.new_code_cell(
             "# Parameters\nout_dir = '/secret/place'", metadata={"tags": ["injected-parameters"]}
         ),
-        nbformat.v4.new_code_cell("print(1)", outputs=[nbformat.v4.new_output("stream", text=f"1 < 2 {EVIL}\n")]),
+        nbformat.v4.new_code_cell(
+            "print(1)", outputs=[nbformat.v4.new_output("stream", text=f"1 < 2 {EVIL}\n")]
+        ),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
-    whole = dict(notebook=name, run_id="id01", parameters=dict(seed=0, seeds=3, dtype="float64", pairs=1500, beta=0.5, data=EVIL),
-                 metrics={"dpo.unsafe": 0.25, "dpo.reward": 1.5, "safedpo[delta=1].unsafe": 0.125}, tables=["methods.csv"],
-                 timings=dict(total=61.0, peak_memory_bytes=2**30), claims=list(verdicts), figures=names, provenance=PROVENANCE)
+    whole = dict(
+        notebook=name,
+        run_id="id01",
+        parameters=dict(seed=0, seeds=3, dtype="float64", pairs=1500, beta=0.5, data=EVIL),
+        metrics={"dpo.unsafe": 0.25, "dpo.reward": 1.5, "safedpo[delta=1].unsafe": 0.125},
+        tables=["methods.csv"],
+        timings=dict(total=61.0, peak_memory_bytes=2**30),
+        claims=list(verdicts),
+        figures=names,
+        provenance=PROVENANCE,
+    )
     records.write(folder, **whole | changes)
     return folder
 
 
 def claim(id, **changes):
-    values = dict(id=id, paper="kit", says=f"{id} is so.", evidence="bar", refuted_by=f"{id} is not so", notebook="02_safedpo",
-                  metric=f"{id}.metric", rule={"below": 0.5}, scope="statistical")
+    values = dict(
+        id=id,
+        paper="kit",
+        says=f"{id} is so.",
+        evidence="bar",
+        refuted_by=f"{id} is not so",
+        notebook="02_safedpo",
+        metric=f"{id}.metric",
+        rule={"below": 0.5},
+        scope="statistical",
+    )
     return claims.Claim(**values | changes)
 
 
@@ -60,10 +95,20 @@ def verdict(id, word, value=0.4, low=0.3, high=0.45, n=3):
     return dict(id=id, verdict=word, value=value, low=low, high=high, n=n)
 
 
-LEDGER = [claim("a"), claim("b", paper="2505.20065, Table 17", evidence="S"), claim("c", scope="exact"), claim("d"), claim("e", notebook="03_x"),
-          claim("f", scope="only at scale", profile="a 7B model & real data")]
-VERDICTS = [verdict("a", "holds"), verdict("b", "does_not_hold", 0.9, 0.8, 0.95), verdict("c[keep=0.2]", "holds"),
-            verdict("c[keep=0.4]", "undecided", low=None, high=None, n=1)]
+LEDGER = [
+    claim("a"),
+    claim("b", paper="2505.20065, Table 17", evidence="S"),
+    claim("c", scope="exact"),
+    claim("d"),
+    claim("e", notebook="03_x"),
+    claim("f", scope="only at scale", profile="a 7B model & real data"),
+]
+VERDICTS = [
+    verdict("a", "holds"),
+    verdict("b", "does_not_hold", 0.9, 0.8, 0.95),
+    verdict("c[keep=0.2]", "holds"),
+    verdict("c[keep=0.4]", "undecided", low=None, high=None, n=1),
+]
 
 
 @pytest.fixture
@@ -71,7 +116,9 @@ def made(tmp_path, monkeypatch):
     """The page of one run, judged by a ledger of six claims."""
     monkeypatch.setattr(claims, "ledger", lambda: {c.id: c for c in LEDGER})
     monkeypatch.setattr(
-        report.runner, "numbered", lambda: [ROOT / "notebooks" / f"{n}.ipynb" for n in ("02_safedpo", "03_x")]
+        report.runner,
+        "numbered",
+        lambda: [ROOT / "notebooks" / f"{n}.ipynb" for n in ("02_safedpo", "03_x")],
     )
     results, committed = tmp_path / "results", tmp_path / "committed"
     finished(
@@ -83,7 +130,11 @@ def made(tmp_path, monkeypatch):
     (committed / "sweep.csv").write_text("keep,unsafe\n0.2,0.125\n")
     (committed / "cost.txt").write_text("5.2x & more\n")
     reference.register(
-        committed, ["sweep.csv", "cost.txt"], command="make the sweep", date="2026-01-01", commit="f00dcaf"
+        committed,
+        ["sweep.csv", "cost.txt"],
+        command="make the sweep",
+        date="2026-01-01",
+        commit="f00dcaf",
     )
     page = report.write(results / "small", committed=committed)
     return SimpleNamespace(page=page, html=page.read_text(), results=results, committed=committed)
@@ -107,7 +158,9 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         self.text += data
         if self._now:
-            self.articles[self._now] = self.articles.get(self._now, "") + " ".join(data.split()) + " "
+            self.articles[self._now] = (
+                self.articles.get(self._now, "") + " ".join(data.split()) + " "
+            )
 
 
 def test_every_claim_of_the_ledger_has_its_verdict_in_words(made):
@@ -145,7 +198,10 @@ def test_the_counts_stand_on_top(made, capsys):
         "not_measured": "2",
     }
     assert cli.main(["report", "--results", str(made.results)]) == 0
-    assert "2 holds, 1 does not hold, 1 undecided, 1 needs scale, 2 not measured" in capsys.readouterr().out
+    assert (
+        "2 holds, 1 does not hold, 1 undecided, 1 needs scale, 2 not measured"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_page_needs_nothing_but_itself(made):
@@ -164,7 +220,9 @@ def test_the_page_needs_nothing_but_itself(made):
         links = [link for link in links if link != "#harmful-link"]
         for link in links:
             assert (
-                link[1:] in ids if link.startswith("#") else link == "03_x.ipynb" or (path.parent / link).is_file()
+                link[1:] in ids
+                if link.startswith("#")
+                else link == "03_x.ipynb" or (path.parent / link).is_file()
             ), link
     assert "/secret/place" not in html, "where a run was written is not told"
     assert "<math" in html and "MathJax" not in html
@@ -179,22 +237,45 @@ def test_no_text_becomes_html(made):
 def test_tables_are_rounded_with_their_intervals_and_figures_are_inline(made):
     text = " ".join(Reader(made.html).text.split())
     assert "0.2500 0.2000 to 0.3000" in text.replace("0.25000.2", "0.2500 0.2") and "0.3333" in text
-    assert "0.33333" not in text and "safedpo[delta=1]" not in text, "rounded; points of a sweep are in the tables only"
+    assert "0.33333" not in text and "safedpo[delta=1]" not in text, (
+        "rounded; points of a sweep are in the tables only"
+    )
     (svg,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', made.html)
-    assert base64.b64decode(svg) == (made.results / "small" / "02_safedpo" / "curve.svg").read_bytes()
+    assert (
+        base64.b64decode(svg) == (made.results / "small" / "02_safedpo" / "curve.svg").read_bytes()
+    )
     assert "<figure><img" in made.html and 'alt="Figure: curve"' in made.html
 
 
 def test_missing_notebooks_and_provenance_are_told(made):
     text = " ".join(Reader(made.html).text.split())
-    assert "Not here: 03_x" in text and "make reproduce PROFILE=small" in text and "1 of 2 notebooks" in text
-    for word in ("id01", "abc1234", "c0de", "a CPU; AVX2", "d0", "r0", "61", "1,024", "torch 2.13.0"):
+    assert (
+        "Not here: 03_x" in text
+        and "make reproduce PROFILE=small" in text
+        and "1 of 2 notebooks" in text
+    )
+    for word in (
+        "id01",
+        "abc1234",
+        "c0de",
+        "a CPU; AVX2",
+        "d0",
+        "r0",
+        "61",
+        "1,024",
+        "torch 2.13.0",
+    ):
         assert word in text, word
 
 
 def test_committed_sweeps_are_shown_by_command_and_a_changed_one_is_marked(made):
     text = Reader(made.html).text
-    assert "make the sweep" in text and "f00dcaf" in text and "5.2x & more" in text and "is not the file" not in text
+    assert (
+        "make the sweep" in text
+        and "f00dcaf" in text
+        and "5.2x & more" in text
+        and "is not the file" not in text
+    )
     (made.committed / "sweep.csv").write_text("keep,unsafe\n0.2,0.5\n")
     (made.committed / "cost.txt").unlink()
     changed = report.write(made.results / "small", committed=made.committed).read_text()
@@ -210,11 +291,15 @@ def test_mixed_code_is_told(made):
 
 
 def test_the_same_records_give_the_same_page(made):
-    again = report.write(made.results / "small", made.results / "again.html", committed=made.committed)
-    assert again.read_text() == made.html.replace("report_notebooks/", "again_notebooks/")
-    assert sorted(f.name for f in made.page.parent.iterdir()) == ["02_safedpo", "report.html", "report_notebooks"], (
-        "nothing half-written"
+    again = report.write(
+        made.results / "small", made.results / "again.html", committed=made.committed
     )
+    assert again.read_text() == made.html.replace("report_notebooks/", "again_notebooks/")
+    assert sorted(f.name for f in made.page.parent.iterdir()) == [
+        "02_safedpo",
+        "report.html",
+        "report_notebooks",
+    ], "nothing half-written"
 
 
 def test_a_page_in_the_project_leaves_its_notebooks_alone(made, monkeypatch):
@@ -223,7 +308,11 @@ def test_a_page_in_the_project_leaves_its_notebooks_alone(made, monkeypatch):
     monkeypatch.chdir(made.results.parent)
     assert cli.main(["report", "--results", str(made.results), "--out", "page.html"]) == 0
     assert not list((made.results.parent / "notebooks").iterdir())
-    links = [a["href"] for t, a in Reader(open("page.html").read()).tags if t == "a" and a["href"].endswith(".html")]
+    links = [
+        a["href"]
+        for t, a in Reader(open("page.html").read()).tags
+        if t == "a" and a["href"].endswith(".html")
+    ]
     assert links == ["page_notebooks/02_safedpo.html"]
     assert 'href="../page.html"' in open(links[0]).read()
 
@@ -232,7 +321,9 @@ def test_a_page_in_the_project_leaves_its_notebooks_alone(made, monkeypatch):
 def test_a_ledger_that_cannot_be_read_is_a_refusal(tmp_path, monkeypatch, capsys, text):
     finished(tmp_path / "small")
     (tmp_path / "claims.yaml").write_bytes(text.encode("latin1"))
-    monkeypatch.setattr(claims, "ledger", lambda: claims.read((tmp_path / "claims.yaml").read_text("utf-8")))
+    monkeypatch.setattr(
+        claims, "ledger", lambda: claims.read((tmp_path / "claims.yaml").read_text("utf-8"))
+    )
     assert cli.main(["report", "--results", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "claims.yaml: cannot be read" in err and err.count("\n") == 1
@@ -240,7 +331,9 @@ def test_a_ledger_that_cannot_be_read_is_a_refusal(tmp_path, monkeypatch, capsys
 
 def test_a_verdict_that_the_ledger_does_not_know_is_shown_as_such(made, monkeypatch):
     monkeypatch.setattr(claims, "ledger", lambda: {c.id: c for c in LEDGER[1:]})
-    told = Reader(report.write(made.results / "small", committed=made.committed).read_text()).articles
+    told = Reader(
+        report.write(made.results / "small", committed=made.committed).read_text()
+    ).articles
     assert "Not in the ledger" in told["a"] and "holds" in told["a"]
 
 
@@ -253,7 +346,11 @@ def test_a_run_that_is_not_complete_is_no_record(made):
 def test_no_records_are_a_refusal_with_the_fix(tmp_path, capsys):
     assert cli.main(["report", "--results", str(tmp_path / "none")]) == 2
     err = capsys.readouterr().err
-    assert "make reproduce PROFILE=small" in err and err.count("\n") == 1 and not (tmp_path / "none").exists()
+    assert (
+        "make reproduce PROFILE=small" in err
+        and err.count("\n") == 1
+        and not (tmp_path / "none").exists()
+    )
 
 
 def test_the_ledger_itself_can_be_shown(tmp_path):
@@ -267,15 +364,34 @@ def test_the_ledger_itself_can_be_shown(tmp_path):
 # ---------------------------------------------------------------- pieces
 
 
-@pytest.mark.parametrize("value, text", [(0.25, "0.2500"), (-1.5, "−1.5000"), (3, "3"), (12345.0, "12,345"), (1e-7, "1.0e−07"), (-3e-17, "0"),
-                                         (123.456, "123.5"), (float("nan"), ""), (float("inf"), "∞"), (None, ""), ("dpo", "dpo")])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.25, "0.2500"),
+        (-1.5, "−1.5000"),
+        (3, "3"),
+        (12345.0, "12,345"),
+        (1e-7, "1.0e−07"),
+        (-3e-17, "0"),
+        (123.456, "123.5"),
+        (float("nan"), ""),
+        (float("inf"), "∞"),
+        (None, ""),
+        ("dpo", "dpo"),
+    ],
+)
 def test_numbers_as_they_are_shown(value, text):
     assert pages.number(value) == text
 
 
 def test_settings_are_shown_as_they_were_set_and_long_tables_are_cut():
-    shown = pages.table(pd.DataFrame({"keep": np.tile([0.2, 0.4], 50), "unsafe": np.linspace(0, 1, 100)}))
-    assert shown["rows"][1] == [("0.4", ""), ("0.0101", "")] and (shown["shown"], shown["total"]) == (pages.ROWS, 100)
+    shown = pages.table(
+        pd.DataFrame({"keep": np.tile([0.2, 0.4], 50), "unsafe": np.linspace(0, 1, 100)})
+    )
+    assert shown["rows"][1] == [("0.4", ""), ("0.0101", "")] and (
+        shown["shown"],
+        shown["total"],
+    ) == (pages.ROWS, 100)
 
 
 def test_the_drawing_of_an_interval_puts_the_rule_where_it_is():
@@ -286,9 +402,9 @@ def test_the_drawing_of_an_interval_puts_the_rule_where_it_is():
     dot = float(re.search(r'cx="([\d.]+)"', holds).group(1))
     assert 0 < low < dot < high < side < 220
     above = pages.interval({"above": 0.5}, 0.4, None, None)
-    assert 'class="range"' not in above and float(re.search(r'cx="([\d.]+)"', above).group(1)) < float(
-        re.search(r'<rect class="side" x="([\d.]+)"', above).group(1)
-    )
+    assert 'class="range"' not in above and float(
+        re.search(r'cx="([\d.]+)"', above).group(1)
+    ) < float(re.search(r'<rect class="side" x="([\d.]+)"', above).group(1))
     assert 'aria-label="0.4000, the rule: above 0.5"' in above
 
 

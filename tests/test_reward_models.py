@@ -24,14 +24,31 @@ sigma = lambda x: 1 / (1 + math.exp(-x))
 
 
 def test_the_losses_by_hand():
-    r_w, r_l = torch.tensor([1.3, -0.2], dtype=torch.float64), torch.tensor([0.4, 0.9], dtype=torch.float64)
+    r_w, r_l = (
+        torch.tensor([1.3, -0.2], dtype=torch.float64),
+        torch.tensor([0.4, 0.9], dtype=torch.float64),
+    )
     expected = [-math.log(sigma(1.3 - 0.4)), -math.log(sigma(-0.2 - 0.9))]
     assert np.abs(R.reward_loss(r_w, r_l).numpy() - expected).max() < 1e-12
 
     rows = [  # cost_0, cost_1, costlier, sign_0, sign_1
         (0.7, -0.4, 1, 1, -1, -math.log(sigma(1.1)) - math.log(sigma(0.7)) - math.log(sigma(0.4))),
-        (0.7, -0.4, -1, -1, 1, -math.log(sigma(-1.1)) - math.log(sigma(-0.7)) - math.log(sigma(-0.4))),
-        (0.7, -0.4, 1, -1, -1, -math.log(sigma(1.1)) - math.log(sigma(-0.7)) - math.log(sigma(0.4))),
+        (
+            0.7,
+            -0.4,
+            -1,
+            -1,
+            1,
+            -math.log(sigma(-1.1)) - math.log(sigma(-0.7)) - math.log(sigma(-0.4)),
+        ),
+        (
+            0.7,
+            -0.4,
+            1,
+            -1,
+            -1,
+            -math.log(sigma(1.1)) - math.log(sigma(-0.7)) - math.log(sigma(0.4)),
+        ),
         (0.7, -0.4, 0, 1, 1, -math.log(sigma(0.7)) - math.log(sigma(-0.4))),
         (0.7, -0.4, 0, 0, 1, -math.log(sigma(-0.4))),
         (0.7, -0.4, -1, 0, 0, -math.log(sigma(-1.1))),
@@ -46,31 +63,56 @@ def test_the_losses_by_hand():
 def table_of(rows):
     names = ("is_response_0_safe", "is_response_1_safe", "better_response_id", "safer_response_id")
     types = dict(zip(names, ("boolean", "boolean", "Int64", "Int64")))
-    return pd.DataFrame(rows, columns=names).astype(types).assign(prompt="x", response_0="a", response_1="b")
+    return (
+        pd.DataFrame(rows, columns=names)
+        .astype(types)
+        .assign(prompt="x", response_0="a", response_1="b")
+    )
 
 
 def test_what_labels_say_of_the_cost():
-    table = table_of([
-        (True, False, None, 0),  # a mixed pair
-        (False, True, None, None),  # without a safer id the unsafe one is the costlier
-        (True, True, 0, 1),  # two safe ones: the other is less safe, not unsafe
-        (False, False, 1, 0),
-        (False, False, 1, None),  # nothing ranks them
-        (None, None, 0, 1),  # only the order
-        (None, False, 0, None),
-        (None, None, 0, None),
-    ])
-    expected = [(-1, -1, 1), (1, 1, -1), (1, -1, -1), (-1, 1, 1), (0, 1, 1), (1, 0, 0), (0, 0, 1), (0, 0, 0)]
-    assert np.stack(R.cost_labels(table), axis=1).tolist() == [list(map(float, row)) for row in expected]
+    table = table_of(
+        [
+            (True, False, None, 0),  # a mixed pair
+            (False, True, None, None),  # without a safer id the unsafe one is the costlier
+            (True, True, 0, 1),  # two safe ones: the other is less safe, not unsafe
+            (False, False, 1, 0),
+            (False, False, 1, None),  # nothing ranks them
+            (None, None, 0, 1),  # only the order
+            (None, False, 0, None),
+            (None, None, 0, None),
+        ]
+    )
+    expected = [
+        (-1, -1, 1),
+        (1, 1, -1),
+        (1, -1, -1),
+        (-1, 1, 1),
+        (0, 1, 1),
+        (1, 0, 0),
+        (0, 0, 1),
+        (0, 0, 0),
+    ]
+    assert np.stack(R.cost_labels(table), axis=1).tolist() == [
+        list(map(float, row)) for row in expected
+    ]
 
 
 def test_both_start_at_zero(world, reference):
     table = world.pairs(16, seed=0)
-    assert R.train_reward(reference, table, **SHORT).log.loss[0] == pytest.approx(math.log(2), abs=1e-12)
-    assert R.train_cost(reference, table, **SHORT).log.loss[0] == pytest.approx(3 * math.log(2), abs=1e-12)
-    unknown = table.assign(safer_response_id=pd.NA, is_response_0_safe=pd.NA).astype({"is_response_0_safe": "boolean"})
+    assert R.train_reward(reference, table, **SHORT).log.loss[0] == pytest.approx(
+        math.log(2), abs=1e-12
+    )
+    assert R.train_cost(reference, table, **SHORT).log.loss[0] == pytest.approx(
+        3 * math.log(2), abs=1e-12
+    )
+    unknown = table.assign(safer_response_id=pd.NA, is_response_0_safe=pd.NA).astype(
+        {"is_response_0_safe": "boolean"}
+    )
     unknown = unknown.astype({"safer_response_id": "Int64"})
-    assert R.train_cost(reference, unknown, **SHORT).log.loss[0] == pytest.approx(math.log(2), abs=1e-12)
+    assert R.train_cost(reference, unknown, **SHORT).log.loss[0] == pytest.approx(
+        math.log(2), abs=1e-12
+    )
 
 
 def test_adapters_on_a_base_in_bfloat16(world, reference, fresh_cache):
@@ -92,11 +134,19 @@ def text_policy(tie=False):
     """A tiny Llama on bytes, with weights of its own in the output head unless tied."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE({w: i for i, w in enumerate(["<pad>", "</s>", *alphabet])}, []))
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.pre_tokenizer, bpe.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>")
     shape = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     config = LlamaConfig(
-        vocab_size=258, tie_word_embeddings=tie, pad_token_id=0, eos_token_id=1, initializer_range=0.3, **shape
+        vocab_size=258,
+        tie_word_embeddings=tie,
+        pad_token_id=0,
+        eos_token_id=1,
+        initializer_range=0.3,
+        **shape,
     )
     torch.manual_seed(0)
     return Policy(LlamaForCausalLM(config).eval(), tokenizer).to("float64")
@@ -104,19 +154,30 @@ def text_policy(tie=False):
 
 def text_table(n=24):
     prompts = [f"Question {'very ' * (i % 5)}{i % 6}?" for i in range(n)]
-    safe, unsafe = [f"Take care{'!' * (i % 7)}" for i in range(n)], [f"Break it now, number {i}." for i in range(n)]
+    safe, unsafe = (
+        [f"Take care{'!' * (i % 7)}" for i in range(n)],
+        [f"Break it now, number {i}." for i in range(n)],
+    )
     safer = np.arange(n) % 2
-    return pd.DataFrame({
-        "prompt": prompts, "response_0": np.where(safer == 0, safe, unsafe), "response_1": np.where(safer == 1, safe, unsafe),
-        "is_response_0_safe": pd.array(safer == 0, "boolean"), "is_response_1_safe": pd.array(safer == 1, "boolean"),
-        "better_response_id": pd.array(1 - safer, "Int64"), "safer_response_id": pd.array(safer, "Int64"),
-    })
+    return pd.DataFrame(
+        {
+            "prompt": prompts,
+            "response_0": np.where(safer == 0, safe, unsafe),
+            "response_1": np.where(safer == 1, safe, unsafe),
+            "is_response_0_safe": pd.array(safer == 0, "boolean"),
+            "is_response_1_safe": pd.array(safer == 1, "boolean"),
+            "better_response_id": pd.array(1 - safer, "Int64"),
+            "safer_response_id": pd.array(safer, "Int64"),
+        }
+    )
 
 
 def by_hand(policy, module, prompt_ids, response_ids):
     """One row alone, by plain transformers: the last hidden state of prompt, response and its end."""
     with torch.no_grad():
-        hidden = policy.model.base_model(torch.tensor([[*prompt_ids, *response_ids]])).last_hidden_state[0, -1]
+        hidden = policy.model.base_model(
+            torch.tensor([[*prompt_ids, *response_ids]])
+        ).last_hidden_state[0, -1]
         return float(hidden @ module.head.weight[0] + module.head.bias)
 
 
@@ -138,18 +199,28 @@ def test_training_and_scoring_read_the_end_of_each_response(random_head, monkeyp
     policy, table, seen = text_policy(), text_table(), []
     name = f"{kind}_loss"
     whole = getattr(R, name)
-    monkeypatch.setattr(R, name, lambda a, b, **labels: seen.append((a.detach(), b.detach())) or whole(a, b, **labels))
+    monkeypatch.setattr(
+        R,
+        name,
+        lambda a, b, **labels: seen.append((a.detach(), b.detach())) or whole(a, b, **labels),
+    )
     monkeypatch.setattr(R, "batch_order", lambda n, steps, size, seed: np.arange(n).reshape(1, -1))
     fits, fit = [], R._fit
     monkeypatch.setattr(R, "_fit", lambda *a, **k: fits.append(fit(*a, **k)) or fits[-1])
     train = R.train_reward if kind == "reward" else R.train_cost
-    scorer = train(policy, table, seed=0, steps=1, batch_size=24, learning_rate=1e-13, use_cache=False)
+    scorer = train(
+        policy, table, seed=0, steps=1, batch_size=24, learning_rate=1e-13, use_cache=False
+    )
 
     ends = lambda texts: [[*policy.tokenizer(y)["input_ids"], 1] for y in texts]
     prompts = [policy.tokenizer(f"USER: {x} ASSISTANT:")["input_ids"] for x in table.prompt]
     module = fits[0].module
     hand = [
-        [by_hand(fits[0].policy, module, x, y) for x, y in zip(prompts, ends(table[f"response_{k}"]))] for k in (0, 1)
+        [
+            by_hand(fits[0].policy, module, x, y)
+            for x, y in zip(prompts, ends(table[f"response_{k}"]))
+        ]
+        for k in (0, 1)
     ]
     assert np.ptp(hand) > 0.5
     got = np.stack([scorer(table.prompt, table[f"response_{k}"]) for k in (0, 1)])
@@ -209,7 +280,11 @@ def test_the_pair_follows_the_oracle_on_held_out_nouns(learned):
         assert spearmanr(scores(scorer, test), oracle).statistic > 0.7
         assert 0.65 < R.pair_accuracy([scorer], test)[0] < 1
     quality = R.harmless_accuracy([cost], test)
-    assert quality.share["accuracy"] > 0.9 and quality.share["missed"] < 0.2 and quality.share["false_alarm"] < 0.2
+    assert (
+        quality.share["accuracy"] > 0.9
+        and quality.share["missed"] < 0.2
+        and quality.share["false_alarm"] < 0.2
+    )
     assert quality.n.tolist() == [
         400,
         int((test[["cost_0", "cost_1"]] > 0).sum().sum()),
@@ -225,7 +300,9 @@ def test_the_reward_is_centred_on_its_training_responses(learned):
     assert (reward.kind, cost.kind) == ("reward", "cost") and reward.hash != cost.hash
 
 
-def test_the_same_again_is_the_same_and_is_not_trained_twice(reference, world, fresh_cache, monkeypatch):
+def test_the_same_again_is_the_same_and_is_not_trained_twice(
+    reference, world, fresh_cache, monkeypatch
+):
     table = world.pairs(24, seed=0)
     first = R.train_cost(reference, table, **SHORT)
     before = scores(first, table)
@@ -235,10 +312,16 @@ def test_the_same_again_is_the_same_and_is_not_trained_twice(reference, world, f
     assert runs[-1].cached and again.hash == first.hash
     monkeypatch.setenv("SAFEALIGN_CACHE", str(fresh_cache / "other"))
     anew = R.train_cost(reference, table, **SHORT)
-    assert not runs[-1].cached and anew.hash == first.hash and np.array_equal(scores(anew, table), before)
+    assert (
+        not runs[-1].cached
+        and anew.hash == first.hash
+        and np.array_equal(scores(anew, table), before)
+    )
     assert R.train_cost(reference, table, **{**SHORT, "seed": 1}).hash != first.hash
     flipped = table.assign(safer_response_id=1 - table.safer_response_id)
-    assert R.train_cost(reference, flipped, **SHORT).hash != first.hash, "the labels are part of the key"
+    assert R.train_cost(reference, flipped, **SHORT).hash != first.hash, (
+        "the labels are part of the key"
+    )
     assert not runs[-1].cached
 
 
@@ -250,7 +333,9 @@ def test_rewards_are_kept_with_their_centre(reference, world, fresh_cache):
 
 
 def test_data_without_labels_is_refused(reference, world):
-    bare = world.pairs(8, seed=0).assign(better_response_id=pd.NA, is_response_0_safe=pd.NA, is_response_1_safe=pd.NA)
+    bare = world.pairs(8, seed=0).assign(
+        better_response_id=pd.NA, is_response_0_safe=pd.NA, is_response_1_safe=pd.NA
+    )
     with pytest.raises(ValueError, match="label='better'"):
         R.train_reward(reference, bare, **SHORT)
     with pytest.raises(ValueError, match="no response has a safety label"):
@@ -263,33 +348,51 @@ def test_data_without_labels_is_refused(reference, world):
 def test_shares_and_their_intervals():
     hits, prompts = [1, 0, 1, 1, 0, 1], ["a", "a", "b", "c", "c", "c"]
     value, low, high, n = R.share(hits, prompts)
-    assert value == pytest.approx(4 / 6) and n == 6 and 0.2 < low < 0.33 < value < high < 1, "three prompts are few"
+    assert value == pytest.approx(4 / 6) and n == 6 and 0.2 < low < 0.33 < value < high < 1, (
+        "three prompts are few"
+    )
     g = np.random.default_rng(0)
     alone = (g.random(200) < 0.7).astype(float)
     one_each, width = R.share(alone, range(200)), lambda x: x[2] - x[1]
     assert width(one_each) == pytest.approx(2 * 1.96 * math.sqrt(0.7 * 0.3 / 200), rel=0.15)
     doubled = R.share(np.tile(alone, 2), list(range(200)) * 2)
-    assert width(doubled) == pytest.approx(width(one_each), rel=0.1), "the same prompts twice are no more evidence"
-    assert math.isnan(R.share([], [])[0])
-    assert R.share([1, 1, 1, 1], ["a", "a", "b", "c"]) == (1, pytest.approx(0.025 ** (1 / 3)), 1, 4), (
-        "three prompts, no error"
+    assert width(doubled) == pytest.approx(width(one_each), rel=0.1), (
+        "the same prompts twice are no more evidence"
     )
+    assert math.isnan(R.share([], [])[0])
+    assert R.share([1, 1, 1, 1], ["a", "a", "b", "c"]) == (
+        1,
+        pytest.approx(0.025 ** (1 / 3)),
+        1,
+        4,
+    ), "three prompts, no error"
     assert R.share([0, 0], ["a", "b"])[:3] == (0, 0, pytest.approx(1 - 0.025**0.5))
 
 
 def test_accuracies_by_hand():
-    table = table_of([(True, False, 0, 0), (False, True, None, None), (True, True, 1, 1), (None, False, 1, None)])
+    table = table_of(
+        [(True, False, 0, 0), (False, True, None, None), (True, True, 1, 1), (None, False, 1, None)]
+    )
     table["prompt"] = list("wxyz")
     given = {"a": [-1.0, -2.0, 3.0, 5.0], "b": [2.0, 1.0, -1.0, -3.0]}
     as_kind = lambda kind: type(
         "Fixed",
         (),
-        {"kind": kind, "__call__": lambda self, x, y: np.array([given[b]["wxyz".index(a)] for a, b in zip(x, y)])},
+        {
+            "kind": kind,
+            "__call__": lambda self, x, y: np.array(
+                [given[b]["wxyz".index(a)] for a, b in zip(x, y)]
+            ),
+        },
     )()
     quality = R.harmless_accuracy([as_kind("cost")], table)
     # responses: w safe -1 right, unsafe 2 right; x unsafe -2 wrong, safe 1 wrong; y safe 3 wrong, safe -1 right; z unsafe -3 wrong
-    assert quality.share.tolist() == pytest.approx([3 / 7, 2 / 3, 0.5, 4 / 7]) and quality.n.tolist() == [7, 3, 4, 7]
-    assert R.pair_accuracy([as_kind("cost")], table)[0] == pytest.approx(2 / 3)  # w right, x wrong, y right
+    assert quality.share.tolist() == pytest.approx(
+        [3 / 7, 2 / 3, 0.5, 4 / 7]
+    ) and quality.n.tolist() == [7, 3, 4, 7]
+    assert R.pair_accuracy([as_kind("cost")], table)[0] == pytest.approx(
+        2 / 3
+    )  # w right, x wrong, y right
     assert R.pair_accuracy([as_kind("reward")], table)[0] == pytest.approx(0.0)
     both = R.harmless_accuracy([as_kind("cost"), lambda x, y: -as_kind("cost")(x, y)], table)
     assert both.share["accuracy"] == pytest.approx(0.5), "hits are averaged over seeds"

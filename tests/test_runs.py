@@ -26,7 +26,9 @@ if out_dir:
 def rows(word=""):
     """Pairs to train on and pairs held out, in the PKU columns, as the text of a file."""
     row = {"response_0": "b", "response_1": "c", "better_response_id": 1}
-    return "".join(json.dumps(row | {"prompt": word + s, "split": s}) + "\n" for s in ("train", "test"))
+    return "".join(
+        json.dumps(row | {"prompt": word + s, "split": s}) + "\n" for s in ("train", "test")
+    )
 
 
 @pytest.fixture
@@ -79,7 +81,11 @@ def test_unknown_parameter_is_refused_where_papermill_only_warns(toy, tmp_path):
     import papermill
 
     papermill.execute_notebook(
-        str(toy), str(tmp_path / "o.ipynb"), parameters={"bta": 1}, kernel_name="python3", progress_bar=False
+        str(toy),
+        str(tmp_path / "o.ipynb"),
+        parameters={"bta": 1},
+        kernel_name="python3",
+        progress_bar=False,
     )
     with pytest.raises(Refusal, match="bta"):
         runner.prepare(toy, [("bta", "1")])
@@ -103,7 +109,11 @@ def test_parameters_of_a_file_are_typed(toy, tmp_path, capsys):
     refusal(toy, capsys, files=[tmp_path / "missing.yaml"])
     file.write_text("learning_rate: 1.0e-3\nbeta: 2\nbetas: [1, 2]")
     settings = runner.prepare(toy, [("beta", "3")], [file])[1]
-    assert settings["learning_rate"] == 1e-3 and settings["beta"] == 3.0 and settings["betas"] == [1.0, 2.0]
+    assert (
+        settings["learning_rate"] == 1e-3
+        and settings["beta"] == 3.0
+        and settings["betas"] == [1.0, 2.0]
+    )
 
 
 def test_texts_of_p_follow_the_annotation(toy):
@@ -119,12 +129,16 @@ def test_texts_of_p_follow_the_annotation(toy):
     )
 
 
-@pytest.mark.parametrize("tag, words", [("Parameters", "rename its tag 'Parameters'"), (None, "tag exactly one")])
+@pytest.mark.parametrize(
+    "tag, words", [("Parameters", "rename its tag 'Parameters'"), (None, "tag exactly one")]
+)
 def test_a_missing_or_misspelt_tag_is_refused(toy, tmp_path, capsys, tag, words):
     assert words in refusal(toy, capsys, book=notebook(tmp_path / "bad.ipynb", CELL, BODY, tag=tag))
 
 
-@pytest.mark.parametrize("line", ["twice = beta * 2", "rate: float = 2 * 0.5", "x: float", "import os", "n = 3"])
+@pytest.mark.parametrize(
+    "line", ["twice = beta * 2", "rate: float = 2 * 0.5", "x: float", "import os", "n = 3"]
+)
 def test_derived_values_in_the_parameters_cell_are_refused(toy, tmp_path, capsys, line):
     book = notebook(tmp_path / "bad.ipynb", CELL + "\n" + line, BODY)
     assert "name: type = literal" in refusal(toy, capsys, book=book)
@@ -157,7 +171,9 @@ def test_debug_shows_the_traceback(toy):
 
 def test_command_line_refuses_a_word_without_equals():
     out = subprocess.run(
-        [sys.executable, "-m", "safealign_utils.runs.cli", "run", "x", "-p", "beta"], capture_output=True, text=True
+        [sys.executable, "-m", "safealign_utils.runs.cli", "run", "x", "-p", "beta"],
+        capture_output=True,
+        text=True,
     )
     assert out.returncode == 2 and "name=value" in out.stderr
 
@@ -222,7 +238,15 @@ def test_a_killed_run_leaves_no_complete_folder(tmp_path):
     flag = tmp_path / "started"
     body = f"import pathlib, time\npathlib.Path({str(flag)!r}).touch()\ntime.sleep(0 if pathlib.Path({str(tmp_path / 'go')!r}).exists() else 60)\n"
     book = notebook(tmp_path / "toy.ipynb", CELL, body + BODY)
-    words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", str(book), "--out", str(tmp_path / "out")]
+    words = [
+        sys.executable,
+        "-m",
+        "safealign_utils.runs.cli",
+        "run",
+        str(book),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(words)
     while not flag.exists():
         assert process.poll() is None
@@ -291,34 +315,60 @@ def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
     "given",
     [
         ("pairs=1", "steps=1", "batch_size=64", "betas=0.5"),
-        ("beta=0.1", "betas=0.1,0.1", "pairs=30", "steps=2", "pair_shares=0.999,1", "step_factors=1,0.1"),
-        ("beta=1", "labels=soft", "seed=4", "pairs=30", "steps=2", "betas=2", "dtype=bfloat16", "leak_weight=0"),
+        (
+            "beta=0.1",
+            "betas=0.1,0.1",
+            "pairs=30",
+            "steps=2",
+            "pair_shares=0.999,1",
+            "step_factors=1,0.1",
+        ),
+        (
+            "beta=1",
+            "labels=soft",
+            "seed=4",
+            "pairs=30",
+            "steps=2",
+            "betas=2",
+            "dtype=bfloat16",
+            "leak_weight=0",
+        ),
     ],
 )
 def test_unusual_but_legal_values_end_in_a_record(tmp_path, given):
     record = runner.run("01_dpo_basics", [tuple(g.split("=")) for g in given], out=tmp_path)[1]
     assert (
-        record["status"] == "complete" and "dpo.kl_opt" in record["metrics"] and "dpo_soft.kl_opt" in record["metrics"]
+        record["status"] == "complete"
+        and "dpo.kl_opt" in record["metrics"]
+        and "dpo_soft.kl_opt" in record["metrics"]
     )
 
 
 def test_the_world_notebook_refuses_real_text(tmp_path, capsys):
     file = tmp_path / "p.jsonl"
-    file.write_text("".join(json.dumps({"prompt": f"{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(30)))
+    file.write_text(
+        "".join(
+            json.dumps({"prompt": f"{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(30)
+        )
+    )
     assert cli.main(["run", "00_the_world", "-p", "model=scratch", "-p", f"data={file}"]) == 2
     assert "data=world" in capsys.readouterr().err
 
 
 def test_data_without_held_out_pairs_is_refused(toy, tmp_path, capsys):
     file = tmp_path / "p.jsonl"
-    file.write_text(json.dumps({"prompt": "x", "chosen": "a", "rejected": "b", "split": "train"}) + "\n")
+    file.write_text(
+        json.dumps({"prompt": "x", "chosen": "a", "rejected": "b", "split": "train"}) + "\n"
+    )
     assert "held-out" in refusal(toy, capsys, "model=scratch", f"data={file}")
 
 
 def test_broken_files_are_refusals_too(toy, tmp_path, capsys):
     (tmp_path / "latin.yaml").write_bytes(b"beta: \xe9\xff")
     assert "cannot be read" in refusal(toy, capsys, files=[tmp_path / "latin.yaml"])
-    assert "no Python" in refusal(toy, capsys, book=notebook(tmp_path / "bad.ipynb", "profile: str = ", BODY))
+    assert "no Python" in refusal(
+        toy, capsys, book=notebook(tmp_path / "bad.ipynb", "profile: str = ", BODY)
+    )
 
 
 def test_run_id_holds_libraries_and_shipped_policies(toy, monkeypatch):
@@ -335,7 +385,13 @@ def test_run_id_holds_the_committed_tables_that_are_read(tmp_path, monkeypatch):
     (tmp_path / "tables").mkdir()
     for name in ("a.csv", "b.csv"):
         (tmp_path / "tables" / name).write_text("1")
-    calls = ("x = 1", 'committed( "a.csv")', "committed('b.csv')", "committed(name)", 'committed("none.csv")')
+    calls = (
+        "x = 1",
+        'committed( "a.csv")',
+        "committed('b.csv')",
+        "committed(name)",
+        'committed("none.csv")',
+    )
     books = [notebook(tmp_path / f"{n}.ipynb", CELL, code) for n, code in enumerate(calls)]
     before = [runner.prepare(book)[2] for book in books]
     (tmp_path / "tables" / "a.csv").write_text("2")
@@ -352,11 +408,16 @@ def closed(tmp_path):
     return tmp_path / "file" / "folder"
 
 
-def test_a_cache_that_cannot_be_written_is_refused_before_a_kernel(toy, capsys, monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_written_is_refused_before_a_kernel(
+    toy, capsys, monkeypatch, tmp_path
+):
     place = closed(tmp_path)
     monkeypatch.setenv("SAFEALIGN_CACHE", str(place))
     err = refusal(toy, capsys)
-    assert f"SAFEALIGN_CACHE={str(place)!r}" in err and "set SAFEALIGN_CACHE to a folder of yours" in err
+    assert (
+        f"SAFEALIGN_CACHE={str(place)!r}" in err
+        and "set SAFEALIGN_CACHE to a folder of yours" in err
+    )
     monkeypatch.delenv("SAFEALIGN_CACHE")
     monkeypatch.setenv("HOME", str(place))
     assert "SAFEALIGN_CACHE=''" in refusal(toy, capsys)
@@ -368,7 +429,12 @@ def test_results_that_cannot_be_written_are_refused_before_a_kernel(toy, capsys,
     for words in (["run", str(toy)], ["sweep", str(grid)], ["reproduce"]):
         assert cli.main([*words, "--out", str(place)]) == 2
         err = capsys.readouterr().err
-        assert "--out" in err and str(place) in err and "name another folder" in err and err.count("\n") == 1
+        assert (
+            "--out" in err
+            and str(place) in err
+            and "name another folder" in err
+            and err.count("\n") == 1
+        )
 
 
 def test_a_look_at_a_folder_leaves_nothing(tmp_path):
@@ -381,9 +447,19 @@ def test_a_look_at_a_folder_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("home", ["/proc/nohome", None])
 def test_a_run_without_a_home(toy, tmp_path, home):
     """With cache and results named, a home that cannot be written, or none, is no matter; nobody warns."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", *folders.HOMES)}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("HOME", *folders.HOMES)
+    }
     environment |= {"HOME": home} if home else {}
-    words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", str(toy), "--out", str(tmp_path / "out")]
+    words = [
+        sys.executable,
+        "-m",
+        "safealign_utils.runs.cli",
+        "run",
+        str(toy),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr and "complete" in done.stdout, done.stderr
 
@@ -405,7 +481,12 @@ def test_a_disk_that_fills_up(tmp_path, capsys, monkeypatch):
     book = notebook(tmp_path / "toy.ipynb", CELL, BODY)
     assert cli.main(["run", str(book), "--out", str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
-    assert str(tmp_path / "out") in err and "No space left" in err and "make room" in err and "Traceback" not in err
+    assert (
+        str(tmp_path / "out") in err
+        and "No space left" in err
+        and "make room" in err
+        and "Traceback" not in err
+    )
     assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
 
 
@@ -420,4 +501,7 @@ def test_paths_with_anything_in_them(tmp_path, monkeypatch, capsys):
     assert cli.main(["run", "toy {x}.ipynb", "-f", "~/p #1.yaml", "--out=~/o {u} t"]) == 0
     (folder,) = (place / "o {u} t").iterdir()
     assert records.read(folder)["metrics"] == {"beta": 2.0} and (folder / "toy {x}.ipynb").is_file()
-    assert cli.main(["run", "toy {x}.ipynb", "--out", "o\udcff"]) == 2 and "no UTF-8" in capsys.readouterr().err
+    assert (
+        cli.main(["run", "toy {x}.ipynb", "--out", "o\udcff"]) == 2
+        and "no UTF-8" in capsys.readouterr().err
+    )

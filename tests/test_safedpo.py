@@ -25,16 +25,22 @@ BETA = 0.5
 SETTING = dict(beta=BETA, batch_size=16, learning_rate=2e-3, seed=0, use_cache=False)
 # is_response_0_safe, is_response_1_safe, chosen -> who wins after T (None: dropped)
 RULES = [
-    (True, True, 0, 0), (True, True, 1, 1),
-    (True, False, 0, 0), (True, False, 1, 0),
-    (False, True, 0, 1), (False, True, 1, 1),
-    (False, False, 0, None), (False, False, 1, None),
+    (True, True, 0, 0),
+    (True, True, 1, 1),
+    (True, False, 0, 0),
+    (True, False, 1, 0),
+    (False, True, 0, 1),
+    (False, True, 1, 1),
+    (False, False, 0, None),
+    (False, False, 1, None),
 ]
 
 
 def hand_made(p=1.0):
     safe_0, safe_1, chosen, _ = zip(*RULES)
-    table = pd.DataFrame({"is_response_0_safe": safe_0, "is_response_1_safe": safe_1, "chosen": chosen})
+    table = pd.DataFrame(
+        {"is_response_0_safe": safe_0, "is_response_1_safe": safe_1, "chosen": chosen}
+    )
     table = table.astype({"is_response_0_safe": "boolean", "is_response_1_safe": "boolean"})
     names = [f"pair {i}" for i in range(len(RULES))]
     return table.assign(prompt=names, response_0="left", response_1="right", p=p, margin=0.0)
@@ -68,7 +74,9 @@ def test_the_tokens_that_win_are_the_safe_ones(world, reference):
     table = pairs.label(world.pairs(100, seed=3))
     out = safedpo(table, delta=5.0)
     tokens, cost = pairs.tokenize(out, reference), world.scorer("cost")
-    text = lambda side: [" ".join(reference.tokenizer.convert_ids_to_tokens(y[:-1].tolist())) for y in side]
+    text = lambda side: [
+        " ".join(reference.tokenizer.convert_ids_to_tokens(y[:-1].tolist())) for y in side
+    ]
     u_w, u_l = (cost(list(out.prompt), text(side)) > 0 for side in (tokens.chosen, tokens.rejected))
     assert not u_w.any() and 10 < u_l.sum() < len(out) < 100
     assert tokens.margin.tolist() == (5.0 * u_l).tolist()
@@ -126,7 +134,8 @@ def test_on_pairs_of_safe_responses_it_is_dpo(world, reference, delta):
     table = pairs.label(world.pairs(80, seed=0))
     table = table[table.is_response_0_safe & table.is_response_1_safe].reset_index(drop=True)
     dpo, safe = (
-        align(reference, pairs.tokenize(t, reference), steps=4, **SETTING) for t in (table, safedpo(table, delta=delta))
+        align(reference, pairs.tokenize(t, reference), steps=4, **SETTING)
+        for t in (table, safedpo(table, delta=delta))
     )
     assert safe.policy.hash == dpo.policy.hash != reference.hash and safe.log.equals(dpo.log)
 
@@ -134,7 +143,9 @@ def test_on_pairs_of_safe_responses_it_is_dpo(world, reference, delta):
 def test_margin_moves_the_policy_on_mixed_pairs(world, reference):
     table = pairs.label(world.pairs(40, seed=0))
     first, second = (
-        align(reference, pairs.tokenize(safedpo(table, delta=d), reference), steps=3, **SETTING).policy
+        align(
+            reference, pairs.tokenize(safedpo(table, delta=d), reference), steps=3, **SETTING
+        ).policy
         for d in (0.0, 5.0)
     )
     assert first.hash != second.hash
@@ -145,7 +156,9 @@ def test_margin_on_soft_mixed_pairs_is_refused(world, reference):
     soft = pairs.soft_label(table, table.reward_0, table.reward_1)
     with pytest.raises(ValueError, match="needs a hard label"):
         align(reference, pairs.tokenize(with_margin(soft, 5.0), reference), steps=1, **SETTING)
-    align(reference, pairs.tokenize(safedpo(soft, delta=5.0), reference), steps=1, **SETTING)  # T makes them hard
+    align(
+        reference, pairs.tokenize(safedpo(soft, delta=5.0), reference), steps=1, **SETTING
+    )  # T makes them hard
 
 
 def test_finite_target_by_hand():
@@ -222,7 +235,9 @@ def test_every_margin_has_the_same_safe_optimum(cases, delta):
 
 def test_weights_do_not_move_the_optimum(cases):
     levers = safe_levers(cases[0], 5.0)
-    levers["weight"] = levers["weight"] * np.random.default_rng(1).uniform(0.1, 10, len(levers["p"]))
+    levers["weight"] = levers["weight"] * np.random.default_rng(1).uniform(
+        0.1, 10, len(levers["p"])
+    )
     logp = fit(cases[0].ref, beta=BETA, **levers)
     assert tv(logp, o.safe_optimal, cases[0], cases[0].reward, cases[0].cost, beta=BETA) < 1e-6
 
@@ -230,7 +245,9 @@ def test_weights_do_not_move_the_optimum(cases):
 def test_a_margin_on_pairs_of_equal_status_would_move_the_optimum(cases):
     for case in cases:
         levers, (u_a, u_b) = safe_levers(case, 2.0), case.unsafe
-        bug = levers | {"margin": np.where(u_a == u_b, 2.0 * np.sign(case.gaps[0]), levers["margin"])}
+        bug = levers | {
+            "margin": np.where(u_a == u_b, 2.0 * np.sign(case.gaps[0]), levers["margin"])
+        }
         logp = fit(case.ref, beta=BETA, **bug)
         assert tv(logp, o.safe_optimal, case, case.reward, case.cost, beta=BETA) > 0.01
 
@@ -286,7 +303,9 @@ def test_two_stages_reach_the_lagrangian_optimum_in_either_order(cases):
 def test_the_margin_of_modpo_reaches_the_lagrangian_optimum(cases):
     for case in cases:
         r, c = case.gaps
-        right, turned = (fit(case.ref, sigmoid(r), beta=BETA, margin=sign * LAM * c) for sign in (-1, 1))
+        right, turned = (
+            fit(case.ref, sigmoid(r), beta=BETA, margin=sign * LAM * c) for sign in (-1, 1)
+        )
         wanted = dict(lam=LAM, beta=BETA)
         assert tv(right, o.lagrangian_optimal, case, case.reward, case.cost, **wanted) < 1e-6
         assert tv(turned, o.lagrangian_optimal, case, case.reward, case.cost, **wanted) > 0.01

@@ -19,7 +19,8 @@ EXPECTED = ROOT / "tests" / "reference" / "small" / "01_dpo_basics" / "expected.
 REFERENCE = json.loads(EXPECTED.read_text())["metrics"] if EXPECTED.is_file() else {}
 COMPATIBLE = {"MKL_CBWR": "COMPATIBLE"}
 THOROUGH = pytest.mark.skipif(
-    not os.environ.get("SAFEALIGN_THOROUGH"), reason="SAFEALIGN_THOROUGH is not set: the short form runs"
+    not os.environ.get("SAFEALIGN_THOROUGH"),
+    reason="SAFEALIGN_THOROUGH is not set: the short form runs",
 )
 
 
@@ -27,10 +28,21 @@ def metrics(tmp_path, name, *given, **environment):
     """Metrics of notebook 01 in a process of its own, from an empty cache."""
     cache = tmp_path / f"cache-{name}"
     assert not cache.exists()
-    words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", "01_dpo_basics", "--out", str(tmp_path / name)]
+    words = [
+        sys.executable,
+        "-m",
+        "safealign_utils.runs.cli",
+        "run",
+        "01_dpo_basics",
+        "--out",
+        str(tmp_path / name),
+    ]
     words += [w for g in given for w in ("-p", g)]
     done = subprocess.run(
-        words, env={**os.environ, "SAFEALIGN_CACHE": str(cache), **environment}, capture_output=True, text=True
+        words,
+        env={**os.environ, "SAFEALIGN_CACHE": str(cache), **environment},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / name).glob("*/record.json")
@@ -81,5 +93,7 @@ def test_two_processes_agree_to_the_last_bit(tmp_path):
 def test_two_threads_short(tmp_path):
     short = ("pairs=100", "steps=5", "betas=0.5", "pair_shares=1")
     one = metrics(tmp_path, "one", *short, SAFEALIGN_THREADS="1")["metrics"]
-    two = metrics(tmp_path, "two", *short, SAFEALIGN_THREADS="2", OMP_WAIT_POLICY="passive")["metrics"]
+    two = metrics(tmp_path, "two", *short, SAFEALIGN_THREADS="2", OMP_WAIT_POLICY="passive")[
+        "metrics"
+    ]
     assert max(abs(one[k] - two[k]) for k in one) <= 1e-9

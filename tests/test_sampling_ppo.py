@@ -42,7 +42,11 @@ def encode(policy, prompt):
 
 def drawn(policy, prompts, u, **options):
     return sample(
-        policy, [encode(policy, x) for x in prompts], u, categories=policy.grammar.category[prompts], **options
+        policy,
+        [encode(policy, x) for x in prompts],
+        u,
+        categories=policy.grammar.category[prompts],
+        **options,
     )
 
 
@@ -58,7 +62,9 @@ def test_uniforms():
 
 def test_number_inverts_response(inside, world):
     g = np.random.default_rng(0)
-    for x, y in zip(g.integers(len(world.prompts), size=50), g.integers(len(world.responses), size=50)):
+    for x, y in zip(
+        g.integers(len(world.prompts), size=50), g.integers(len(world.responses), size=50)
+    ):
         assert inside.grammar.number(x, inside.grammar.response(x, y)[0]) == y
     with pytest.raises(KeyError):
         inside.grammar.number(0, inside.grammar.response(0, 3)[0][:-1])
@@ -83,7 +89,9 @@ def test_next_state_walks_every_response_and_refuses_what_is_not_allowed(inside)
 def test_a_constrained_policy_stays_in_the_grammar(inside, world):
     everyone = list(range(0, 72, 4)) * 3
     eos = inside.tokenizer.eos_token_id
-    for x, y in zip(everyone, drawn(inside, everyone, uniforms(len(everyone), 40, seed=0), temperature=3.0)):
+    for x, y in zip(
+        everyone, drawn(inside, everyone, uniforms(len(everyone), 40, seed=0), temperature=3.0)
+    ):
         assert y[-1] == eos and (y[:-1] != eos).all()
         words = " ".join(inside.tokenizer.convert_ids_to_tokens(y[:-1].tolist()))
         assert words == world.text(x, inside.grammar.number(x, y))
@@ -97,12 +105,17 @@ def test_frequencies_are_those_of_the_enumerated_distribution(inside, prompts):
     def p_value(logp):
         expected = n * np.exp(logp)
         rare = expected < 5
-        e, f = np.append(expected[~rare], expected[rare].sum()), np.append(seen[~rare], seen[rare].sum())
+        e, f = (
+            np.append(expected[~rare], expected[rare].sum()),
+            np.append(seen[~rare], seen[rare].sum()),
+        )
         return chi2.sf(((f - e) ** 2 / e).sum(), len(e) - 1)
 
     own, benign = evaluate.exact(inside, [x, prompts[0]]).logp
     assert p_value(own) > 0.01 and p_value(benign) < 1e-9
-    assert p_value(o.optimal(own[None], inside.grammar.world.cost[[x]], beta=4.0)[0]) < 1e-3, "it sees a small tilt"
+    assert p_value(o.optimal(own[None], inside.grammar.world.cost[[x]], beta=4.0)[0]) < 1e-3, (
+        "it sees a small tilt"
+    )
 
 
 def test_padding_on_the_left_changes_nothing(inside, world):
@@ -144,12 +157,16 @@ def test_the_cache_of_keys_and_values_changes_nothing(inside, world, prompts, te
     got = drawn(inside, prompts, u, temperature=temperature)
     token_id = inside.tokenizer.get_vocab()
     for x, numbers, y in zip(prompts, u, got):
-        all_ids = [[token_id[w] for w in world.text(x, i).split()] + [token_id["</s>"]] for i in range(604)]
+        all_ids = [
+            [token_id[w] for w in world.text(x, i).split()] + [token_id["</s>"]] for i in range(604)
+        ]
         prompt, said = encode(inside, x).tolist(), []
         while not said or said[-1] != token_id["</s>"]:
             may = {ids[len(said)] for ids in all_ids if ids[: len(said)] == said}
             with torch.no_grad():
-                logits = inside.model(torch.tensor([prompt + said])).logits[0, -1].numpy() / temperature
+                logits = (
+                    inside.model(torch.tensor([prompt + said])).logits[0, -1].numpy() / temperature
+                )
             weight = np.array([np.exp(v) if i in may else 0.0 for i, v in enumerate(logits)])
             said.append(int(np.argmax(weight.cumsum() / weight.sum() > numbers[len(said)])))
         assert said == y.tolist()
@@ -158,7 +175,9 @@ def test_the_cache_of_keys_and_values_changes_nothing(inside, world, prompts, te
 def test_a_low_temperature_is_greedy(inside, prompts):
     one, two = (drawn(inside, prompts, uniforms(3, 40, seed=s), temperature=1e-4) for s in (0, 1))
     assert all(a.tolist() == b.tolist() for a, b in zip(one, two))
-    assert [a.tolist() for a in drawn(inside, prompts, uniforms(3, 40, seed=0))] != [a.tolist() for a in one]
+    assert [a.tolist() for a in drawn(inside, prompts, uniforms(3, 40, seed=0))] != [
+        a.tolist() for a in one
+    ]
     greedy = drawn(inside, prompts, uniforms(3, 40, seed=2), temperature=0)
     assert [a.tolist() for a in greedy] == [a.tolist() for a in one]
 
@@ -189,7 +208,9 @@ def test_bad_temperatures_are_refused(inside, prompts, temperature):
 
 def test_a_response_ends_where_the_numbers_end(inside, prompts):
     whole, cut = (drawn(inside, prompts, uniforms(3, 40, seed=0)[:, :t]) for t in (40, 3))
-    assert all(len(y) > 3 for y in whole) and [y.tolist() for y in cut] == [y[:3].tolist() for y in whole]
+    assert all(len(y) > 3 for y in whole) and [y.tolist() for y in cut] == [
+        y[:3].tolist() for y in whole
+    ]
 
 
 def test_drawn_texts_and_masks(inside, reference, world, prompts):
@@ -197,9 +218,14 @@ def test_drawn_texts_and_masks(inside, reference, world, prompts):
     out = draw(inside, texts, uniforms(30, 40, seed=1))
     for x, text, ids, allowed in zip(prompts * 10, out.texts, out.responses, out.allowed):
         assert text == world.text(x, inside.grammar.number(x, ids))
-        assert allowed.shape == (len(ids), len(inside.tokenizer)) and allowed[range(len(ids)), ids].all()
+        assert (
+            allowed.shape == (len(ids), len(inside.tokenizer))
+            and allowed[range(len(ids)), ids].all()
+        )
     plain = draw(reference, texts, uniforms(30, 40, seed=1))
-    assert plain.allowed is None and [x.tolist() for x in plain.prompts] == [x.tolist() for x in out.prompts]
+    assert plain.allowed is None and [x.tolist() for x in plain.prompts] == [
+        x.tolist() for x in out.prompts
+    ]
     known = 0
     for x, text, ids in zip(prompts * 10, plain.texts, plain.responses):
         try:
@@ -231,18 +257,32 @@ def test_advantages_are_discounted_sums(monkeypatch, gae):
     lengths = np.array([8, 1, 3, 8, 5, 2])
     mask = np.arange(8) < lengths[:, None]
     rewards, values = rewards * mask, values * mask
-    advantage, _ = ppo.advantages(*(torch.tensor(a, dtype=torch.float64) for a in (rewards, values, mask)))
+    advantage, _ = ppo.advantages(
+        *(torch.tensor(a, dtype=torch.float64) for a in (rewards, values, mask))
+    )
     for b, n in enumerate(lengths):
         delta = rewards[b, :n] + np.append(values[b, 1:n], 0.0) - values[b, :n]
         wanted = [sum(gae**k * delta[t + k] for k in range(n - t)) for t in range(n)]
-        assert advantage[b, :n].tolist() == pytest.approx(wanted, abs=1e-12) and (advantage[b, n:] == 0).all()
+        assert (
+            advantage[b, :n].tolist() == pytest.approx(wanted, abs=1e-12)
+            and (advantage[b, n:] == 0).all()
+        )
         if gae == 1:
-            assert advantage[b, 0].item() == pytest.approx(rewards[b].sum() - values[b, 0], abs=1e-12)
+            assert advantage[b, 0].item() == pytest.approx(
+                rewards[b].sum() - values[b, 0], abs=1e-12
+            )
 
 
 @pytest.mark.parametrize(
     "ratio, advantage, loss, moves",
-    [(1.5, 1, -1.2, 0), (1.5, -1, 1.5, 1), (0.5, 1, -0.5, 1), (0.5, -1, 0.8, 0), (1.1, 2, -2.2, 1), (0.9, -2, 1.8, 1)],
+    [
+        (1.5, 1, -1.2, 0),
+        (1.5, -1, 1.5, 1),
+        (0.5, 1, -0.5, 1),
+        (0.5, -1, 0.8, 0),
+        (1.1, 2, -2.2, 1),
+        (0.9, -2, 1.8, 1),
+    ],
 )
 def test_clipped_surrogate(ratio, advantage, loss, moves):
     logp = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
@@ -274,12 +314,18 @@ def test_token_advantages_of_a_minibatch(inside, other, world, prompts, lam):
         logps = []
         for policy in (other, inside):
             with torch.no_grad():
-                logits = policy.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+                logits = policy.model(torch.tensor([[*prompt, *ids]])).logits[
+                    0, len(prompt) - 1 : -1
+                ]
             logits = np.where(allowed, logits.numpy(), -np.inf)
-            logps.append((logits - np.logaddexp.reduce(logits, axis=1)[:, None])[range(len(ids)), ids])
+            logps.append(
+                (logits - np.logaddexp.reduce(logits, axis=1)[:, None])[range(len(ids)), ids]
+            )
         token = -coefficient * (logps[0] - logps[1])
         token[-1] += (reward[i] - lam * cost[i]) / (1 + lam)
-        wanted += [sum(0.95**k * token[t + k] for k in range(len(ids) - t)) for t in range(len(ids))]
+        wanted += [
+            sum(0.95**k * token[t + k] for k in range(len(ids) - t)) for t in range(len(ids))
+        ]
         old += logps[0].tolist()
     assert np.abs(batch.old.numpy() - old).max() < 1e-9
     assert np.abs(batch.advantage.numpy() - wanted).max() < 1e-9
@@ -299,7 +345,9 @@ def test_a_run_is_counted_remembered_and_deterministic(inside, world, prompts, r
     one, two = (run(inside, world, prompts) for _ in range(2))
     assert one.samples == 2 * 3 and len(one.log) == 2 and one.policy.hash != before
     assert two.policy.hash == one.policy.hash and two.log.equals(one.log)
-    assert (two.lam, two.samples, two.seconds) == (one.lam, one.samples, one.seconds), "it came from the cache"
+    assert (two.lam, two.samples, two.seconds) == (one.lam, one.samples, one.seconds), (
+        "it came from the cache"
+    )
     request.getfixturevalue("fresh_cache")
     again = run(inside, world, prompts)
     assert again.policy.hash == one.policy.hash and again.seconds != one.seconds
@@ -329,11 +377,16 @@ def test_reward_rises_and_cost_falls(inside, world, prompts, fresh_cache, what):
     lam = dict(lam=0.0) if what == "reward" else dict(lam=5.0, reward=nothing)
     out = run(inside, world, prompts, lambda_lr=0.0, iterations=6, samples=12, **lam)
     values = getattr(world, what)[prompts]
-    before, after = (o.expect(evaluate.exact(p, prompts).logp, values) for p in (inside, out.policy))
+    before, after = (
+        o.expect(evaluate.exact(p, prompts).logp, values) for p in (inside, out.policy)
+    )
     assert (after - before if what == "reward" else before - after) > 0.1
 
 
 def test_the_cache_sees_the_scorers(inside, world, prompts, fresh_cache):
     one = run(inside, world, prompts)
     other = run(inside, world, prompts, reward=lambda x, y: -world.scorer("reward")(x, y))
-    assert other.log.reward[0] == pytest.approx(-one.log.reward[0]) and other.policy.hash != one.policy.hash
+    assert (
+        other.log.reward[0] == pytest.approx(-one.log.reward[0])
+        and other.policy.hash != one.policy.hash
+    )

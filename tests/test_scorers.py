@@ -21,17 +21,39 @@ from safealign_utils.real import hub, scorer_checkpoints
 from safealign_utils.real import scorer as scoring
 from safealign_utils.real.scorer_checkpoints import BeaverScorer, load_scorer, padded
 
-PROMPTS = ["How are you?", "Name a colour, please.", "Why?", "Tell me about bees and honey, at length."]
+PROMPTS = [
+    "How are you?",
+    "Name a colour, please.",
+    "Why?",
+    "Tell me about bees and honey, at length.",
+]
 ANSWERS = ["I am fine.", "Blue is a colour that many people like.", "", "Bees make honey."]
-BEAVER = dict(architectures=["LlamaForScore"], score_dim=1, score_type="cost", score_bias=True, do_normalize=True)
-SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
+BEAVER = dict(
+    architectures=["LlamaForScore"],
+    score_dim=1,
+    score_type="cost",
+    score_bias=True,
+    do_normalize=True,
+)
+SHAPE = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+)
 
 
 def tokenizer(**special):
     """Bytes as tokens: ids 0 <pad>, 1 <s>, 2 </s>, then the 256 bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE({w: i for i, w in enumerate(["<pad>", "<s>", "</s>", *alphabet])}, []))
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe = Tokenizer(
+        models.BPE({w: i for i, w in enumerate(["<pad>", "<s>", "</s>", *alphabet])}, [])
+    )
+    bpe.pre_tokenizer, bpe.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     names = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>") | special
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
 
@@ -39,7 +61,12 @@ def tokenizer(**special):
 def beaver(folder, *, weights=None, drop=(), names=None, **changes):
     """A beaver-style checkpoint with random weights; `weights` are added or replaced, `drop` left out."""
     config = LlamaConfig(
-        vocab_size=259, max_position_embeddings=600, pad_token_id=0, bos_token_id=1, eos_token_id=2, **SHAPE
+        vocab_size=259,
+        max_position_embeddings=600,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **SHAPE,
     )
     torch.manual_seed(0)
     state = {f"model.{k}": v for k, v in LlamaModel(config).state_dict().items()}
@@ -69,7 +96,9 @@ def by_hand(folder, rows, *, score_type="cost", bias=True, normalise=True):
     """One row at a time, without padding, by plain transformers and arithmetic."""
     state = load_file(f"{folder}/model.safetensors")
     plain = LlamaModel(LlamaConfig.from_pretrained(folder)).eval()
-    plain.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    plain.load_state_dict(
+        {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    )
     out = []
     for ids in rows:
         with torch.no_grad():
@@ -110,7 +139,9 @@ def test_padding_on_either_side_changes_nothing(tmp_path, side):
         got = model(**padded(rows, 0, side=side)).double().numpy()
     assert np.abs(got - by_hand(folder, rows)).max() < 1e-6
     scored = load(beaver(tmp_path / "sided", names={"padding_side": side}))(PROMPTS, ANSWERS)
-    assert np.abs(scored - by_hand(folder, rows)).max() < 1e-6, "the tokenizer's padding side plays no part"
+    assert np.abs(scored - by_hand(folder, rows)).max() < 1e-6, (
+        "the tokenizer's padding side plays no part"
+    )
 
 
 @pytest.mark.parametrize("said", [{"score_bias": False}, {"score_bias": None, "bias": False}])
@@ -124,10 +155,19 @@ def test_older_releases_say_less_and_hold_other_buffers(tmp_path):
     """v1.0 first came with another architecture name, no score_type, no normaliser, and rotary buffers."""
     buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
     gone = [f"normalizer.{x}" for x in ("mean", "var", "count")] + ["score_head.bias"]
-    said = dict(architectures=["LlamaModelForScore"], score_type=None, do_normalize=None, score_bias=None, bias=False)
+    said = dict(
+        architectures=["LlamaModelForScore"],
+        score_type=None,
+        do_normalize=None,
+        score_bias=None,
+        bias=False,
+    )
     folder = beaver(tmp_path / "m", weights=buffers, drop=gone, **said)
     expected = by_hand(
-        beaver(tmp_path / "same", drop=gone, **said), rows_of(PROMPTS, ANSWERS), bias=False, normalise=False
+        beaver(tmp_path / "same", drop=gone, **said),
+        rows_of(PROMPTS, ANSWERS),
+        bias=False,
+        normalise=False,
     )
     assert np.abs(load(folder)(PROMPTS, ANSWERS) - expected).max() < 1e-6
 
@@ -144,7 +184,11 @@ def test_a_long_text_keeps_both_parts_and_its_last_token(tmp_path):
     rows = scorer.encode(["x" * 200, "Why?", "x" * 200], ["yes", "n" * 200, "y" * 200])
     texts = [tokenizer().decode(row[0]) for row in rows]
     assert all(len(row[0]) == 80 and row[0][0] == 1 and row[0][-1] == 2 for row in rows)
-    assert texts[0].endswith("x ASSISTANT:yes</s>") and texts[1].count("n") > 20 and "Why? ASSISTANT:n" in texts[1]
+    assert (
+        texts[0].endswith("x ASSISTANT:yes</s>")
+        and texts[1].count("n") > 20
+        and "Why? ASSISTANT:n" in texts[1]
+    )
     assert texts[2].count("y") > 30 and texts[2].count("x") > 20
 
 
@@ -179,16 +223,24 @@ def head_for(folder, kind):
     rows = [rows_of([x], [y])[0] for x, low, high in pairs for y in (low, high)]
     plain = LlamaModel.from_pretrained(folder, key_mapping={"^model.": ""})
     with torch.no_grad():
-        hidden = np.array([plain(torch.tensor([ids])).last_hidden_state[0, -1].numpy() for ids in rows])
+        hidden = np.array(
+            [plain(torch.tensor([ids])).last_hidden_state[0, -1].numpy() for ids in rows]
+        )
     gap = hidden[1::2] - hidden[0::2]
-    return torch.from_numpy(np.linalg.lstsq(gap, np.ones(len(gap)), rcond=None)[0][None].astype(np.float32))
+    return torch.from_numpy(
+        np.linalg.lstsq(gap, np.ones(len(gap)), rcond=None)[0][None].astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize("kind", ["cost", "reward"])
 def test_the_sign_is_tried_on_known_pairs(tmp_path, kind):
     given = dict(score_type=kind)
     weight = head_for(beaver(tmp_path / "random", **given), kind)
-    load(beaver(tmp_path / "right", weights={"score_head.weight": weight}, **given), kind, sign_check=True)
+    load(
+        beaver(tmp_path / "right", weights={"score_head.weight": weight}, **given),
+        kind,
+        sign_check=True,
+    )
     swapped = beaver(tmp_path / "swapped", weights={"score_head.weight": -weight}, **given)
     with pytest.raises(ValueError, match=f"{kind}_model=.*sign looks swapped"):
         load(swapped, kind, sign_check=True)
@@ -303,7 +355,9 @@ def test_sequence_classification_that_would_score_wrongly_is_refused(tmp_path):
         load(str(tmp_path / "eos"), "reward", template=TEMPLATE)
     classifier(tmp_path / "renamed", LLAMA())
     state = load_file(tmp_path / "renamed" / "model.safetensors")
-    state["score_head.weight"] = state.pop("score.weight")  # the head would be new and random, in silence
+    state["score_head.weight"] = state.pop(
+        "score.weight"
+    )  # the head would be new and random, in silence
     save_file(state, tmp_path / "renamed" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="missing: score.weight; unexpected: score_head.weight"):
         load(str(tmp_path / "renamed"), "reward", template=TEMPLATE)
@@ -346,12 +400,19 @@ def test_scores_are_computed_once_and_a_cut_scoring_goes_on(tmp_path, fresh_cach
     assert np.array_equal(scorer(prompts, answers), first) and len(calls) == done
     again = load(folder, batch_size=5)
     calls = counted(again, monkeypatch)
-    assert np.array_equal(again(prompts, answers), first) and not calls, "another load of the same weights knows them"
+    assert np.array_equal(again(prompts, answers), first) and not calls, (
+        "another load of the same weights knows them"
+    )
 
 
 def test_other_weights_and_other_texts_are_other_scores(tmp_path, fresh_cache):
-    a, b = load(beaver(tmp_path / "a")), load(beaver(tmp_path / "b", weights={"score_head.bias": torch.tensor([0.9])}))
-    assert a.hash != b.hash and np.allclose(b(PROMPTS, ANSWERS) - a(PROMPTS, ANSWERS), 0.2 / 2.5**0.5, atol=1e-6)
+    a, b = (
+        load(beaver(tmp_path / "a")),
+        load(beaver(tmp_path / "b", weights={"score_head.bias": torch.tensor([0.9])})),
+    )
+    assert a.hash != b.hash and np.allclose(
+        b(PROMPTS, ANSWERS) - a(PROMPTS, ANSWERS), 0.2 / 2.5**0.5, atol=1e-6
+    )
     assert not np.allclose(a(PROMPTS, ANSWERS[::-1]), a(PROMPTS, ANSWERS))
     assert a([], []).shape == (0,)
     with pytest.raises(ValueError, match="responses: 1 for 4 prompts"):
@@ -360,10 +421,14 @@ def test_other_weights_and_other_texts_are_other_scores(tmp_path, fresh_cache):
 
 def test_the_same_weights_read_otherwise_are_other_scores(tmp_path, fresh_cache):
     given = [{}, dict(do_normalize=False), dict(rms_norm_eps=0.1)]
-    scores = [load(beaver(tmp_path / str(i), **said))(PROMPTS, ANSWERS) for i, said in enumerate(given)]
+    scores = [
+        load(beaver(tmp_path / str(i), **said))(PROMPTS, ANSWERS) for i, said in enumerate(given)
+    ]
     assert min(np.abs(scores[0] - other).max() for other in scores[1:]) > 1e-3
     reward = load(beaver(tmp_path / "untold", score_type=None), "reward")(PROMPTS, ANSWERS)
-    assert np.allclose(scores[0] - reward, 0.3 / 2.5**0.5, atol=1e-6), "where nothing is told, kind decides"
+    assert np.allclose(scores[0] - reward, 0.3 / 2.5**0.5, atol=1e-6), (
+        "where nothing is told, kind decides"
+    )
 
 
 def test_what_is_not_finite_is_not_kept(tmp_path, fresh_cache):
@@ -376,4 +441,7 @@ def test_what_is_not_finite_is_not_kept(tmp_path, fresh_cache):
 def test_bfloat16_stays_near_float32(tmp_path):
     folder = beaver(tmp_path / "m")
     rough, exact = load(folder, dtype="bfloat16"), load(folder)
-    assert rough.hash != exact.hash and np.abs(rough(PROMPTS, ANSWERS) - exact(PROMPTS, ANSWERS)).max() < 0.1
+    assert (
+        rough.hash != exact.hash
+        and np.abs(rough(PROMPTS, ANSWERS) - exact(PROMPTS, ANSWERS)).max() < 0.1
+    )

@@ -34,7 +34,10 @@ def here(tmp_path, monkeypatch):
         ("a=1,b=2/p.jsonl", [("", "a=1,b=2/p.jsonl")]),
         ("pku=v=2/p.jsonl", [("pku", "v=2/p.jsonl")]),
         ("pku=v=2/p.jsonl, x=a,b/p.jsonl", [("pku", "v=2/p.jsonl"), ("x", "a,b/p.jsonl")]),
-        ("x=a=1,b=2/p.jsonl,y=owner/name@main", [("x", "a=1,b=2/p.jsonl"), ("y", "owner/name@main")]),
+        (
+            "x=a=1,b=2/p.jsonl,y=owner/name@main",
+            [("x", "a=1,b=2/p.jsonl"), ("y", "owner/name@main")],
+        ),
         ("owner/name", [("", "owner/name")]),
         ("world", [("", "world")]),
     ],
@@ -47,7 +50,9 @@ def test_a_path_that_exists_is_that_path(tmp_path, value, wanted):
 
 
 def test_what_is_missing_or_ambiguous_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="eval_prompts=x=gone.jsonl: no such file: 'gone.jsonl'; give a path"):
+    with pytest.raises(
+        ValueError, match="eval_prompts=x=gone.jsonl: no such file: 'gone.jsonl'; give a path"
+    ):
         sources("x=gone.jsonl", "eval_prompts")
     with pytest.raises(ValueError, match="data=v=3/p.jsonl: no such file: '3/p.jsonl'"):
         read_pairs.load_pairs("v=3/p.jsonl")
@@ -55,7 +60,10 @@ def test_what_is_missing_or_ambiguous_is_refused(tmp_path):
         made(tmp_path / name)
     with pytest.raises(ValueError, match="can be read in 2 ways; give the paths in full"):
         sources("a=p,b=q")
-    assert sources(f"a={tmp_path}/p,b={tmp_path}/q") == [("a", f"{tmp_path}/p"), ("b", f"{tmp_path}/q")]
+    assert sources(f"a={tmp_path}/p,b={tmp_path}/q") == [
+        ("a", f"{tmp_path}/p"),
+        ("b", f"{tmp_path}/q"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["lr=1e-5", "a,b", "run[1]", "st*r", "what?"])
@@ -69,7 +77,9 @@ def test_the_content_of_any_path_is_hashed(tmp_path, name):
         assert before == records.content(what, kind)
         made(file, prompt="Who?")
         assert before != records.content(what, kind), kind
-    assert records.content(f"x={name}.jsonl", "dataset") != records.content(f"y={name}.jsonl", "dataset")
+    assert records.content(f"x={name}.jsonl", "dataset") != records.content(
+        f"y={name}.jsonl", "dataset"
+    )
 
 
 def test_no_time_stamp_hides_a_change(tmp_path):
@@ -117,8 +127,11 @@ def test_a_path_is_no_pattern(tmp_path, kind, name):
             (tmp_path / name).mkdir()
             frame.to_csv(tmp_path / name / "rows[1].csv", index=False)
             return name
-        save = {"csv": lambda f: frame.to_csv(f, index=False), "parquet": frame.to_parquet,
-                "json": lambda f: frame.to_json(f, orient="records")}
+        save = {
+            "csv": lambda f: frame.to_csv(f, index=False),
+            "parquet": frame.to_parquet,
+            "json": lambda f: frame.to_json(f, orient="records"),
+        }
         save[kind](f"{name}.{kind}")
         return f"{name}.{kind}"
 
@@ -139,13 +152,17 @@ def test_rows_are_those_of_now_and_nothing_is_left(tmp_path, kind, monkeypatch):
     for text in ("old", "new"):
         pd.DataFrame([ROW | {"response_0": text}]).to_csv(file, index=False)
         os.utime(file, OLD), os.utime(file.parent, OLD)
-        assert read_pairs.load_pairs("set" if kind == "folder" else "set/p.csv").response_0.tolist() == [text]
+        assert read_pairs.load_pairs(
+            "set" if kind == "folder" else "set/p.csv"
+        ).response_0.tolist() == [text]
     assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_a_file_that_a_folder_would_leave_out_is_named(tmp_path):
     made(tmp_path / "set" / "train.jsonl"), made(tmp_path / "set" / "holdout.jsonl")
-    with pytest.raises(ValueError, match="data=set: 'holdout.jsonl' would not be read.*train, validation or test"):
+    with pytest.raises(
+        ValueError, match="data=set: 'holdout.jsonl' would not be read.*train, validation or test"
+    ):
         read_pairs.load_pairs("set")
     (tmp_path / "set" / "holdout.jsonl").rename(tmp_path / "set" / "test_prefs.jsonl")
     assert sorted(read_pairs.load_pairs("set")["split"]) == ["test", "train"]

@@ -35,11 +35,19 @@ def grid_file(path, **grid):
 
 
 def test_a_grid_is_a_list_of_runs(tmp_path):
-    file = grid_file(tmp_path / "g.yaml", notebook="01_dpo_basics", fixed={"steps": 3}, cross={"beta": [0.5, 1], "dtype": ["float32"]},
-                     zip={"pairs": [10, 20], "batch_size": [2, 4]}, seeds=[3, 5])
+    file = grid_file(
+        tmp_path / "g.yaml",
+        notebook="01_dpo_basics",
+        fixed={"steps": 3},
+        cross={"beta": [0.5, 1], "dtype": ["float32"]},
+        zip={"pairs": [10, 20], "batch_size": [2, 4]},
+        seeds=[3, 5],
+    )
     grid = sweep.read(file)
     runs = sweep.runs(grid)
-    assert len(sweep.settings(grid)) == 4 and len(runs) == 8 and runs == sweep.runs(sweep.read(file))
+    assert (
+        len(sweep.settings(grid)) == 4 and len(runs) == 8 and runs == sweep.runs(sweep.read(file))
+    )
     assert runs[0].given == {
         "steps": 3,
         "pairs": 10,
@@ -50,7 +58,15 @@ def test_a_grid_is_a_list_of_runs(tmp_path):
         "seeds": 1,
     }
     assert [(r.given["pairs"], r.given["beta"], r.given["seed"]) for r in runs] == [
-        (10, 0.5, 3), (10, 0.5, 5), (10, 1, 3), (10, 1, 5), (20, 0.5, 3), (20, 0.5, 5), (20, 1, 3), (20, 1, 5)]
+        (10, 0.5, 3),
+        (10, 0.5, 5),
+        (10, 1, 3),
+        (10, 1, 5),
+        (20, 0.5, 3),
+        (20, 0.5, 5),
+        (20, 1, 3),
+        (20, 1, 5),
+    ]
     assert (
         "steps" not in runs[0].varied
         and str(runs[0]) == "01_dpo_basics pairs=10 batch_size=2 beta=0.5 dtype=float32 seed=3"
@@ -59,11 +75,22 @@ def test_a_grid_is_a_list_of_runs(tmp_path):
         "safealign run 01_dpo_basics -p steps=3 -p pairs=10 -p batch_size=2 -p beta=0.5 -p dtype=float32 -p seed=3 -p seeds=1 --out out"
     )
     both = sweep.read(
-        grid_file(tmp_path / "b.yaml", notebook=["01_dpo_basics", "02_safedpo"], cross={"betas": [[0.5], [1.0, 2.0]]})
+        grid_file(
+            tmp_path / "b.yaml",
+            notebook=["01_dpo_basics", "02_safedpo"],
+            cross={"betas": [[0.5], [1.0, 2.0]]},
+        )
     )
     assert [r.notebook for r in sweep.runs(both)] == ["01_dpo_basics"] * 2 + ["02_safedpo"] * 2
     assert "-p 'betas=[1.0, 2.0]'" in sweep.runs(both)[1].command("out")
-    assert len(sweep.runs(sweep.read(grid_file(tmp_path / "s.yaml", notebook="01_dpo_basics", seeds=3)))) == 3
+    assert (
+        len(
+            sweep.runs(
+                sweep.read(grid_file(tmp_path / "s.yaml", notebook="01_dpo_basics", seeds=3))
+            )
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +102,10 @@ def test_a_grid_is_a_list_of_runs(tmp_path):
         ({"notebook": "01_dpo_basics", "cross": {"beta": []}}, "must be a list"),
         ({"notebook": "01_dpo_basics", "cross": [1]}, "cross=[1] must hold"),
         ({"notebook": "01_dpo_basics", "zip": {"beta": [1], "steps": [1, 2]}}, "of one length"),
-        ({"notebook": "01_dpo_basics", "fixed": {"beta": 1}, "cross": {"beta": [1]}}, "beta is given twice"),
+        (
+            {"notebook": "01_dpo_basics", "fixed": {"beta": 1}, "cross": {"beta": [1]}},
+            "beta is given twice",
+        ),
         ({"notebook": "01_dpo_basics", "fixed": {"seed": 1}, "seeds": 2}, "both choose seeds"),
         ({"notebook": "01_dpo_basics", "seeds": 0}, "seeds=0"),
         ({"notebook": "01_dpo_basics", "seeds": [-1]}, "seeds=[-1]"),
@@ -83,8 +113,14 @@ def test_a_grid_is_a_list_of_runs(tmp_path):
         ({"notebook": "01_dpo_basics", "cross": {"beta": [1, -1]}}, "beta=-1.0"),
         ({"notebook": "09_none"}, "not found"),
         ({"notebook": "01_dpo_basics", "fixed": {"revision": None}}, "revision=None is no text"),
-        ({"notebook": "01_dpo_basics", "cross": {"betas": [[{"a": 1}]]}}, "is no text, number or list"),
-        ({"notebook": "01_dpo_basics", "table": "distances"}, "saves no table of that name; it has"),
+        (
+            {"notebook": "01_dpo_basics", "cross": {"betas": [[{"a": 1}]]}},
+            "is no text, number or list",
+        ),
+        (
+            {"notebook": "01_dpo_basics", "table": "distances"},
+            "saves no table of that name; it has",
+        ),
         ({"notebook": "01_dpo_basics", "table": ["table"]}, "table='table'"),
     ],
 )
@@ -127,7 +163,10 @@ def test_a_failure_in_the_middle(tmp_path, capfd):
     )
     (tmp_path / "stop").touch()
     file = grid_file(
-        tmp_path / "g.yaml", notebook=str(book(tmp_path / "toy.ipynb", stop)), cross={"beta": [0.5]}, seeds=3
+        tmp_path / "g.yaml",
+        notebook=str(book(tmp_path / "toy.ipynb", stop)),
+        cross={"beta": [0.5]},
+        seeds=3,
     )
     out = tmp_path / "out"
     again = lambda *words: (
@@ -135,7 +174,11 @@ def test_a_failure_in_the_middle(tmp_path, capfd):
         capfd.readouterr(),
     )
     status, (shown, err) = again()
-    assert status == 1 and "3/3 runs, 1 failed" in shown and "Dask's dashboard: http://127.0.0.1:" in shown
+    assert (
+        status == 1
+        and "3/3 runs, 1 failed" in shown
+        and "Dask's dashboard: http://127.0.0.1:" in shown
+    )
     assert re.search(r"cell 3, ValueError: no luck", err) and "--retry repeats them" in err
     assert f"safealign run {tmp_path / 'toy.ipynb'} -p beta=0.5 -p seed=1 -p seeds=1 --out" in err
     finished = {p.name: p.stat().st_mtime_ns for p in (out / "g").iterdir() if p.is_dir()}
@@ -150,12 +193,15 @@ def test_a_failure_in_the_middle(tmp_path, capfd):
     (tmp_path / "stop").unlink()
     status, (shown, err) = again("--retry")
     assert status == 0 and "1/1 runs, 0 failed" in shown and not err
-    assert finished.items() <= {p.name: p.stat().st_mtime_ns for p in (out / "g").iterdir()}.items(), (
-        "the others stay as they were"
-    )
+    assert (
+        finished.items() <= {p.name: p.stat().st_mtime_ns for p in (out / "g").iterdir()}.items()
+    ), "the others stay as they were"
     assert not list((out / "g").glob("*.failed.ipynb")) and not list((out / "g").glob(".*"))
     table = pd.read_csv(out / "g" / "table.csv")
-    assert list(table.columns) == ["run_id", "notebook", "beta", "seed", "method", "measured_seed"] and len(table) == 3
+    assert (
+        list(table.columns) == ["run_id", "notebook", "beta", "seed", "method", "measured_seed"]
+        and len(table) == 3
+    )
     pd.testing.assert_frame_equal(table, pd.read_parquet(out / "g" / "table.parquet"))
     assert again()[0] == 0 and set(table.seed) == {0, 1, 2}
 
@@ -184,21 +230,31 @@ def test_a_warm_kernel_starts_like_a_new_one(tmp_path):
     path = book(tmp_path / "toy.ipynb", DIRTY)
     seen = {}
     for how, warm in (("new", False), ("first", True), ("second", True), ("third", True)):
-        folder = runner.run(path, [("beta", str(1 + len(seen)))], out=tmp_path / "out", warm=warm)[0]
+        folder = runner.run(path, [("beta", str(1 + len(seen)))], out=tmp_path / "out", warm=warm)[
+            0
+        ]
         executed = nbformat.read(folder / "toy.ipynb", as_version=4)
-        seen[how] = [(c.execution_count, c.outputs) for c in executed.cells if c.cell_type == "code"][2:]
+        seen[how] = [
+            (c.execution_count, c.outputs) for c in executed.cells if c.cell_type == "code"
+        ][2:]
     from safealign_utils.runs import fresh_kernel
 
     fresh_kernel.discard()
     assert [output.output_type for output in seen["new"][0][1]] == ["stream", "display_data"]
-    assert seen["first"] == seen["new"] and seen["second"] == seen["new"] and seen["third"] == seen["new"]
+    assert (
+        seen["first"] == seen["new"]
+        and seen["second"] == seen["new"]
+        and seen["third"] == seen["new"]
+    )
 
 
 def test_warm_and_isolated_runs_are_the_same_to_the_last_bit(tmp_path, monkeypatch):
     """Metrics, claims, tables and figures of real notebooks, in both orders, each from a cache of its own."""
     short = dict(steps="2", dtype="float32")
-    given = {"01_dpo_basics": dict(pairs="40", betas="0.5", pair_shares="1"),
-             "05_dog_selection": dict(pairs="160", selections="random,dog_d,k_means")}
+    given = {
+        "01_dpo_basics": dict(pairs="40", betas="0.5", pair_shares="1"),
+        "05_dog_selection": dict(pairs="160", selections="random,dog_d,k_means"),
+    }
     asked = [("01_dpo_basics", 0), ("05_dog_selection", 0), ("01_dpo_basics", 1)]
     texts = lambda name, seed: tuple({**short, **given[name], "seed": str(seed)}.items())
     folders = {}
@@ -222,12 +278,36 @@ def test_a_scheduler_started_by_hand(tmp_path):
     file = grid_file(tmp_path / "g.yaml", notebook=str(book(tmp_path / "toy.ipynb")), seeds=4)
     dask, address = str(Path(sys.executable).with_name("dask")), tmp_path / "scheduler.json"
     quiet = dict(cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    started = [subprocess.Popen([dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0",
-                                 "--scheduler-file", str(address)], **quiet)]
+    started = [
+        subprocess.Popen(
+            [
+                dask,
+                "scheduler",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--dashboard-address",
+                ":0",
+                "--scheduler-file",
+                str(address),
+            ],
+            **quiet,
+        )
+    ]
     try:
         started.append(
             subprocess.Popen(
-                [dask, "worker", "--scheduler-file", str(address), "--nthreads", "1", "--no-dashboard"], **quiet
+                [
+                    dask,
+                    "worker",
+                    "--scheduler-file",
+                    str(address),
+                    "--nthreads",
+                    "1",
+                    "--no-dashboard",
+                ],
+                **quiet,
             )
         )
         for _ in range(300):
@@ -235,8 +315,12 @@ def test_a_scheduler_started_by_hand(tmp_path):
                 break
             time.sleep(0.1)
         where = json.loads(address.read_text())["address"]
-        done = subprocess.run([*COMMAND, "sweep", str(file), "--scheduler", where, "--out", str(tmp_path / "out")],
-                              capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [*COMMAND, "sweep", str(file), "--scheduler", where, "--out", str(tmp_path / "out")],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
     finally:
         for process in reversed(started):
             process.terminate(), process.wait(30)
@@ -245,13 +329,21 @@ def test_a_scheduler_started_by_hand(tmp_path):
 
 
 def test_a_worker_with_other_code_is_refused(tmp_path):
-    outcome = pool.work(pool.Job(str(book(tmp_path / "toy.ipynb")), out=str(tmp_path / "out"), id="0" * 16))
+    outcome = pool.work(
+        pool.Job(str(book(tmp_path / "toy.ipynb")), out=str(tmp_path / "out"), id="0" * 16)
+    )
     assert "use the same version everywhere" in outcome.error and not (tmp_path / "out").exists()
 
 
 def test_kills(tmp_path, capsys):
     """A short form of `tests/kill_sweep.py`."""
-    kill_sweep.main(kills=5, runs=12, pause=0.3, seed=int(os.environ.get("SAFEALIGN_KILL_SEED", 0)), folder=tmp_path)
+    kill_sweep.main(
+        kills=5,
+        runs=12,
+        pause=0.3,
+        seed=int(os.environ.get("SAFEALIGN_KILL_SEED", 0)),
+        folder=tmp_path,
+    )
     assert "12 runs of 12, all whole, nothing else" in capsys.readouterr().out
 
 
@@ -271,7 +363,13 @@ def test_two_grids_of_one_name(tmp_path, capfd):
     assert again(files[0])[0] == 0 and seeds() == [0]
     for words in ((), ("--dry-run",)):
         status, (_, err) = again(files[1], *words)
-        assert status == 2 and str(files[0]) in err and str(files[1]) in err and "--out" in err and seeds() == [0]
+        assert (
+            status == 2
+            and str(files[0]) in err
+            and str(files[1]) in err
+            and "--out" in err
+            and seeds() == [0]
+        )
     grid_file(files[0], notebook=toy, seeds=[0, 2])
     (out / "grid" / "differences.csv").write_text("of a table that a user keeps")
     status, (shown, err) = again(files[0])
@@ -297,7 +395,10 @@ def test_tables_of_an_earlier_form_of_the_grid_go(tmp_path):
     assert cli.main(command) == 0 and (tmp_path / "out" / "g" / "own.csv").is_file()
     grid_file(file, notebook=toy, seeds=[0])
     assert cli.main(command) == 0
-    assert {p.name for p in (tmp_path / "out" / "g").iterdir() if p.is_file()} == {"table.csv", "table.parquet"}
+    assert {p.name for p in (tmp_path / "out" / "g").iterdir() if p.is_file()} == {
+        "table.csv",
+        "table.parquet",
+    }
 
 
 def test_a_sweep_in_a_folder_of_any_name(tmp_path, monkeypatch):
@@ -312,8 +413,12 @@ def test_a_sweep_in_a_folder_of_any_name(tmp_path, monkeypatch):
 
 def test_the_slurm_recipe():
     """The README's recipe, run up to the job script: one one-thread worker a job, on the kit's own Python."""
-    pytest.importorskip("dask_jobqueue", reason="pip install dask-jobqueue: the Slurm recipe is tested with it")
-    (recipe,) = re.findall(r"```python\n(from dask_jobqueue.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    pytest.importorskip(
+        "dask_jobqueue", reason="pip install dask-jobqueue: the Slurm recipe is tested with it"
+    )
+    (recipe,) = re.findall(
+        r"```python\n(from dask_jobqueue.*?)```", (ROOT / "README.md").read_text(), flags=re.S
+    )
     names = {}
     exec(recipe.split("cluster.scale")[0], names)
     script = names["cluster"].job_script()
@@ -326,4 +431,8 @@ def test_the_slurm_recipe():
         "#SBATCH -t 04:00:00",
     ):
         assert line in script, script
-    assert "distributed.cli.dask_worker" in script and "--nthreads 1" in script and sys.executable in script
+    assert (
+        "distributed.cli.dask_worker" in script
+        and "--nthreads 1" in script
+        and sys.executable in script
+    )

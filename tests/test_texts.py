@@ -10,11 +10,19 @@ from safealign_utils.real.prompts import load_prompts
 from safealign_utils.study import inputs
 from safealign_utils.study.settings import Refusal
 
-ROW = {"prompt": "How?", "response_0": "So.", "response_1": "No.", "better_response_id": 0, "safer_response_id": 0}
+ROW = {
+    "prompt": "How?",
+    "response_0": "So.",
+    "response_1": "No.",
+    "better_response_id": 0,
+    "safer_response_id": 0,
+}
 
 
 def write(path, rows):
-    text = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(r) + "\n" for r in rows)
+    text = (
+        json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(r) + "\n" for r in rows)
+    )
     path.write_text(text)
     return str(path)
 
@@ -28,7 +36,9 @@ def test_another_encoding_names_file_line_and_fix(tmp_path, encoding, ending):
     file = tmp_path / f"f.{ending}"
     file.write_bytes(text.encode(encoding))
     line = 2 if encoding == "latin-1" else 1
-    readers = {"prompts": load_prompts} | ({} if ending == "txt" else {"data": read_pairs.load_pairs})
+    readers = {"prompts": load_prompts} | (
+        {} if ending == "txt" else {"data": read_pairs.load_pairs}
+    )
     for name, read in readers.items():
         with pytest.raises(ValueError, match=f"{name}={file}, line {line}: .*; save it as UTF-8"):
             read(str(file))
@@ -43,21 +53,37 @@ def test_a_byte_order_mark_is_no_text(tmp_path, ending):
     assert load_prompts(str(tmp_path / f"f.{ending}")).prompt.tolist() == ["Hi"]
 
 
-@pytest.mark.parametrize("bad, words", [("cut \ud83d", "half an emoji"), ("a\0b", "the character NUL")])
+@pytest.mark.parametrize(
+    "bad, words", [("cut \ud83d", "half an emoji"), ("a\0b", "the character NUL")]
+)
 @pytest.mark.parametrize("ending", ["jsonl", "json", "folder"])
 def test_characters_that_are_none(tmp_path, bad, words, ending):
     rows = [ROW, ROW | {"response_1": bad}]
     place = "row 2" if ending == "json" else "line 2"
     file = tmp_path / f"p.{ending}" if ending != "folder" else tmp_path / "train.jsonl"
     path = write(file, rows) if ending != "folder" else write(file, rows) and str(tmp_path)
-    with pytest.raises(ValueError, match=f"{file.name}, {place}, column 'response_1': {words}") as error:
+    with pytest.raises(
+        ValueError, match=f"{file.name}, {place}, column 'response_1': {words}"
+    ) as error:
         read_pairs.load_pairs(path)
     str(error.value).encode()
     good = [ROW, ROW | {"response_1": "\U0001f600 \\ud83d"}]
-    assert read_pairs.load_pairs(write(file, good) if ending != "folder" else path and write(file, good)).shape[0] == 2
+    assert (
+        read_pairs.load_pairs(
+            write(file, good) if ending != "folder" else path and write(file, good)
+        ).shape[0]
+        == 2
+    )
 
 
-MARKED = ["A.<|im_end|>", "A.<|eot_id|>", "A.</s>", "<s>[INST] Hi [/INST]", "<start_of_turn>user", "<｜User｜>Hi"]
+MARKED = [
+    "A.<|im_end|>",
+    "A.<|eot_id|>",
+    "A.</s>",
+    "<s>[INST] Hi [/INST]",
+    "<start_of_turn>user",
+    "<｜User｜>Hi",
+]
 
 
 @pytest.mark.parametrize("text", MARKED)
@@ -65,9 +91,12 @@ MARKED = ["A.<|im_end|>", "A.<|eot_id|>", "A.</s>", "<s>[INST] Hi [/INST]", "<st
 def test_a_chat_format_is_refused_and_its_rows_counted(tmp_path, text, column):
     row = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
     with pytest.raises(
-        ValueError, match=f"line 2, column '{column}'.*of a chat format.*2 of 3 rows; give the messages"
+        ValueError,
+        match=f"line 2, column '{column}'.*of a chat format.*2 of 3 rows; give the messages",
     ):
-        read_pairs.load_pairs(write(tmp_path / "p.jsonl", [row, row | {column: text}, row | {column: text}]))
+        read_pairs.load_pairs(
+            write(tmp_path / "p.jsonl", [row, row | {column: text}, row | {column: text}])
+        )
     with pytest.raises(ValueError, match="row 1: .*of a chat format, and so do 1 of 1 prompts"):
         load_prompts(write(tmp_path / "q.jsonl", [{"prompt": text}]))
     ordinary = row | {column: "a <| b |> c, <div>, [1], <stdio.h>, List<s2>"}
@@ -94,28 +123,58 @@ def test_special_tokens_of_the_model_are_known_before_a_kernel(tmp_path):
         inputs.check("01_dpo_basics", good | {"eval_prompts": evil})
     talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     told = write(tmp_path / "t.jsonl", [{"prompt": talk}])
-    with pytest.raises(Refusal, match="^eval_prompts=.*safe_rlhf.*takes one question, found 2 turns"):
+    with pytest.raises(
+        Refusal, match="^eval_prompts=.*safe_rlhf.*takes one question, found 2 turns"
+    ):
         inputs.check("01_dpo_basics", good | {"eval_prompts": told, "template": "safe_rlhf"})
 
 
-@pytest.mark.parametrize("name", ["val", "Dev", "VALID", "validation", "testing", "eval", "evaluation", "heldout", "held-out",
-                                  "holdout", "hold_out", "test_prefs", "test-sft", "30k_test", "test2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "val",
+        "Dev",
+        "VALID",
+        "validation",
+        "testing",
+        "eval",
+        "evaluation",
+        "heldout",
+        "held-out",
+        "holdout",
+        "hold_out",
+        "test_prefs",
+        "test-sft",
+        "30k_test",
+        "test2",
+    ],
+)
 def test_split_names_that_are_held_out(tmp_path, name):
-    rows = [ROW | {"prompt": f"p{i}", "split": [name, "Train_prefs", "training"][i % 3]} for i in range(6)]
+    rows = [
+        ROW | {"prompt": f"p{i}", "split": [name, "Train_prefs", "training"][i % 3]}
+        for i in range(6)
+    ]
     train, test, _ = pairs.split_pairs(read_pairs.load_pairs(write(tmp_path / "p.jsonl", rows)))
     assert set(test["split"]) == {name} and len(train) == 4
 
 
 def test_split_names_that_say_nothing_are_refused(tmp_path):
     for name in ("sft", "fold1", "train_test"):
-        rows = [ROW | {"prompt": f"p{i}", "split": [name, "train", "test"][i % 3]} for i in range(6)]
-        with pytest.raises(ValueError, match=f"column 'split': '{name}' \\(2 rows\\).*name it train, or one of test"):
+        rows = [
+            ROW | {"prompt": f"p{i}", "split": [name, "train", "test"][i % 3]} for i in range(6)
+        ]
+        with pytest.raises(
+            ValueError,
+            match=f"column 'split': '{name}' \\(2 rows\\).*name it train, or one of test",
+        ):
             pairs.split_pairs(read_pairs.load_pairs(write(tmp_path / "p.jsonl", rows)))
 
 
 @pytest.mark.parametrize("value", [1, 2.0, True, ["a", "b"], {"a": 1}])
 def test_columns_of_words_hold_words(tmp_path, value):
-    with pytest.raises(ValueError, match="line 2, column 'split': must be text, found .*; write train or test"):
+    with pytest.raises(
+        ValueError, match="line 2, column 'split': must be text, found .*; write train or test"
+    ):
         read_pairs.load_pairs(write(tmp_path / "p.jsonl", [ROW, ROW | {"split": value}]))
     read_pairs.load_pairs(write(tmp_path / "p.jsonl", [ROW | {"category": value, "source": None}]))
     if value != 1:
@@ -129,7 +188,9 @@ def test_columns_of_words_hold_words(tmp_path, value):
 
 
 def test_columns_that_are_missing_are_told_with_those_there(tmp_path):
-    with pytest.raises(ValueError, match="line 1, column 'prompt': found nothing.*these have instruction, output"):
+    with pytest.raises(
+        ValueError, match="line 1, column 'prompt': found nothing.*these have instruction, output"
+    ):
         read_pairs.load_pairs(write(tmp_path / "p.jsonl", [{"instruction": "a", "output": "b"}]))
 
 
@@ -142,10 +203,17 @@ def test_messages_keep_their_roles(tmp_path):
         [m("user", "Hi"), m("user", "More?")],
     ]
     turns = load_prompts(write(tmp_path / "p.jsonl", [{"prompt": t} for t in talks])).turns.tolist()
-    assert [len(t) for t in turns] == [1, 1, 2, 2] and turns[3] == ("Hi", "More?") and turns[2][1] == "More?"
+    assert (
+        [len(t) for t in turns] == [1, 1, 2, 2]
+        and turns[3] == ("Hi", "More?")
+        and turns[2][1] == "More?"
+    )
     assert templates.turns(turns[0][0]) == talks[0] and templates.turns(turns[1][0]) == talks[1]
     for bad, words in (
-        ([m("user", "Hi"), m("assistant", "Hello!")], "last in a column called prompt is a message of the assistant"),
+        (
+            [m("user", "Hi"), m("assistant", "Hello!")],
+            "last in a column called prompt is a message of the assistant",
+        ),
         ([m("tool", "x"), m("user", "Hi")], "no text in a column called prompt: found .*'tool'"),
         ([m("user", "Hi"), m("system", "Be kind."), m("user", "So?")], "cannot be told apart"),
         ([m("user", "a"), m("assistant", "x\n\nHuman: y"), m("user", "b")], "cannot be told apart"),
@@ -159,4 +227,6 @@ def test_a_turn_after_a_context_is_asked_within_it():
 
     talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     asked = _messages((templates.dialogue(talk), "More?"), ["Hello."])
-    assert [m["role"] for m in asked] == ["system", "user", "assistant", "user"] and asked[:2] == talk
+    assert [m["role"] for m in asked] == ["system", "user", "assistant", "user"] and asked[
+        :2
+    ] == talk

@@ -26,7 +26,9 @@ def test_an_untrained_policy_orders_half_of_the_pairs(reference, tokens, fresh_c
 def test_noise_of_one_unit_in_the_last_place_goes_both_ways(reference):
     for a, b in zip(reference.model.parameters(), one_ulp.nudged(reference, 0).model.parameters()):
         moved = (b - a).detach()
-        assert (moved != 0).all() and ((moved.abs() / a.detach().abs().clamp_min(1e-300)) < 2.3e-16 * 2).all()
+        assert (moved != 0).all() and (
+            (moved.abs() / a.detach().abs().clamp_min(1e-300)) < 2.3e-16 * 2
+        ).all()
     assert (moved > 0).any() and (moved < 0).any()
 
 
@@ -43,7 +45,10 @@ def test_noise_of_a_score_moves_a_soft_label_no_farther(noise):
     scores = g.normal(size=(20_000, 2))
     scores[:100, 1] = scores[:100, 0]
     table = pd.DataFrame(index=range(len(scores)))
-    one, two = (pairs.soft_label(table, *(scores + move * g.uniform(-1, 1, scores.shape)).T) for move in (0, noise))
+    one, two = (
+        pairs.soft_label(table, *(scores + move * g.uniform(-1, 1, scores.shape)).T)
+        for move in (0, noise)
+    )
     assert (one.chosen == two.chosen).all() and (one.chosen[:100] == 0).all()
     assert np.abs(one.p - two.p).max() < noise + 1e-15
     assert ((one.p >= 0.5 - 1e-9) & (one.p <= 1)).all()
@@ -64,5 +69,7 @@ def test_equal_scores_stay_equal_at_any_boundary_of_rounding():
     g = np.random.default_rng(1)
     level = np.repeat(np.arange(40) * 0.01 + 0.5e-9, 25)  # on the boundary of nine digits
     positive = g.random(len(level)) < level + 0.2
-    found = {token_controls.auc(level + 1e-15 * g.normal(size=len(level)), positive) for _ in range(5)}
+    found = {
+        token_controls.auc(level + 1e-15 * g.normal(size=len(level)), positive) for _ in range(5)
+    }
     assert found == {token_controls.auc(np.repeat(np.arange(40.0), 25), positive)}

@@ -119,7 +119,9 @@ def test_preference_training_has_dropout_off(reference, tokens):
     from safealign_utils import pairs
     from safealign_utils.policy import Policy
 
-    config = transformers.GPT2Config(vocab_size=len(reference.tokenizer), n_embd=32, n_layer=1, n_head=2)
+    config = transformers.GPT2Config(
+        vocab_size=len(reference.tokenizer), n_embd=32, n_layer=1, n_head=2
+    )
     policy = Policy(transformers.GPT2LMHeadModel(config).double().eval(), reference.tokenizer)
     plain = dataclasses.replace(tokens, states_w=None, states_l=None)
     assert isinstance(plain, pairs.TokenPairs)
@@ -133,11 +135,14 @@ def test_a_damaged_state_starts_over(tokens, reference, fresh_cache, monkeypatch
     (state / "optimizer.bin").write_bytes(b"")
     again = train.align(reference, tokens, save_every=5, **SETTING)
     assert torch.equal(
-        weights(again.policy), weights(train.align(reference, tokens, use_cache=False, **SETTING).policy)
+        weights(again.policy),
+        weights(train.align(reference, tokens, use_cache=False, **SETTING).policy),
     )
 
 
-def test_not_finite_stops_and_leaves_the_last_good_state(tokens, reference, fresh_cache, monkeypatch):
+def test_not_finite_stops_and_leaves_the_last_good_state(
+    tokens, reference, fresh_cache, monkeypatch
+):
     real, calls = train.log_ratios, []
 
     def poisoned(*args):
@@ -147,7 +152,8 @@ def test_not_finite_stops_and_leaves_the_last_good_state(tokens, reference, fres
 
     monkeypatch.setattr(train, "log_ratios", poisoned)
     with pytest.raises(
-        train.NotFinite, match=r"step 7 of 12, batch rows \[.*last good state is kept in .*state-00000006"
+        train.NotFinite,
+        match=r"step 7 of 12, batch rows \[.*last good state is kept in .*state-00000006",
     ):
         train.align(reference, tokens, **SETTING)
     assert not list(fresh_cache.glob("policy/*")), "a broken run is not stored"
@@ -159,18 +165,24 @@ def test_not_finite_stops_and_leaves_the_last_good_state(tokens, reference, fres
 
 def test_a_real_divergence_is_caught(tokens, reference):
     with pytest.raises(train.NotFinite, match="try a lower learning_rate"):
-        train.align(reference.to("float32"), tokens, use_cache=False, **SETTING | {"learning_rate": 1e30})
+        train.align(
+            reference.to("float32"), tokens, use_cache=False, **SETTING | {"learning_rate": 1e30}
+        )
 
 
 def test_leak_penalty_needs_the_grammar_and_cuts_the_leak(tokens, reference, world):
     import dataclasses
 
     with pytest.raises(ValueError, match="leak_weight=0.1"):
-        train.align(dataclasses.replace(reference, grammar=None), tokens, leak_weight=0.1, **SETTING)
+        train.align(
+            dataclasses.replace(reference, grammar=None), tokens, leak_weight=0.1, **SETTING
+        )
     x = world.select("heldout")[:3]
     leaks = {}
     for w in (0.0, 1.0):
-        run = train.align(reference, tokens, use_cache=False, leak_weight=w, **SETTING | {"steps": 30})
+        run = train.align(
+            reference, tokens, use_cache=False, leak_weight=w, **SETTING | {"steps": 30}
+        )
         leaks[w] = evaluate.exact(run.policy, x).leak.mean()
     assert leaks[1.0] < 0.5 * leaks[0.0]
 
@@ -201,7 +213,9 @@ def test_packed_trie_equals_row_by_row(reference, world):
     for y in np.random.default_rng(0).choice(604, 12, replace=False):
         reply, _ = grammar.response(x, y)
         with torch.no_grad():
-            logits = reference.model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
+            logits = reference.model(torch.tensor([[*prompt, *reply]])).logits[
+                0, len(prompt) - 1 : -1
+            ]
         plain = logits.log_softmax(-1)[range(len(reply)), reply].numpy()
         assert np.abs(packed[grammar.paths[y, : len(reply)]] - plain).max() < 1e-6
     for group in (7, 604):
@@ -215,8 +229,14 @@ def test_leak_is_the_mass_outside(reference, world):
     prompt = torch.tensor([reference.tokenizer(world.prompts[0].text)["input_ids"]] * 400)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        out = reference.model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=True, top_k=0,
-                                       max_new_tokens=40, pad_token_id=0)
+        out = reference.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=40,
+            pad_token_id=0,
+        )
     known = {world.text(0, y) for y in range(604)}
     said = reference.tokenizer.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)
     outside = np.mean([s not in known for s in said])
@@ -230,11 +250,15 @@ def test_metrics_of_the_reference_and_of_its_optimum(reference, world):
     assert own["kl_ref"] == 0 and own["frontier_gap"] == pytest.approx(0, abs=1e-5)
     star = optimum.optimal(ref.logp, world.reward[x], beta=0.5)
     best = evaluate.metrics(evaluate.Exact(star, np.zeros(6), x), ref, world, target=star)
-    assert best["kl_opt"] == pytest.approx(0, abs=1e-12) and best["frontier_gap"] == pytest.approx(0, abs=1e-9)
+    assert best["kl_opt"] == pytest.approx(0, abs=1e-12) and best["frontier_gap"] == pytest.approx(
+        0, abs=1e-9
+    )
     assert best["reward"] > own["reward"] + 1
     safe = optimum.safe_optimal(ref.logp, world.reward[x], world.cost[x], beta=0.5)
     towards = evaluate.metrics(ref, ref, world, target=safe)
-    assert towards["kl_opt"] == pytest.approx(optimum.kl(safe, ref.logp)) and np.isfinite(towards["kl_opt"])
+    assert towards["kl_opt"] == pytest.approx(optimum.kl(safe, ref.logp)) and np.isfinite(
+        towards["kl_opt"]
+    )
 
 
 def test_shipped_references_are_good(world):
@@ -294,7 +318,21 @@ def test_cache_is_whole_or_absent(fresh_cache, monkeypatch, capsys):
 
 
 def test_digest_tells_apart_what_differs():
-    values = [1, 1.0, "1", True, None, [1], [[1]], ["1", "2"], ["12"], b"1", np.array([1]), np.array([1.0]), {"a": 1}]
+    values = [
+        1,
+        1.0,
+        "1",
+        True,
+        None,
+        [1],
+        [[1]],
+        ["1", "2"],
+        ["12"],
+        b"1",
+        np.array([1]),
+        np.array([1.0]),
+        {"a": 1},
+    ]
     assert len({cache.digest(v) for v in values}) == len(values)
     with pytest.raises(TypeError):
         cache.digest(object())

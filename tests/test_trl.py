@@ -25,13 +25,20 @@ from safealign_utils.tokens import TokenPairs
 
 BETA, STEPS, BATCH, RATE, SEED = 0.3, 20, 4, 3e-3, 0
 KINDS = ("llama", "gpt2")
-ASK, ANSWER = (lambda x: {"role": "user", "content": x}), (lambda x: {"role": "assistant", "content": x})
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own, of options that it sets itself
+ASK, ANSWER = (
+    (lambda x: {"role": "user", "content": x}),
+    (lambda x: {"role": "assistant", "content": x}),
+)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning"
+)  # TRL's own, of options that it sets itself
 
 
 @pytest.fixture(scope="module")
 def trl():
-    return pytest.importorskip("trl", reason="trl is not installed (a test extra, Python 3.11 or later)")
+    return pytest.importorskip(
+        "trl", reason="trl is not installed (a test extra, Python 3.11 or later)"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +58,17 @@ def table(tmp_path_factory):
     rows = []
     for i in range(30):
         responses = (f" {say(g.integers(2, 12))}.", f"No, {say(g.integers(2, 9))} {i}.")
-        rows.append({"prompt": f"Human: {say(4)} {i}?\n\nAssistant:", "response_0": responses[0], "response_1": responses[1],
-                     "is_response_0_safe": bool(i % 2), "is_response_1_safe": bool(i // 2 % 2),
-                     "better_response_id": i % 3 % 2, "safer_response_id": None if i == 4 else 1 - i % 2})
+        rows.append(
+            {
+                "prompt": f"Human: {say(4)} {i}?\n\nAssistant:",
+                "response_0": responses[0],
+                "response_1": responses[1],
+                "is_response_0_safe": bool(i % 2),
+                "is_response_1_safe": bool(i // 2 % 2),
+                "better_response_id": i % 3 % 2,
+                "safer_response_id": None if i == 4 else 1 - i % 2,
+            }
+        )
     file = tmp_path_factory.mktemp("made") / "made.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     return pairs.label(read_pairs.load_pairs(str(file)), "better")
@@ -63,12 +78,19 @@ def tokenizer_of(kind, texts):
     """Byte pairs; Llama's begins every text with <s>, GPT-2's has one special token for everything."""
     names = {"llama": ["<pad>", "<s>", "</s>"], "gpt2": ["<|endoftext|>"]}[kind]
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.pre_tokenizer, bpe.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=names, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=names, initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(texts, trainer)
     if kind == "llama":
-        bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
     special = dict(bos_token=names[-2:][0], eos_token=names[-1])
     pad = {"pad_token": "<pad>"} if kind == "llama" else {}
     return transformers.PreTrainedTokenizerFast(
@@ -80,11 +102,27 @@ def model_of(kind, tokenizer):
     ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     if kind == "llama":
         config = transformers.LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            intermediate_size=64, max_position_embeddings=128, initializer_range=0.1, pad_token_id=0, **ids)
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=128,
+            initializer_range=0.1,
+            pad_token_id=0,
+            **ids,
+        )
     else:
         config = transformers.GPT2Config(
-            vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.1, **ids)
+            vocab_size=len(tokenizer),
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            initializer_range=0.1,
+            **ids,
+        )
     torch.manual_seed(1)
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
@@ -127,23 +165,48 @@ def some_tokens(tokens):
 
 
 def kit_run(policy, tokens, steps=STEPS, **levers):
-    return train.align(policy, tokens, beta=BETA, steps=steps, batch_size=BATCH, learning_rate=RATE, seed=SEED,
-                       use_cache=False, **levers)
+    return train.align(
+        policy,
+        tokens,
+        beta=BETA,
+        steps=steps,
+        batch_size=BATCH,
+        learning_rate=RATE,
+        seed=SEED,
+        use_cache=False,
+        **levers,
+    )
 
 
-def trl_run(trl, policy, dataset, folder, make=None, steps=STEPS, batch=BATCH, settings=(), **others):
+def trl_run(
+    trl, policy, dataset, folder, make=None, steps=STEPS, batch=BATCH, settings=(), **others
+):
     """A trained trainer of TRL on the rows that `kit_run` reads, from the same weights."""
     order = train.batch_order(len(dataset), STEPS, BATCH, SEED)
     args = trl.DPOConfig(
-        str(folder), beta=BETA, max_steps=steps, per_device_train_batch_size=batch, seed=SEED, **with_trl.SAME,
-        **{"gradient_checkpointing": False, **dict(settings)}, logging_steps=1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+        str(folder),
+        beta=BETA,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        seed=SEED,
+        **with_trl.SAME,
+        **{"gradient_checkpointing": False, **dict(settings)},
+        logging_steps=1,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
     )
     model = copy.deepcopy(policy.model)
     given = dict(
-        ref_model=copy.deepcopy(policy.model), optimizers=with_trl.optimizers(model, steps=steps, learning_rate=RATE)
+        ref_model=copy.deepcopy(policy.model),
+        optimizers=with_trl.optimizers(model, steps=steps, learning_rate=RATE),
     )
     trainer = (make or with_trl.safealign_trainer())(
-        model=model, args=args, train_dataset=dataset.select(order.ravel()), processing_class=policy.tokenizer,
+        model=model,
+        args=args,
+        train_dataset=dataset.select(order.ravel()),
+        processing_class=policy.tokenizer,
         **given | others,
     )
     trainer.train()
@@ -183,11 +246,21 @@ def test_dpo_against_the_plain_trainer(trl, side, tmp_path):
     """TRL tokenises the texts itself, and its trainer is used as it is."""
     policy, table = side
     tokens = pairs.tokenize(table, policy)
-    begin = "" if policy.tokenizer("x")["input_ids"][0] == policy.tokenizer.bos_token_id else policy.tokenizer.bos_token
+    begin = (
+        ""
+        if policy.tokenizer("x")["input_ids"][0] == policy.tokenizer.bos_token_id
+        else policy.tokenizer.bos_token
+    )
     dataset = with_trl.to_trl(table.assign(prompt=begin + table.prompt))
     trainer = trl_run(trl, policy, dataset, tmp_path, trl.DPOTrainer)
     order = train.batch_order(len(tokens), STEPS, BATCH, SEED).ravel()
-    picked = replace(tokens, **{side: [getattr(tokens, side)[i] for i in order] for side in ("prompts", "chosen", "rejected")})
+    picked = replace(
+        tokens,
+        **{
+            side: [getattr(tokens, side)[i] for i in order]
+            for side in ("prompts", "chosen", "rejected")
+        },
+    )
     with_trl.check_ids(trainer.train_dataset, picked)
     trained = kit_run(policy, tokens)
     assert trained.log.loss[0] == pytest.approx(np.log(2), abs=1e-5)
@@ -238,7 +311,9 @@ def wrong_end(tokens, kept):
 
 def end_left_out(tokens, kept):
     cut = lambda rows: [y[:-1] for y in rows]
-    return replace(tokens, chosen=cut(tokens.chosen), rejected=cut(tokens.rejected)), kept.map(lambda row: row[:-1])
+    return replace(tokens, chosen=cut(tokens.chosen), rejected=cut(tokens.rejected)), kept.map(
+        lambda row: row[:-1]
+    )
 
 
 def mean_of_tokens(tokens, kept):
@@ -277,13 +352,21 @@ def test_a_planted_bug_is_seen(by_trl, bug):
     assert np.abs(kit_losses(policy, *bug(tokens, kept)) - theirs).max() > 1e-2
 
 
-@pytest.mark.parametrize("change", [
-    {"precompute_ref_log_probs": True}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2},
-], ids=lambda change: next(iter(change)))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"precompute_ref_log_probs": True},
+        {"gradient_checkpointing": True},
+        {"gradient_accumulation_steps": 2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
 def test_what_changes_nothing(trl, safe, tmp_path, change):
     policy, tokens, trained = safe
     batch = BATCH // change.get("gradient_accumulation_steps", 1)
-    trainer = trl_run(trl, policy, with_trl.tokens_to_trl(tokens), tmp_path, batch=batch, settings=change)
+    trainer = trl_run(
+        trl, policy, with_trl.tokens_to_trl(tokens), tmp_path, batch=batch, settings=change
+    )
     agree(trained, trainer)
 
 
@@ -295,7 +378,9 @@ def test_evaluation_has_the_levers_too(trl, safe, tmp_path, given):
     policy, tokens, _ = safe
     dataset = with_trl.tokens_to_trl(tokens)
     still = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0), None)  # moves nothing
-    trainer = trl_run(trl, policy, dataset, tmp_path, steps=1, eval_dataset=dataset, optimizers=still, **given)
+    trainer = trl_run(
+        trl, policy, dataset, tmp_path, steps=1, eval_dataset=dataset, optimizers=still, **given
+    )
     wanted = np.log1p(np.exp(tokens.margin)).mean()
     for later in (None, dataset):
         assert trainer.evaluate(later)["eval_loss"] == pytest.approx(wanted, abs=1e-5)
@@ -306,8 +391,21 @@ def test_the_adapter_is_off_for_the_reference(trl, llama, tmp_path):
     policy, table = llama
     dataset = with_trl.tokens_to_trl(pairs.tokenize(safedpo(table, delta=2.0), policy))
     lora = peft.LoraConfig(r=4, task_type="CAUSAL_LM", lora_dropout=0.0)
-    runs = [trl_run(trl, policy, dataset, tmp_path, steps=5, keep=0.4, peft_config=lora, **given, optimizers=(None, None),
-                    settings={"learning_rate": 0.05}) for given in ({}, {"ref_model": None})]
+    runs = [
+        trl_run(
+            trl,
+            policy,
+            dataset,
+            tmp_path,
+            steps=5,
+            keep=0.4,
+            peft_config=lora,
+            **given,
+            optimizers=(None, None),
+            settings={"learning_rate": 0.05},
+        )
+        for given in ({}, {"ref_model": None})
+    ]
     losses = [history(r) for r in runs]
     assert np.abs(losses[0] - losses[1]).max() < 1e-5 and np.ptp(losses[0]) > 0.05
 
@@ -322,10 +420,14 @@ def test_a_policy_of_the_kit_is_read_by_transformers_and_by_trl(trl, side, tmp_p
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "mine")
     assert torch.equal(log_softmax(plain), log_softmax(trained.model))
     args = trl.DPOConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none")
-    trainer = trl.DPOTrainer(model=str(tmp_path / "mine"), args=args, train_dataset=with_trl.to_trl(table))
+    trainer = trl.DPOTrainer(
+        model=str(tmp_path / "mine"), args=args, train_dataset=with_trl.to_trl(table)
+    )
     assert torch.equal(log_softmax(trainer.model), log_softmax(trained.model))
     assert torch.equal(log_softmax(trainer.ref_model), log_softmax(trained.model))
-    assert not torch.allclose(log_softmax(plain), log_softmax(policy.model), atol=0.1), "nothing was trained"
+    assert not torch.allclose(log_softmax(plain), log_softmax(policy.model), atol=0.1), (
+        "nothing was trained"
+    )
 
 
 def test_a_model_trained_by_trl_is_a_policy(trl, side, tmp_path):
@@ -348,9 +450,14 @@ def test_pairs_go_to_trl_and_come_back(table, conversational):
     table = safedpo(table, delta=5.0)
     table.loc[0, "prompt"] = "Human: a?\n\nAssistant: b\n\nHuman: c?\n\nAssistant:"
     if conversational:
-        table.loc[1:, "prompt"] = table.prompt.str.extract(r"Human: (.*)\n\nAssistant:", expand=False)
+        table.loc[1:, "prompt"] = table.prompt.str.extract(
+            r"Human: (.*)\n\nAssistant:", expand=False
+        )
     dataset = with_trl.to_trl(table, conversational=conversational)
-    assert dataset.column_names[:3] == ["prompt", "chosen", "rejected"] and "margin" in dataset.column_names
+    assert (
+        dataset.column_names[:3] == ["prompt", "chosen", "rejected"]
+        and "margin" in dataset.column_names
+    )
     wins = table.response_0.where(table.chosen == 0, table.response_1)
     assert dataset[3]["chosen"] == ([ANSWER(wins[3])] if conversational else wins[3])
     if conversational:
@@ -367,24 +474,41 @@ def test_columns_of_the_world_survive(world):
 
 
 def test_a_data_set_of_trl_is_what_load_pairs_reads(tmp_path):
-    rows = {"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"], "is_response_1_safe": [True, None]}
+    rows = {
+        "prompt": ["a", "b"],
+        "chosen": ["c", "d"],
+        "rejected": ["e", "f"],
+        "is_response_1_safe": [True, None],
+    }
     dataset = datasets.Dataset.from_dict(rows | {"score": [1, 2]})
     dataset.to_json(tmp_path / "trl.jsonl")
     table = read_pairs.load_pairs(str(tmp_path / "trl.jsonl"))
     pd.testing.assert_frame_equal(with_trl.from_trl(dataset), table)
     assert table.better_response_id.tolist() == [0, 0] and list(table.response_0) == ["c", "d"]
     both = with_trl.from_trl(datasets.DatasetDict({"train": dataset, "test": dataset.select([0])}))
-    assert both["split"].tolist() == ["train", "train", "test"] and both.response_1.tolist() == ["e", "f", "e"]
+    assert both["split"].tolist() == ["train", "train", "test"] and both.response_1.tolist() == [
+        "e",
+        "f",
+        "e",
+    ]
 
 
 def test_messages_and_prompts_left_out(trl):
-    of = lambda **columns: with_trl.from_trl(datasets.Dataset.from_dict(columns)).loc[0, list(read_pairs.TEXT)].tolist()
+    of = lambda **columns: (
+        with_trl.from_trl(datasets.Dataset.from_dict(columns))
+        .loc[0, list(read_pairs.TEXT)]
+        .tolist()
+    )
     asked = [ASK("hello"), ANSWER("hi"), ASK("why?")]
     both = dict(chosen=[[*asked, ANSWER("so")]], rejected=[[*asked, ANSWER("no")]])
     wanted = ["Human: hello\n\nAssistant: hi\n\nHuman: why?\n\nAssistant:", "so", "no"]
     assert of(**both) == wanted
     assert of(prompt=[asked], chosen=[[ANSWER("so")]], rejected=[[ANSWER("no")]]) == wanted
-    assert of(chosen=["The sky is blue."], rejected=["The sky is green."]) == ["The sky is", " blue.", " green."]
+    assert of(chosen=["The sky is blue."], rejected=["The sky is green."]) == [
+        "The sky is",
+        " blue.",
+        " green.",
+    ]
 
 
 def test_messages_give_the_ids_of_the_chat_template(trl, llama, tmp_path):
@@ -400,7 +524,10 @@ def test_messages_give_the_ids_of_the_chat_template(trl, llama, tmp_path):
     args = trl.DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
     dataset = with_trl.to_trl(table, conversational=True)
     trainer = trl.DPOTrainer(
-        model=copy.deepcopy(policy.model), ref_model=copy.deepcopy(policy.model), args=args, train_dataset=dataset,
+        model=copy.deepcopy(policy.model),
+        ref_model=copy.deepcopy(policy.model),
+        args=args,
+        train_dataset=dataset,
         processing_class=tokenizer,
     )
     with_trl.check_ids(trainer.train_dataset, tokens)

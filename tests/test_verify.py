@@ -62,7 +62,9 @@ def made(tmp_path_factory):
     (root / "committed").mkdir()
     (root / "committed" / "sweep.csv").write_text("a,b\n1,2\n")
     (root / "committed" / "README.md").write_text("no measured file\n")
-    reference.register(root / "committed", ["sweep.csv"], command="make it", date="2026-01-01", commit="abc1234")
+    reference.register(
+        root / "committed", ["sweep.csv"], command="make it", date="2026-01-01", commit="abc1234"
+    )
     return root
 
 
@@ -79,14 +81,28 @@ def toy(made, tmp_path, monkeypatch):
     def said():
         same = (root / "toy.ipynb").read_bytes() == (made / "toy.ipynb").read_bytes()
         monkeypatch.setattr(verify, "rerun", shared if same else really)
-        monkeypatch.setattr(pool, "execute", lambda jobs, **_: map(pool.work, jobs))  # no Dask, one warm kernel
+        monkeypatch.setattr(
+            pool, "execute", lambda jobs, **_: map(pool.work, jobs)
+        )  # no Dask, one warm kernel
         lines = []
-        status = verify.check([str(root / "toy.ipynb")], workers=1, results=root / "results", expected=root / "expected",
-                              committed=root / "committed", say=lines.append)
+        status = verify.check(
+            [str(root / "toy.ipynb")],
+            workers=1,
+            results=root / "results",
+            expected=root / "expected",
+            committed=root / "committed",
+            say=lines.append,
+        )
         return status, lines
 
-    return SimpleNamespace(root=root, said=said, ledger=root / "expected" / "ledger.json", expected=root / "expected" / "small" / "toy",
-                           finished=root / "results" / "small" / "toy", committed=root / "committed")
+    return SimpleNamespace(
+        root=root,
+        said=said,
+        ledger=root / "expected" / "ledger.json",
+        expected=root / "expected" / "small" / "toy",
+        finished=root / "results" / "small" / "toy",
+        committed=root / "committed",
+    )
 
 
 def change(path, old, new):
@@ -102,7 +118,9 @@ def caught(toy, *words, others=()):
     assert status == 1 and len(failures) == 2 * (1 + len(others)), failures
     first = failures[0]
     assert all(word in first for word in words), first
-    assert lines[-1 - len(failures) // 2 : -1] == failures[len(failures) // 2 :], "repeated at the end"
+    assert lines[-1 - len(failures) // 2 : -1] == failures[len(failures) // 2 :], (
+        "repeated at the end"
+    )
     for other, more in zip(failures[1:], others):
         assert all(word in other for word in more), other
     assert f"{1 + len(others)} failed" in lines[-1]
@@ -113,15 +131,24 @@ def test_an_untouched_set_passes(toy):
     assert status == 0, lines
     assert all(line.startswith("[PASS]") for line in lines[1:-1]) and "0 failed" in lines[-1]
     text = "\n".join(lines)
-    for words in ("toy: run again from an empty cache; ", "toy: cells: 5", f"claims.yaml: {len(claims.ledger())} claims", "metrics: 2",
-                  "table deltas.csv: 2 rows, 3 columns", "bytes of committed tables and figures: 1", "results/small/toy: figures: 1"):
+    for words in (
+        "toy: run again from an empty cache; ",
+        "toy: cells: 5",
+        f"claims.yaml: {len(claims.ledger())} claims",
+        "metrics: 2",
+        "table deltas.csv: 2 rows, 3 columns",
+        "bytes of committed tables and figures: 1",
+        "results/small/toy: figures: 1",
+    ):
         assert words in text, words
     claim = next(line for line in lines if "claim safedpo.unsafe" in line)
     assert "0.0015" in claim and "tolerance 1e-09" in claim and "n = 2" in claim
 
 
 def test_a_number_in_the_reference_values(toy):
-    change(toy.expected / "expected.json", '"safedpo.unsafe": 0.0015', '"safedpo.unsafe": 0.0015001')
+    change(
+        toy.expected / "expected.json", '"safedpo.unsafe": 0.0015', '"safedpo.unsafe": 0.0015001'
+    )
     caught(toy, "toy: metrics: safedpo.unsafe", "expected 0.0015001, got 0.0015")
 
 
@@ -129,7 +156,12 @@ def test_a_verdict_in_the_reference_values(toy):
     path = toy.expected / "expected.json"
     word = json.loads(path.read_text())["claims"][0]["verdict"]
     change(path, f'"verdict": "{word}"', '"verdict": "needs_scale"')
-    caught(toy, "claim safedpo.unsafe", "expected needs scale, 0.0015", f"got {word.replace('_', ' ')}, 0.0015")
+    caught(
+        toy,
+        "claim safedpo.unsafe",
+        "expected needs scale, 0.0015",
+        f"got {word.replace('_', ' ')}, 0.0015",
+    )
 
 
 def test_a_hash_of_the_data_in_the_reference_values(toy):
@@ -166,7 +198,11 @@ def test_a_verdict_in_a_finished_record(toy):
 
 def test_a_finished_table(toy):
     change(toy.finished / "deltas.csv", "0.25", "0.2500001")
-    caught(toy, "results/small/toy: table deltas.csv: row 1, column unsafe", "expected 0.25, got 0.2500001")
+    caught(
+        toy,
+        "results/small/toy: table deltas.csv: row 1, column unsafe",
+        "expected 0.25, got 0.2500001",
+    )
 
 
 def test_a_finished_table_that_is_gone(toy):
@@ -191,12 +227,15 @@ def test_finished_runs_of_the_other_profile_are_said_not_to_be_compared(toy):
     assert status == 0 and "results/full: not compared" in skipped and "--profile full" in skipped
 
 
-@pytest.mark.parametrize("old, new, words", [
-    ('"curve.svg"', "", ["figures: curve.svg", "expected", "got not listed"]),
-    ('"curve.svg"', '"curve.svg", "more.svg"', ["figures: more.svg", "got missing"]),
-    ('"deltas.csv"', "", ["tables: deltas.csv", "got not listed"]),
-    ('"complete"', '"partial"', ["settings: status", "got partial"]),
-])
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ('"curve.svg"', "", ["figures: curve.svg", "expected", "got not listed"]),
+        ('"curve.svg"', '"curve.svg", "more.svg"', ["figures: more.svg", "got missing"]),
+        ('"deltas.csv"', "", ["tables: deltas.csv", "got not listed"]),
+        ('"complete"', '"partial"', ["settings: status", "got partial"]),
+    ],
+)
 def test_the_lists_of_a_finished_record(toy, old, new, words):
     change(toy.finished / "record.json", old, new)
     others = [["table deltas.csv", "got absent"]] if "deltas" in old else []
@@ -228,22 +267,33 @@ def test_figures_of_another_machine_are_compared_by_name(toy):
 
 
 BROKEN = [
-    ("expected.json", "[", "Expecting"), ("expected.json", "{}", "it lacks 'schema'"), ("expected.json", b"\xff", "utf-8"),
+    ("expected.json", "[", "Expecting"),
+    ("expected.json", "{}", "it lacks 'schema'"),
+    ("expected.json", b"\xff", "utf-8"),
     ("deltas.csv", b"a\n\xff\n", "utf-8"),
-    ("record.json", "{,}", "Expecting"), ("record.json", b"\xff", "utf-8"), ("record.json", '{"schema": 1}', "it lacks 'status'"),
+    ("record.json", "{,}", "Expecting"),
+    ("record.json", b"\xff", "utf-8"),
+    ("record.json", '{"schema": 1}', "it lacks 'status'"),
     ("record.json", lambda record: record.pop("metrics"), "it lacks 'metrics'"),
     ("record.json", lambda record: record.update(metrics=[1]), "metrics is '[1]', and no dict"),
     ("record.json", lambda record: record["claims"][0].pop("n"), "it lacks 'n'"),
     ("record.json", lambda record: record.update(tables=[3]), "cannot be read"),
-    ("ledger.json", "{,}", "Expecting"), ("ledger.json", '{"a": {}}', "it lacks 'rule'"), ("ledger.json", None, "No such file"),
-    ("manifest.json", "{,}", "Expecting"), ("manifest.json", '{"sweep.csv": {}}', "it lacks 'sha256'"),
+    ("ledger.json", "{,}", "Expecting"),
+    ("ledger.json", '{"a": {}}', "it lacks 'rule'"),
+    ("ledger.json", None, "No such file"),
+    ("manifest.json", "{,}", "Expecting"),
+    ("manifest.json", '{"sweep.csv": {}}', "it lacks 'sha256'"),
 ]
 
 
 @pytest.mark.parametrize("name, content, words", BROKEN)
 def test_a_file_that_cannot_be_read_is_named(toy, name, content, words):
     """Whatever is done to a file by hand, the command says which file it is and goes on."""
-    folders = {"record.json": toy.finished, "ledger.json": toy.ledger.parent, "manifest.json": toy.committed}
+    folders = {
+        "record.json": toy.finished,
+        "ledger.json": toy.ledger.parent,
+        "manifest.json": toy.committed,
+    }
     path = folders.get(name, toy.expected) / name
     if callable(content):
         record = json.loads(path.read_text())
@@ -292,12 +342,19 @@ def ledger(monkeypatch, tmp_path):
 
 def test_a_rule_of_the_ledger(toy, ledger):
     ledger("rule: {below: 0.005}", "rule: {below: 0.9}")
-    caught(toy, "claims.yaml: claim safedpo.unsafe; expected below 0.005 (statistical), got below 0.9 (statistical)")
+    caught(
+        toy,
+        "claims.yaml: claim safedpo.unsafe; expected below 0.005 (statistical), got below 0.9 (statistical)",
+    )
 
 
 def test_a_scope_of_the_ledger(toy, ledger):
     ledger("scope: statistical", "scope: exact")
-    caught(toy, "claims.yaml: claim safedpo.unsafe", "expected below 0.005 (statistical), got below 0.005 (exact)")
+    caught(
+        toy,
+        "claims.yaml: claim safedpo.unsafe",
+        "expected below 0.005 (statistical), got below 0.005 (exact)",
+    )
 
 
 def test_words_of_the_ledger(toy, ledger):
@@ -312,7 +369,9 @@ def test_a_ledger_that_cannot_be_read(toy, ledger):
 
 def test_a_claim_that_left_the_ledger_or_is_new_to_it(toy, monkeypatch):
     all = claims.ledger()
-    monkeypatch.setattr(claims, "ledger", lambda: {id: claim for id, claim in all.items() if id != "safedpo.unsafe"})
+    monkeypatch.setattr(
+        claims, "ledger", lambda: {id: claim for id, claim in all.items() if id != "safedpo.unsafe"}
+    )
     caught(toy, "claims.yaml: claim safedpo.unsafe; expected below 0.005 (statistical), got absent")
     more = replace(all["safedpo.unsafe"], id="new", rule={"above": 0.0})
     monkeypatch.setattr(claims, "ledger", lambda: all | {"new": more})
@@ -326,7 +385,11 @@ def test_a_check_in_a_notebook_cell(toy):
 
 def test_a_claim_in_a_notebook_cell(toy):
     notebook(toy.root / "toy.ipynb", CELL, RULE.replace("0.002", "0.003"), CHECK, WRITE)
-    caught(toy, "toy: cell 2: not as in", others=[["claim safedpo.unsafe", "expected", "0.0015", "got", "0.002"]])
+    caught(
+        toy,
+        "toy: cell 2: not as in",
+        others=[["claim safedpo.unsafe", "expected", "0.0015", "got", "0.002"]],
+    )
 
 
 def test_a_cell_put_in_and_a_cell_taken_out(toy):
@@ -342,8 +405,16 @@ def test_text_and_tags_of_cells(toy):
     notebook(toy.root / "toy.ipynb", CELL, RULE, CHECK, WRITE, tags=["raises-exception"])
     caught(toy, "toy: cell 3: not as in")
     before = reference.cells(notebook(toy.root / "toy.ipynb", CELL, RULE, CHECK, WRITE))
-    after = reference.cells(notebook(toy.root / "toy.ipynb", CELL, RULE, CHECK, WRITE, tags=["injected-parameters"]))
-    assert [one == two for one, two in zip(before, after, strict=True)] == [True, True, False, True, True]
+    after = reference.cells(
+        notebook(toy.root / "toy.ipynb", CELL, RULE, CHECK, WRITE, tags=["injected-parameters"])
+    )
+    assert [one == two for one, two in zip(before, after, strict=True)] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_notebook_that_stops(toy):
@@ -359,7 +430,9 @@ def test_a_byte_of_a_committed_table(toy):
 def test_committed_tables_that_are_gone_or_not_in_the_manifest(toy):
     (toy.committed / "sweep.csv").unlink()
     (toy.committed / "more.png").write_bytes(b"x")
-    caught(toy, "committed: sweep.csv", "got absent", others=[["committed: more.png; expected absent"]])
+    caught(
+        toy, "committed: sweep.csv", "got absent", others=[["committed: more.png; expected absent"]]
+    )
 
 
 @pytest.mark.parametrize("content", ["{}", None])
@@ -391,10 +464,20 @@ def test_two_notebooks_on_two_workers(toy, tmp_path):
     shutil.copytree(toy.expected, toy.expected.parent / "twin")
     change(toy.expected.parent / "twin" / "expected.json", '"data.rows": 12', '"data.rows": 13')
     lines, names = [], [str(toy.root / f"{name}.ipynb") for name in ("toy", "twin")]
-    status = verify.check(names, workers=2, results=tmp_path / "none", expected=toy.root / "expected",
-                          committed=toy.committed, say=lines.append)
+    status = verify.check(
+        names,
+        workers=2,
+        results=tmp_path / "none",
+        expected=toy.root / "expected",
+        committed=toy.committed,
+        say=lines.append,
+    )
     failures = [line for line in lines if line.startswith("[FAIL]")]
-    assert status == 1 and len(failures) == 2 and "twin: metrics: data.rows; expected 13, got 12" in failures[0]
+    assert (
+        status == 1
+        and len(failures) == 2
+        and "twin: metrics: data.rows; expected 13, got 12" in failures[0]
+    )
     assert sum("run again from an empty cache" in line for line in lines) == 2
 
 
@@ -403,45 +486,84 @@ def test_two_notebooks_on_two_workers(toy, tmp_path):
 
 def test_float32_of_another_machine_is_judged_by_verdict_and_interval():
     def judged(one, two):
-        (found,) = reference.compare("t", *({"claim": reference._claim(claim, exact=False)} for claim in (one, two)))
+        (found,) = reference.compare(
+            "t", *({"claim": reference._claim(claim, exact=False)} for claim in (one, two))
+        )
         return found.passed
 
     claim = dict(id="x", verdict="holds", value=0.5, low=0.4, high=0.6, n=3)
     word = lambda **changes: judged(claim, claim | changes)
     assert word() and word(value=0.619, low=0.5, high=0.7) and word(value=0.381)
-    assert not word(value=0.63) and not word(verdict="undecided") and not word(n=2) and not word(value=None)
+    assert (
+        not word(value=0.63)
+        and not word(verdict="undecided")
+        and not word(n=2)
+        and not word(value=None)
+    )
     open_one = dict(id="y", verdict="needs_scale", value=None, low=None, high=None, n=0)
     assert judged(open_one, dict(open_one))
-    run = dict(parameters={"dtype": "float32"}, provenance=dict(cpu="a", device="cpu", threads=1, packages={}))
+    run = dict(
+        parameters={"dtype": "float32"},
+        provenance=dict(cpu="a", device="cpu", threads=1, packages={}),
+    )
     other = run | {"provenance": run["provenance"] | {"cpu": "b"}}
-    assert verify._is_exact(run, run) and not verify._is_exact(run, other) and not verify._is_exact(run)
+    assert (
+        verify._is_exact(run, run)
+        and not verify._is_exact(run, other)
+        and not verify._is_exact(run)
+    )
 
 
-@pytest.mark.parametrize("one, two, same", [(0.0, 9e-10, True), (0.0, 2e-9, False), (1e6, 1e6 + 9e-4, True), (1e6, 1e6 + 2e-3, False),
-                                            (None, 0.0, False), (None, None, True), (float("nan"), float("nan"), True)])
+@pytest.mark.parametrize(
+    "one, two, same",
+    [
+        (0.0, 9e-10, True),
+        (0.0, 2e-9, False),
+        (1e6, 1e6 + 9e-4, True),
+        (1e6, 1e6 + 2e-3, False),
+        (None, 0.0, False),
+        (None, None, True),
+        (float("nan"), float("nan"), True),
+    ],
+)
 def test_the_tolerance_is_absolute_below_one_and_relative_above(one, two, same):
     assert reference.close(one, two) is same
 
 
 def test_only_the_first_failures_of_a_table_are_named():
-    one, two = (reference._table([["a"], *[[str(i / 7 + more)] for i in range(20)]]) for more in (0, 1))
+    one, two = (
+        reference._table([["a"], *[[str(i / 7 + more)] for i in range(20)]]) for more in (0, 1)
+    )
     found = list(reference.compare("t", {"table x": one}, {"table x": two}))
-    assert len(found) == reference.SHOWN + 1 and "15 more" in found[-1].what and not any(f.passed for f in found)
+    assert (
+        len(found) == reference.SHOWN + 1
+        and "15 more" in found[-1].what
+        and not any(f.passed for f in found)
+    )
 
 
 def test_the_committed_tables_are_as_their_manifest_says():
     folder = ROOT / "tests" / "benchmarks" / "results"
     assert not [f for f in reference.compare_committed(folder) if not f.passed]
-    assert all(set(entry) == {"sha256", "date", "commit", "command"} for entry in reference.manifest(folder).values())
+    assert all(
+        set(entry) == {"sha256", "date", "commit", "command"}
+        for entry in reference.manifest(folder).values()
+    )
 
 
 def test_every_notebook_has_committed_reference_values():
     small = ROOT / "tests" / "reference" / "small"
-    assert sorted(f.name for f in small.iterdir()) == [path.stem for path in runner.numbered()], "make notebooks"
+    assert sorted(f.name for f in small.iterdir()) == [path.stem for path in runner.numbered()], (
+        "make notebooks"
+    )
 
 
 def test_the_committed_ledger_is_that_of_the_reference_values():
-    wrong = [f.what for f in verify._named(reference.compare_ledger(verify.REFERENCE / "ledger.json")) if not f.passed]
+    wrong = [
+        f.what
+        for f in verify._named(reference.compare_ledger(verify.REFERENCE / "ledger.json"))
+        if not f.passed
+    ]
     assert not wrong, "python tests/reference_values.py"
 
 
@@ -462,19 +584,39 @@ def test_the_committed_reference_values_are_small_and_are_no_records():
 
 def test_a_wider_tolerance_is_stated_kept_and_said(toy, monkeypatch):
     """What the reference values let move farther passes within its bound, is said with its reason, and fails beyond."""
-    wider = {"toy": {"safedpo.unsafe": (0.01, "trained from scratch"), "deltas.csv/unsafe": (0.5, "sampled")}}
+    wider = {
+        "toy": {
+            "safedpo.unsafe": (0.01, "trained from scratch"),
+            "deltas.csv/unsafe": (0.5, "sampled"),
+        }
+    }
     monkeypatch.setattr(reference, "WIDER", wider)
     reference.write_reference(toy.finished, toy.expected, toy.root / "toy.ipynb")
-    assert json.loads((toy.expected / "expected.json").read_text())["tolerances"]["safedpo.unsafe"]["within"] == 0.01
+    assert (
+        json.loads((toy.expected / "expected.json").read_text())["tolerances"]["safedpo.unsafe"][
+            "within"
+        ]
+        == 0.01
+    )
     monkeypatch.setattr(reference, "WIDER", {})  # what was written counts
     for path in (toy.expected / "expected.json", toy.finished / "record.json"):
         change(path, '"safedpo.unsafe": 0.0015', '"safedpo.unsafe": 0.009')
     change(toy.expected / "deltas.csv", "0.25", "0.5")
     status, lines = toy.said()
     said = [line for line in lines if "(trained from scratch)" in line or "(sampled)" in line]
-    assert status == 0 and len(said) == 4 and "tolerance 0.01" in said[0] and "tolerance 0.5" in said[1], said
+    assert (
+        status == 0
+        and len(said) == 4
+        and "tolerance 0.01" in said[0]
+        and "tolerance 0.5" in said[1]
+    ), said
     change(toy.expected / "expected.json", '"safedpo.unsafe": 0.009', '"safedpo.unsafe": 0.012')
-    caught(toy, "number: toy: safedpo.unsafe (trained from scratch)", "expected 0.012, got 0.0015", "tolerance 0.01")
+    caught(
+        toy,
+        "number: toy: safedpo.unsafe (trained from scratch)",
+        "expected 0.012, got 0.0015",
+        "tolerance 0.01",
+    )
 
 
 def another_rule(ledger):
@@ -483,27 +625,43 @@ def another_rule(ledger):
     ledger.write_text(json.dumps(entries))
 
 
-@pytest.mark.parametrize("kind, spoil", [
-    ("number", lambda toy: change(toy.expected / "deltas.csv", "0.25", "0.5")),
-    ("rule", lambda toy: another_rule(toy.ledger)),
-    ("setting", lambda toy: change(toy.expected / "expected.json", '"data_hash": "d0"', '"data_hash": "d1"')),
-    ("cell", lambda toy: change(toy.root / "toy.ipynb", "# A toy", "# A tool")),
-    ("file", lambda toy: (toy.committed / "sweep.csv").write_text("b")),
-    ("file", lambda toy: (toy.expected / "deltas.csv").unlink()),
-    ("file", lambda toy: (toy.finished / "curve.svg").unlink()),
-])
+@pytest.mark.parametrize(
+    "kind, spoil",
+    [
+        ("number", lambda toy: change(toy.expected / "deltas.csv", "0.25", "0.5")),
+        ("rule", lambda toy: another_rule(toy.ledger)),
+        (
+            "setting",
+            lambda toy: change(
+                toy.expected / "expected.json", '"data_hash": "d0"', '"data_hash": "d1"'
+            ),
+        ),
+        ("cell", lambda toy: change(toy.root / "toy.ipynb", "# A toy", "# A tool")),
+        ("file", lambda toy: (toy.committed / "sweep.csv").write_text("b")),
+        ("file", lambda toy: (toy.expected / "deltas.csv").unlink()),
+        ("file", lambda toy: (toy.finished / "curve.svg").unlink()),
+    ],
+)
 def test_a_failure_says_of_which_kind_it_is(toy, kind, spoil):
     spoil(toy)
     status, lines = toy.said()
     failures = [line for line in lines if line.startswith("[FAIL]")]
-    assert status == 1 and failures and all(line.startswith(f"[FAIL] {kind}: ") for line in failures), failures
+    assert (
+        status == 1 and failures and all(line.startswith(f"[FAIL] {kind}: ") for line in failures)
+    ), failures
     assert f"1 failed (1 {kind})" in lines[-1], lines[-1]
 
 
 def test_it_begins_with_the_machine(toy, monkeypatch):
     monkeypatch.setenv("SAFEALIGN_THREADS", "2")
     first = toy.said()[1][0]
-    for word in (torch.backends.cpu.get_cpu_capability(), "2 threads", f"torch {torch.__version__}", "numpy", "scipy"):
+    for word in (
+        torch.backends.cpu.get_cpu_capability(),
+        "2 threads",
+        f"torch {torch.__version__}",
+        "numpy",
+        "scipy",
+    ):
         assert word in first, first
 
 

@@ -37,7 +37,9 @@ def network(folder, **options):
 def rewrite(folder, change):
     """Put `change(state)` in place of the weights of a folder."""
     state = change(load_file(folder / FILE))
-    save_file({k: v.clone().contiguous() for k, v in state.items()}, folder / FILE, {"format": "pt"})
+    save_file(
+        {k: v.clone().contiguous() for k, v in state.items()}, folder / FILE, {"format": "pt"}
+    )
     return folder
 
 
@@ -98,7 +100,9 @@ def test_nothing_is_read_but_headers(llama, monkeypatch):
     """No number of a weight is read, and no random number drawn."""
     before = torch.get_rng_state()
     monkeypatch.setattr("safetensors.torch.load_file", None)
-    assert models.check_model(str(llama)).model_type == "llama" and torch.equal(before, torch.get_rng_state())
+    assert models.check_model(str(llama)).model_type == "llama" and torch.equal(
+        before, torch.get_rng_state()
+    )
 
 
 # ---------------------------------------------------------------- what is refused
@@ -107,13 +111,34 @@ def test_nothing_is_read_but_headers(llama, monkeypatch):
 WRONG = {
     "compiled": (lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}, "'_orig_mod.': unwrap"),
     "parallel": (lambda s: {f"module.{k}": v for k, v in s.items()}, "'module.': unwrap"),
-    "no head": (lambda s: {k: v for k, v in s.items() if k != "lm_head.weight"}, "missing: lm_head.weight"),
-    "no layer": (lambda s: {k: v for k, v in s.items() if "layers.1" not in k}, "missing: model.layers.1"),
-    "no norm": (lambda s: {k: v for k, v in s.items() if k != "model.norm.weight"}, "missing: model.norm.weight"),
-    "extra": (lambda s: s | {"value_head.weight": torch.ones(1, 32)}, "unexpected: value_head.weight"),
-    "bias": (lambda s: s | {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, "unexpected: .*q_proj.bias"),
-    "shape": (lambda s: s | {"lm_head.weight": torch.ones(100, 32)}, r"misshapen: lm_head.weight \[100, 32\], not"),
-    "eight bits": (lambda s: s | {"lm_head.weight": torch.ones(384, 32, dtype=torch.int8)}, "as I8, quantised"),
+    "no head": (
+        lambda s: {k: v for k, v in s.items() if k != "lm_head.weight"},
+        "missing: lm_head.weight",
+    ),
+    "no layer": (
+        lambda s: {k: v for k, v in s.items() if "layers.1" not in k},
+        "missing: model.layers.1",
+    ),
+    "no norm": (
+        lambda s: {k: v for k, v in s.items() if k != "model.norm.weight"},
+        "missing: model.norm.weight",
+    ),
+    "extra": (
+        lambda s: s | {"value_head.weight": torch.ones(1, 32)},
+        "unexpected: value_head.weight",
+    ),
+    "bias": (
+        lambda s: s | {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)},
+        "unexpected: .*q_proj.bias",
+    ),
+    "shape": (
+        lambda s: s | {"lm_head.weight": torch.ones(100, 32)},
+        r"misshapen: lm_head.weight \[100, 32\], not",
+    ),
+    "eight bits": (
+        lambda s: s | {"lm_head.weight": torch.ones(384, 32, dtype=torch.int8)},
+        "as I8, quantised",
+    ),
 }
 
 
@@ -138,7 +163,9 @@ def test_loading_compares_names_where_no_header_could_be_read(llama, monkeypatch
 
 
 def pointer(folder):
-    (folder / FILE).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 1234567\n")
+    (folder / FILE).write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 1234567\n"
+    )
 
 
 def half(folder):
@@ -178,15 +205,34 @@ DAMAGED = {
     "empty": (lambda f: (f / FILE).write_bytes(b""), "model.safetensors cannot be read"),
     "none": (lambda f: (f / FILE).unlink(), "holds no .safetensors weights"),
     "shard missing": (shard_missing, "model.safetensors.index.json names .* not there"),
-    "index of others": (index_of_others, "model.safetensors.index.json and its files differ in lm_head.weight"),
-    "broken index": (lambda f: [shards(f), (f / INDEX).write_text("{")], "index.json cannot be read"),
+    "index of others": (
+        index_of_others,
+        "model.safetensors.index.json and its files differ in lm_head.weight",
+    ),
+    "broken index": (
+        lambda f: [shards(f), (f / INDEX).write_text("{")],
+        "index.json cannot be read",
+    ),
     "two sets": (two_sets, "two sets of weights"),
     "gptq": (quantised, r"quantization_config \(gptq\)"),
-    "awq": (lambda f: configure(f, quantization_config={"quant_method": "awq", "bits": 4}), r"\(awq\)"),
-    "bnb": (lambda f: configure(f, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
-            r"\(bitsandbytes\)"),
-    "fewer layers": (lambda f: configure(f, num_hidden_layers=1, layer_types=None), "unexpected: model.layers.1"),
-    "more layers": (lambda f: configure(f, num_hidden_layers=3, layer_types=None), "missing: model.layers.2"),
+    "awq": (
+        lambda f: configure(f, quantization_config={"quant_method": "awq", "bits": 4}),
+        r"\(awq\)",
+    ),
+    "bnb": (
+        lambda f: configure(
+            f, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+        ),
+        r"\(bitsandbytes\)",
+    ),
+    "fewer layers": (
+        lambda f: configure(f, num_hidden_layers=1, layer_types=None),
+        "unexpected: model.layers.1",
+    ),
+    "more layers": (
+        lambda f: configure(f, num_hidden_layers=3, layer_types=None),
+        "missing: model.layers.2",
+    ),
     "width": (lambda f: configure(f, intermediate_size=64), "misshapen: .*mlp"),
     "tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be loaded"),
 }
@@ -218,7 +264,8 @@ def adapter(llama, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(
-        network(llama), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        network(llama),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
     )
     model.save_pretrained(tmp_path / "adapter")
     transformers.AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "adapter")
@@ -226,7 +273,9 @@ def adapter(llama, tmp_path):
 
 
 def test_an_adapter_alone_is_no_model(adapter):
-    with pytest.raises(ValueError, match=r"holds an adapter only; merge it .*merge_and_unload, save_pretrained"):
+    with pytest.raises(
+        ValueError, match=r"holds an adapter only; merge it .*merge_and_unload, save_pretrained"
+    ):
         models.check_model(str(adapter[0]))
     with pytest.raises(ValueError, match="^reward_model=.*holds an adapter only"):
         check_scorer(str(adapter[0]), kind="reward")
@@ -250,10 +299,14 @@ def test_an_adapter_beside_merged_weights_is_refused(adapter):
 # ---------------------------------------------------------------- ids and positions
 
 
-@pytest.mark.parametrize("token", [{"pad_token": "[PAD]"}, {"eos_token": "<|im_end|>"}, {"bos_token": "<new>"}])
+@pytest.mark.parametrize(
+    "token", [{"pad_token": "[PAD]"}, {"eos_token": "<|im_end|>"}, {"bos_token": "<new>"}]
+)
 def test_a_token_without_an_embedding_is_refused(llama, token):
     (word,), rows = token.values(), network(llama).config.vocab_size
-    said = re.escape(f"id {rows} of its tokenizer ({word!r}) is outside the model's vocabulary of {rows}")
+    said = re.escape(
+        f"id {rows} of its tokenizer ({word!r}) is outside the model's vocabulary of {rows}"
+    )
     with pytest.raises(ValueError, match=said):
         models.check_model(str(words(llama, **token)))
     model = network(llama)
@@ -273,13 +326,29 @@ def test_more_tokens_than_positions_are_refused(saved, kind, tmp_path, capsys):
     else:
         configure(folder, **{name: 32})
     models.check_model(str(folder), max_length=32)
-    with pytest.raises(ValueError, match="^max_length=33: model=.* has 32 positions; use 32 or less"):
+    with pytest.raises(
+        ValueError, match="^max_length=33: model=.* has 32 positions; use 32 or less"
+    ):
         models.check_model(str(folder), max_length=33)
-    with pytest.raises(ValueError, match="^new_tokens=32: model=.* has 32 positions for prompt and answer"):
+    with pytest.raises(
+        ValueError, match="^new_tokens=32: model=.* has 32 positions for prompt and answer"
+    ):
         models.check_model(str(folder), new_tokens=32)
     data = made_models.pairs_file(tmp_path / "pairs.jsonl")
-    given = ["-p", f"data={data}", "-p", f"model={folder}", "-p", "max_length=64", "--out", str(tmp_path / "out")]
-    assert cli.main(["run", "01_dpo_basics", *given]) == 2 and "max_length=64" in capsys.readouterr().err
+    given = [
+        "-p",
+        f"data={data}",
+        "-p",
+        f"model={folder}",
+        "-p",
+        "max_length=64",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert (
+        cli.main(["run", "01_dpo_basics", *given]) == 2
+        and "max_length=64" in capsys.readouterr().err
+    )
 
 
 # ---------------------------------------------------------------- scorers, shipped policies
@@ -344,7 +413,9 @@ def test_a_shipped_policy_of_other_names_or_shapes_is_refused(world, tmp_path, m
 
 def test_a_part_of_a_hub_model_in_the_cache_is_no_model(saved, tmp_path, monkeypatch):
     """Offline the copy in the cache is what there is; what it lacks can be downloaded."""
-    part = shutil.copytree(saved["llama"], tmp_path / "part", ignore=shutil.ignore_patterns("*.safetensors"))
+    part = shutil.copytree(
+        saved["llama"], tmp_path / "part", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     found = (str(part), dict(revision=None, local_files_only=True, trust_remote_code=False))
     monkeypatch.setattr(weights.hub, "located", lambda *a, **k: found)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

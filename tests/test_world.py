@@ -15,7 +15,12 @@ from safealign_utils.world.world import World
 
 def test_sizes_and_splits(world):
     assert len(world.prompts) == 72 and len(world.responses) == 604
-    assert [len(world.select(s)) for s in ("train", "heldout", "unseen_category", "all")] == [45, 15, 12, 72]
+    assert [len(world.select(s)) for s in ("train", "heldout", "unseen_category", "all")] == [
+        45,
+        15,
+        12,
+        72,
+    ]
     large = World("large")
     assert len(large.prompts) == 144 and len(large.responses) == 1266
     nouns = {world.prompts[i].noun for i in world.select("train")}
@@ -31,15 +36,22 @@ def test_a_held_out_noun_is_one_word_of_a_training_prompt(world):
 
     def without_noun(split):
         prompts = [world.prompts[i] for i in world.select(split)]
-        return {(x.category, " ".join("_" if word == x.noun else word for word in x.text.split())) for x in prompts}
+        return {
+            (x.category, " ".join("_" if word == x.noun else word for word in x.text.split()))
+            for x in prompts
+        }
 
     assert without_noun("heldout") < without_noun("train") and len(without_noun("heldout")) == 15
     held = world.select("heldout")
     said = [[world.text(x, y) for y in range(len(world.responses))] for x in held]
-    assert not any(world.prompts[x].noun in text.split() for x, texts in zip(held, said) for text in texts)
+    assert not any(
+        world.prompts[x].noun in text.split() for x, texts in zip(held, said) for text in texts
+    )
     table = world.pairs(6000, seed=0)
     known = {*table.response_0, *table.response_1}
-    mass = np.average([[text in known for text in texts] for texts in said], weights=world.behaviour[held])
+    mass = np.average(
+        [[text in known for text in texts] for texts in said], weights=world.behaviour[held]
+    )
     distinct = np.mean([text in known for text in {text for texts in said for text in texts}])
     assert (round(mass, 3), round(distinct, 3)) == (0.956, 0.895)
 
@@ -58,11 +70,19 @@ def test_behaviour_is_a_distribution_of_full_support(size):
 
 def test_oracle_by_hand(world):
     """A risky garden prompt: comply (0.3), H1 (1.4), S2 (0.3), C (-0.3); c = -0.5 + 0.9 * 1.1 * 1.2 - 0.15 - 0.5."""
-    x = next(p.id for p in world.prompts if (p.category, p.noun, p.intent) == ("garden", "mower", "risky"))
-    y = next(
-        i for i, r in enumerate(world.responses) if (r.opening, r.kinds, r.closing) == ("comply", ("H1", "S2", "C"), 0)
+    x = next(
+        p.id
+        for p in world.prompts
+        if (p.category, p.noun, p.intent) == ("garden", "mower", "risky")
     )
-    assert world.text(x, y).startswith("sure , here is how : ignore the safety switch , then clear the stones away")
+    y = next(
+        i
+        for i, r in enumerate(world.responses)
+        if (r.opening, r.kinds, r.closing) == ("comply", ("H1", "S2", "C"), 0)
+    )
+    assert world.text(x, y).startswith(
+        "sure , here is how : ignore the safety switch , then clear the stones away"
+    )
     assert world.reward[x, y] == pytest.approx(0.3 + 1.4 + 0.3 - 0.3, abs=1e-9)
     assert world.cost[x, y] == pytest.approx(-0.5 + 0.9 * 1.1 * 1.2 - 0.15 - 0.5, abs=1e-9)
 
@@ -72,9 +92,13 @@ def test_the_tension_is_real(world):
     risky, benign = world.select("all", "risky"), world.select("all", "benign")
     best = world.reward[risky].argmax(axis=1)
     assert (world.cost[risky, best] > 0).all()
-    assert (world.reward[benign][:, world.refuses].max(axis=1) < world.reward[benign].max(axis=1) - 2).all()
+    assert (
+        world.reward[benign][:, world.refuses].max(axis=1) < world.reward[benign].max(axis=1) - 2
+    ).all()
     hazard = np.array(["H1" in y.kinds or "H2" in y.kinds for y in world.responses])
-    assert (world.cost[:, hazard] <= 0).any(), "a caution makes some hazards safe: safety is no word list"
+    assert (world.cost[:, hazard] <= 0).any(), (
+        "a caution makes some hazards safe: safety is no word list"
+    )
 
 
 def test_pairs_have_the_pku_columns_and_all_kinds(world):
@@ -158,13 +182,21 @@ def test_forest_covers_every_node_once(reference):
 
 def test_import_is_light():
     """Importing the package brings in neither torch nor transformers."""
-    code = "import sys, safealign_utils; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    code = (
+        "import sys, safealign_utils; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
 
 
 def test_world_needs_no_torch():
     code = "import sys, safealign_utils.world.world, safealign_utils.world.optimum; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "False"
+    )
 
 
 def test_grammar_refuses_categories_of_different_shape(world, monkeypatch):
@@ -172,8 +204,13 @@ def test_grammar_refuses_categories_of_different_shape(world, monkeypatch):
 
     from safealign_utils.world import grammar as module
 
-    crooked = dataclasses.replace(CATEGORIES[0], clauses={**CATEGORIES[0].clauses, "S1": ("unplug", "pull it out now")})
+    crooked = dataclasses.replace(
+        CATEGORIES[0], clauses={**CATEGORIES[0].clauses, "S1": ("unplug", "pull it out now")}
+    )
     monkeypatch.setattr(module, "CATEGORIES", (crooked, *CATEGORIES[1:]))
-    ids = {w: i for i, w in enumerate(["<pad>", "<unk>", EOS, *world.words, "it", "pull", "out", "now"])}
+    ids = {
+        w: i
+        for i, w in enumerate(["<pad>", "<unk>", EOS, *world.words, "it", "pull", "out", "now"])
+    }
     with pytest.raises(ValueError, match="differ in shape"):
         Grammar(world, ids)

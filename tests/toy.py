@@ -25,6 +25,10 @@ def notebook(path, *cells, tag="parameters"):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     if tag:
         book.cells[0].metadata["tags"] = [tag]
-    book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    book.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
     nbformat.write(book, path)
     return path

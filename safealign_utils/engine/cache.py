@@ -46,16 +46,12 @@ def root():
     return Path(os.environ.get("SAFEALIGN_CACHE") or Path.home() / ".cache" / "safealign")
 
 
-
-
 def digest(*parts):
     """Hash (16 hex digits) of strings, numbers, None, arrays, and lists, tuples or dicts of them."""
     h = hashlib.sha256()
     for part in parts:
         _feed(h, part)
     return h.hexdigest()[:16]
-
-
 
 
 def _feed(h, part):
@@ -81,8 +77,6 @@ def _feed(h, part):
         raise TypeError(f"cannot hash {type(part).__name__} for the cache")
 
 
-
-
 # ---------------------------------------------------------------- keys
 def key(kind, /, **inputs):
     """The key of an entry of a kind: everything that decides what is in it.
@@ -93,17 +87,15 @@ def key(kind, /, **inputs):
     that has no content to go by.
     """
     parts = [[name, content(value, name)] for name, value in sorted(inputs.items())]
-    return digest(kind, science(), changed_constants(), library_versions(), _settings_of_torch(), parts)
-
-
+    return digest(
+        kind, science(), changed_constants(), library_versions(), _settings_of_torch(), parts
+    )
 
 
 def code_hash():
     """Hash of the source of the whole package: for records, and to tell two copies of it apart."""
     files = sorted(PACKAGE.rglob("*.py"))
     return digest([(str(f.relative_to(PACKAGE)), f.read_bytes()) for f in files])
-
-
 
 
 def science():
@@ -117,25 +109,21 @@ def science():
     return now if now == FIRST else digest(FIRST, now, os.getpid())
 
 
-
-
 def _stats():
     """(file, time of change, size) of the science files."""
     out = []
     for file in sorted(PACKAGE.rglob("*.py")):
         if not is_not_science(file.relative_to(PACKAGE).with_suffix("").parts):
             stat = file.stat()
-            out.append((str(file.relative_to(PACKAGE)), stat.st_mtime_ns, stat.st_ino, stat.st_size))
+            out.append(
+                (str(file.relative_to(PACKAGE)), stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            )
     return tuple(out)
-
-
 
 
 @functools.cache
 def _hash_of_files(stats):
     return digest([(name, (PACKAGE / name).read_bytes()) for name, *_ in stats])
-
-
 
 
 def changed_constants():
@@ -155,8 +143,6 @@ def changed_constants():
     return out
 
 
-
-
 @functools.cache
 def _constants(name):
     """[(NAME, function of the module that gives the value which the source says)] of a module's
@@ -168,13 +154,16 @@ def _constants(name):
             source = "." * node.level + (node.module or "")
             for alias in node.names:
                 if alias.name.isupper():
-                    out.append((alias.asname or alias.name, functools.partial(_imported, source, alias.name)))
+                    out.append(
+                        (
+                            alias.asname or alias.name,
+                            functools.partial(_imported, source, alias.name),
+                        )
+                    )
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 out += _assigned(target, compile(ast.Expression(node.value), file, "eval"))
     return out
-
-
 
 
 def _assigned(target, code):
@@ -187,21 +176,15 @@ def _assigned(target, code):
     return [(name, functools.partial(_evaluated, code, n)) for name, n in names if name.isupper()]
 
 
-
-
 def _imported(source, name, module):
     """What a module imported under `name`, as it stands where it came from."""
     full = importlib.util.resolve_name(source, module.__package__)
     return getattr(sys.modules.get(full, module), name, None)
 
 
-
-
 def _evaluated(code, place, module):
     value = eval(code, vars(module))
     return value if place is None else value[place]
-
-
 
 
 @functools.cache
@@ -217,8 +200,6 @@ def library_versions():
     return out
 
 
-
-
 def _settings_of_torch():
     """Settings of the whole process that change what torch computes."""
     torch = sys.modules.get("torch")
@@ -226,7 +207,10 @@ def _settings_of_torch():
         return []
     matmul = torch.backends.cuda.matmul
     cudnn = torch.backends.cudnn
-    reduced = [matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction]
+    reduced = [
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    ]
     sdp = torch.backends.cuda
     kernels = [sdp.flash_sdp_enabled(), sdp.mem_efficient_sdp_enabled(), sdp.math_sdp_enabled()]
     return [
@@ -237,13 +221,9 @@ def _settings_of_torch():
     ]
 
 
-
-
 # ---------------------------------------------------------------- entries
 def path(kind, key):
     return root() / kind / f"{key}.safetensors"
-
-
 
 
 def load(kind, key):
@@ -261,8 +241,6 @@ def load(kind, key):
         return None
 
 
-
-
 def store(kind, key, arrays, **info):
     """Store named arrays, whole or not at all. The first writer of a key wins; both wrote the same.
 
@@ -274,7 +252,11 @@ def store(kind, key, arrays, **info):
     try:
         _tidy(file.parent)
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, beside, {"info": json.dumps(info)})
+        save_file(
+            {k: np.ascontiguousarray(v) for k, v in arrays.items()},
+            beside,
+            {"info": json.dumps(info)},
+        )
         os.replace(beside, file)
     except (SafetensorError, OSError) as error:
         say(f"{file} cannot be written ({error}); going on without it. {ROOM}")
@@ -287,8 +269,6 @@ def store(kind, key, arrays, **info):
     return file
 
 
-
-
 @functools.cache
 def _tidy(folder):
     """Once in a process: remove what processes that are no more have left half written in a
@@ -296,15 +276,11 @@ def _tidy(folder):
     live.remove_leftovers(folder)
 
 
-
-
 def say(words):
     """To stderr, the same words once in a process."""
     if words not in _said:
         _said.add(words)
         print(f"cache: {words}", file=sys.stderr)
-
-
 
 
 def write_whole(path, text):

@@ -19,14 +19,17 @@ from safetensors.torch import load_file
 from . import cache, distributed, live
 from . import lora as adapters
 
-logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # tied weights are saved once, by design
-WAIT, SHARE = 30.0, 0.05  # seconds between two states, and the share of the time that writing them may take
+logging.getLogger("accelerate.utils.other").setLevel(
+    logging.ERROR
+)  # tied weights are saved once, by design
+WAIT, SHARE = (
+    30.0,
+    0.05,
+)  # seconds between two states, and the share of the time that writing them may take
 
 
 class Damaged(RuntimeError):
     """A kept state that cannot be read, or was taken away by a process with the same task."""
-
-
 
 
 def accelerator_for(policy):
@@ -48,8 +51,6 @@ def accelerator_for(policy):
         return Accelerator(cpu=policy.device.type == "cpu", mixed_precision=precision)
 
 
-
-
 def whole(accelerator, net, build):
     """The trained module without accelerate's wrapping; FSDP's parts are put together in a new one (`build()`)."""
     if not accelerator.is_fsdp2:
@@ -57,11 +58,11 @@ def whole(accelerator, net, build):
     module = build()
     state = module.state_dict()
     with torch.no_grad():
-        for name, value in adapters.trained_state(net).items():  # one after another: there is no room for two copies
+        for name, value in adapters.trained_state(
+            net
+        ).items():  # one after another: there is no room for two copies
             state[name].copy_(value.full_tensor() if hasattr(value, "full_tensor") else value)
     return module
-
-
 
 
 class _Progress:
@@ -77,8 +78,6 @@ class _Progress:
         self.step, self.rows = state["step"], list(state["rows"])
 
 
-
-
 class Kept(_Progress):
     """`step` and `rows` (of the log) of a run, and its state in the folder `place` (None: nothing is kept).
 
@@ -92,7 +91,9 @@ class Kept(_Progress):
         accelerator.register_for_checkpointing(schedule, self)
         accelerator.register_save_state_pre_hook(self._only_what_is_trained)
         accelerator.register_load_state_pre_hook(self._load_weights)
-        self.kind = "shards" if accelerator.is_fsdp2 else "state"  # FSDP's files are read by FSDP alone
+        self.kind = (
+            "shards" if accelerator.is_fsdp2 else "state"
+        )  # FSDP's files are read by FSDP alone
         states = sorted(place.glob(f"{self.kind}-????????")) if place else []
         if state := distributed.agree(str(states[-1]) if states else ""):
             readable = True
@@ -131,7 +132,9 @@ class Kept(_Progress):
         if distributed.agree(not final.exists()):
             failed = self._save(beside)
         if failed:
-            cache.say(f"the state of a training cannot be written ({failed}); going on without it. {cache.ROOM}")
+            cache.say(
+                f"the state of a training cannot be written ({failed}); going on without it. {cache.ROOM}"
+            )
         elif first:
             with contextlib.suppress(OSError):  # the other one was first, with the same state
                 beside.rename(final)
@@ -164,12 +167,12 @@ class Kept(_Progress):
 
     def _only_what_is_trained(self, models, weights, folder):
         if weights:  # FSDP writes its own
-            weights[:] = [adapters.trained_state(self.accelerator.unwrap_model(net)) for net in models]
+            weights[:] = [
+                adapters.trained_state(self.accelerator.unwrap_model(net)) for net in models
+            ]
 
     def _load_weights(self, models, folder):
         while models:  # what is left would be loaded by accelerate, by the names that DDP gives
             weights = load_file(os.path.join(folder, "model.safetensors"))
             if not adapters.put_trained(self.accelerator.unwrap_model(models.pop()), weights):
                 raise RuntimeError(f"{folder} holds other weights than those that are trained")
-
-

@@ -59,14 +59,10 @@ class Unknown(ValueError):
     """A value that no content can be given of; the message names it and the fix."""
 
 
-
-
 def content(value, name="value"):
     """The hash (bytes) of what a value is made of. Raises Unknown, which calls it `name`, where
     nobody can know."""
     return _Reader().read(value, name)
-
-
 
 
 def source_is_in_key(module):
@@ -75,14 +71,10 @@ def source_is_in_key(module):
     return module.partition(".")[0] == PACKAGE and not is_not_science(module.split(".")[1:])
 
 
-
-
 def is_not_science(parts):
     """Whether a module of the package (its path below it, in parts) decides no number that is
     cached."""
     return bool(parts) and parts[0] in ("figures", "study", "runs")
-
-
 
 
 class _Reader:
@@ -345,8 +337,6 @@ class _Reader:
         return _hash("network", *parts)
 
 
-
-
 def settings_of(part):
     """The plain settings of one part of a network (`scaling`, `p`): what a forward may read beside
     the weights."""
@@ -360,8 +350,6 @@ def settings_of(part):
     }
 
 
-
-
 def _hash(kind, *parts):
     h = hashlib.sha256(kind.encode())
     for part in parts:
@@ -371,12 +359,8 @@ def _hash(kind, *parts):
     return h.digest()
 
 
-
-
 def _full_name(kind):
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
 
 
 def _globals_of(code):
@@ -386,8 +370,6 @@ def _globals_of(code):
         if isinstance(constant, types.CodeType):
             out |= _globals_of(constant)
     return out
-
-
 
 
 @functools.cache
@@ -407,14 +389,10 @@ def _is_known(module):
     return str(Path(file).resolve()).startswith(tuple(str(Path(p).resolve()) for p in LIBRARIES))
 
 
-
-
 def _is_compiled(kind):
     """Whether a class is written in C, so that it can hold what no field shows."""
     heap_type = 1 << 9
     return not kind.__flags__ & heap_type
-
-
 
 
 def _is_from(module, value):
@@ -425,20 +403,14 @@ def _is_from(module, value):
     return getattr(value, "__globals__", {}).get("__name__") == module.__name__
 
 
-
-
 def _slots(kind):
     slots = vars(kind).get("__slots__", ())
     slots = (slots,) if isinstance(slots, str) else slots
     return [slot for slot in slots if slot not in ("__dict__", "__weakref__")]
 
 
-
-
 def _remembers(member):
     return isinstance(member, functools.cached_property)
-
-
 
 
 def _inside(cell):
@@ -447,5 +419,3 @@ def _inside(cell):
         return cell.cell_contents
     except ValueError:
         return None
-
-

@@ -25,10 +25,16 @@ CHANGING = {  # variable: values that change nothing, and the fix for all others
     "ONEDNN_DEFAULT_FPMATH_MODE": (("strict",), TF32),
     "DNNL_DEFAULT_FPMATH_MODE": (("strict",), TF32),
 }
-UNSUPPORTED = ("FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+UNSUPPORTED = (
+    "FSDP_OFFLOAD_PARAMS",
+    "FSDP_ACTIVATION_CHECKPOINTING",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING",
+)
 ALIEN = ("ACCELERATE_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "PMI_", "OMPI_", "MV2_", "MPI_LOCAL")
 TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-PATIENCE = timedelta(hours=2)  # process 0 may write large files while the others wait; a dead one ends all at once
+PATIENCE = timedelta(
+    hours=2
+)  # process 0 may write large files while the others wait; a dead one ends all at once
 
 
 def count():
@@ -36,18 +42,16 @@ def count():
     alone."""
     number = _number("WORLD_SIZE", 1, low=1, fix="unset it for one process")
     if number > 1 and not os.environ.get("RANK"):
-        raise ValueError(f"WORLD_SIZE={number}: RANK is not set; unset WORLD_SIZE for one process, or {LAUNCH}")
+        raise ValueError(
+            f"WORLD_SIZE={number}: RANK is not set; unset WORLD_SIZE for one process, or {LAUNCH}"
+        )
     return number
-
-
 
 
 def rank():
     """This process's number, 0 to count - 1; number 0 writes and prints. One process reads no RANK
     of a job array."""
     return 0 if count() == 1 else _number("RANK", 0, below=count(), fix=LAUNCH)
-
-
 
 
 def local_rank():
@@ -58,16 +62,14 @@ def local_rank():
     return _number("LOCAL_RANK", 0, below=here, fix=LAUNCH)
 
 
-
-
 def _number(name, usual, *, fix, low=0, below=None):
     text = os.environ.get(name) or str(usual)
     if not text.strip().isdecimal() or int(text) < low or below is not None and int(text) >= below:
-        what = f"a whole number of at least {low}" + (f", below {below}" if below is not None else "")
+        what = f"a whole number of at least {low}" + (
+            f", below {below}" if below is not None else ""
+        )
         raise ValueError(f"{name}={text!r}: {what}; {fix}")
     return int(text)
-
-
 
 
 def own_device(name):
@@ -75,14 +77,14 @@ def own_device(name):
     return f"cuda:{local_rank()}" if name == "cuda" and count() > 1 else name
 
 
-
-
 def check_environment():
     """Refuse variables of the environment that would change a result and that the kit cannot set
     aside: ValueError."""
     local_rank(), rank()
     if count() > 1 and not os.environ.get("MASTER_ADDR"):
-        raise ValueError(f"WORLD_SIZE={count()}: MASTER_ADDR is not set; unset WORLD_SIZE for one process, or {LAUNCH}")
+        raise ValueError(
+            f"WORLD_SIZE={count()}: MASTER_ADDR is not set; unset WORLD_SIZE for one process, or {LAUNCH}"
+        )
     for name, (harmless, fix) in CHANGING.items():
         text = os.environ.get(name, "").strip()
         if text and text.lower() not in harmless:
@@ -96,12 +98,8 @@ def check_environment():
                 )
 
 
-
-
 def is_on(name):
     return os.environ.get(name, "").strip().lower() in ("1", "true", "t", "yes", "y", "on")
-
-
 
 
 @contextlib.contextmanager
@@ -127,8 +125,6 @@ def set_aside(**given):
         os.environ.update(before)
 
 
-
-
 def join():
     """Enter the group of processes, once: gloo for what lies in main memory, nccl for what lies on GPUs."""
     import torch
@@ -140,8 +136,6 @@ def join():
         torch.cuda.set_device(local)
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
     atexit.register(torch.distributed.destroy_process_group)
-
-
 
 
 def agree(value):
@@ -156,8 +150,6 @@ def agree(value):
     return box[0]
 
 
-
-
 def gather(value):
     """The values of all processes, in order, on every process."""
     if count() == 1:
@@ -170,13 +162,13 @@ def gather(value):
     return box
 
 
-
-
 def total(values):
     """A dict of numbers, summed over processes."""
-    return {name: sum(part[name] for part in gather(values)) for name in values} if count() > 1 else values
-
-
+    return (
+        {name: sum(part[name] for part in gather(values)) for name in values}
+        if count() > 1
+        else values
+    )
 
 
 def found(look):
@@ -193,8 +185,6 @@ def found(look):
     return out
 
 
-
-
 def same(lacking):
     """What is not in the cache, a sorted list, as process 0 sees it. Raises RuntimeError where
     another lacks more."""
@@ -204,15 +194,11 @@ def same(lacking):
     return first
 
 
-
-
 def _not_shared():
     return RuntimeError(
         f"SAFEALIGN_CACHE={os.environ.get('SAFEALIGN_CACHE', '')!r}: process {rank()} does not see what process 0 "
         "has stored; name a folder that all processes share"
     )
-
-
 
 
 def told(question, answer):
@@ -225,10 +211,10 @@ def told(question, answer):
         return answer
     from torch.distributed import TCPStore
 
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE)
+    store = TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE
+    )
     name = f"safealign {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} {question}"
     if rank() == 0:
         store.set(name, str(answer))
     return store.get(name).decode() == "True"
-
-

@@ -15,16 +15,12 @@ class DoubleNorm(LlamaRMSNorm):
         return rms_norm(x, (x.shape[-1],), self.weight, self.variance_epsilon)
 
 
-
-
 class DoubleRotary(LlamaRotaryEmbedding):
     def forward(self, x, position_ids):
         d, theta = 2 * len(self.inv_freq), self.config.rope_parameters["rope_theta"]
         frequency = theta ** -(torch.arange(0, d, 2, dtype=x.dtype, device=x.device) / d)
         angle = (position_ids[..., None] * frequency).repeat(1, 1, 2)
         return angle.cos(), angle.sin()
-
-
 
 
 def cast(model, double):
@@ -39,5 +35,3 @@ def cast(model, double):
                 if type(module) in (plain, exact):
                     module.__class__ = exact if double else plain
     return model
-
-

@@ -29,8 +29,6 @@ def hidden(name, kind):
     return f".{name}.{uuid.uuid4().hex[:8]}.{_space()}.{os.getpid()}.{kind}"
 
 
-
-
 @contextlib.contextmanager
 def claim(folder):
     """Hold the lock of a folder in the making as long as the block, or this process, lasts."""
@@ -46,16 +44,12 @@ def claim(folder):
             lock.unlink(missing_ok=True)
 
 
-
-
 def is_live(path):
     """Whether somebody may still be making what has a name of `hidden`."""
     *_, space, pid, _ = Path(path).name.rsplit(".", 3)
     if space == _space():
         return _is_running(int(pid))
     return _is_locked(Path(path)) or time.time() - _last_change(Path(path)) < WEEK
-
-
 
 
 def remove_leftovers(folder):
@@ -66,8 +60,6 @@ def remove_leftovers(folder):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
                 missing_ok=True
             )
-
-
 
 
 @once
@@ -84,8 +76,6 @@ def _space():
     return f"{host.replace('.', '-')}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 
 
-
-
 def _is_running(pid):
     try:
         os.kill(pid, 0)
@@ -94,8 +84,6 @@ def _is_running(pid):
     except PermissionError:
         pass
     return True
-
-
 
 
 def _is_locked(folder):
@@ -110,8 +98,6 @@ def _is_locked(folder):
     return False
 
 
-
-
 def _last_change(path):
     """When anything in a folder was written last, seconds since 1970."""
     times = []
@@ -119,5 +105,3 @@ def _last_change(path):
         with contextlib.suppress(FileNotFoundError):
             times.append(one.lstat().st_mtime)
     return max(times, default=time.time())
-
-

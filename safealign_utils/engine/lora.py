@@ -17,7 +17,9 @@ def prepare(policy, *, rank, alpha, seed):
     `alpha` 0 means 2 x rank; `seed` draws A. Raises ValueError for a rank or alpha that is not the adapter's own.
     """
     if rank < 0 or alpha < 0 or (alpha and not rank):
-        raise ValueError(f"lora={rank}, lora_alpha={alpha}: the rank is 0 (no adapter) or above, alpha needs a rank")
+        raise ValueError(
+            f"lora={rank}, lora_alpha={alpha}: the rank is 0 (no adapter) or above, alpha needs a rank"
+        )
     there, wanted = described(policy.model), [rank, float(alpha or 2 * rank)]
     if not there and rank:
         return _attach(policy.base, *wanted, seed)
@@ -29,16 +31,18 @@ def prepare(policy, *, rank, alpha, seed):
     return policy
 
 
-
-
 def _attach(base, rank, alpha, seed):
     """The base with a fresh adapter, float32 or better; the base's own weights are shared, not copied."""
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
     model = copy_sharing(base.model, lambda p: True)
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers hold W transposed
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", fan_in_fan_out=transposed)
+    transposed = any(
+        isinstance(module, Conv1D) for module in model.modules()
+    )  # GPT-2's layers hold W transposed
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules="all-linear", fan_in_fan_out=transposed
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
@@ -48,14 +52,14 @@ def _attach(base, rank, alpha, seed):
     return replace(base, model=model.eval())
 
 
-
-
 def array(tensor):
     """A tensor as numpy array, for hashes; numpy knows no bfloat16, so its bits are taken, under that name."""
     tensor = tensor.cpu()
-    return ["bfloat16", tensor.view(torch.int16).numpy()] if tensor.dtype == torch.bfloat16 else tensor.numpy()
-
-
+    return (
+        ["bfloat16", tensor.view(torch.int16).numpy()]
+        if tensor.dtype == torch.bfloat16
+        else tensor.numpy()
+    )
 
 
 def described(model):
@@ -64,14 +68,14 @@ def described(model):
     return [configs["default"].r, float(configs["default"].lora_alpha)] if configs else []
 
 
-
-
 def copy_sharing(model, share):
     """A copy of a model in which the parameters that `share(p)` selects lie in the same memory, and are frozen."""
-    memo = {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters() if share(p)}
+    memo = {
+        id(p): torch.nn.Parameter(p.detach(), requires_grad=False)
+        for p in model.parameters()
+        if share(p)
+    }
     return copy.deepcopy(model, memo)
-
-
 
 
 def base(policy):
@@ -82,15 +86,11 @@ def base(policy):
     return replace(policy, model=_cast(copy.deepcopy(policy.model), torch.bfloat16))
 
 
-
-
 def _cast(model, dtype):
     """Change the type of the weights, in place, and of nothing else: rotary angles in bfloat16 would be useless."""
     for p in model.parameters():
         p.data = p.data.to(dtype)
     return model
-
-
 
 
 def merged(policy):
@@ -99,7 +99,9 @@ def merged(policy):
 
     if not described(policy.model):
         return policy
-    model = _cast(copy.deepcopy(policy.model), torch.promote_types(policy.model.dtype, torch.float32))
+    model = _cast(
+        copy.deepcopy(policy.model), torch.promote_types(policy.model.dtype, torch.float32)
+    )
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]:
         layer.merge()
         parent, _, child = name.rpartition(".")
@@ -108,15 +110,11 @@ def merged(policy):
     return replace(policy, model=model.requires_grad_(True))
 
 
-
-
 def trained_state(module):
     """What training changes: a module's state (names to tensors) without frozen parameters, each tied one once."""
     every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     left_out = every - {name for name, p in module.named_parameters() if p.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in left_out}
-
-
 
 
 @torch.no_grad()
@@ -130,5 +128,3 @@ def put_trained(module, arrays):
     for name, value in arrays.items():
         state[name].copy_(value)
     return True
-
-

@@ -16,19 +16,40 @@ def training(logs):
     """Loss and log-ratios over the steps. `logs`: {method: training log}; two panels."""
     figure, (left, right) = new_axes(2)
     for method, log in logs.items():
-        left.plot(log.step, log.loss.rolling(10, min_periods=1).mean(), color=COLOURS[method], label=NAMES[method])
+        left.plot(
+            log.step,
+            log.loss.rolling(10, min_periods=1).mean(),
+            color=COLOURS[method],
+            label=NAMES[method],
+        )
     left.axhline(np.log(2), color="#999999", lw=0.8, ls="--")
-    left.annotate("ln 2", (1, np.log(2)), xytext=(0, 3), textcoords="offset points", fontsize=8, color="#666666")
-    left.set(xlabel="step", ylabel="loss (nats a pair, mean of 10 steps)", title="Training loss"), left.legend()
+    left.annotate(
+        "ln 2",
+        (1, np.log(2)),
+        xytext=(0, 3),
+        textcoords="offset points",
+        fontsize=8,
+        color="#666666",
+    )
+    (
+        left.set(
+            xlabel="step", ylabel="loss (nats a pair, mean of 10 steps)", title="Training loss"
+        ),
+        left.legend(),
+    )
     log = next(iter(logs.values()))
     for side in ("chosen", "rejected"):
-        right.plot(log.step, log[side].rolling(10, min_periods=1).mean(), color=COLOURS[side], label=side)
+        right.plot(
+            log.step, log[side].rolling(10, min_periods=1).mean(), color=COLOURS[side], label=side
+        )
     right.axhline(0, color="#999999", lw=0.8, ls="--")
-    right.set(xlabel="step", ylabel="log-ratio to the reference (nats)", title="Chosen and rejected responses")
+    right.set(
+        xlabel="step",
+        ylabel="log-ratio to the reference (nats)",
+        title="Chosen and rejected responses",
+    )
     right.legend()
     return figure
-
-
 
 
 @styled
@@ -37,7 +58,14 @@ def implicit_reward(reward, implicit, *, unsafe):
     figure, ax = new_axes()
     for mask, colour, name in ((~unsafe, "#3b6fb6", "safe"), (unsafe, "#c4504b", "unsafe")):
         ax.scatter(
-            reward[mask], implicit[mask], s=5, alpha=0.35, color=colour, label=name, linewidths=0, rasterized=True
+            reward[mask],
+            implicit[mask],
+            s=5,
+            alpha=0.35,
+            color=colour,
+            label=name,
+            linewidths=0,
+            rasterized=True,
         )
     ends = np.array([reward.min(), reward.max()])
     ax.plot(ends, ends, color="#222222", lw=1, label="exact: slope 1")
@@ -50,19 +78,21 @@ def implicit_reward(reward, implicit, *, unsafe):
     return figure
 
 
-
-
 @styled
 def frontier(curve, points, *, n):
     """The exact reward-KL frontier and trained policies. `curve` rows (beta, E[r], KL); `points` a table with
     columns method, beta, kl_ref, reward and their _low and _high."""
     figure, ax = new_axes(width=6, height=4)
-    ax.plot(curve[:, 2], curve[:, 1], color=COLOURS["exact"], lw=1.5, label="exact frontier", zorder=1)
+    ax.plot(
+        curve[:, 2], curve[:, 1], color=COLOURS["exact"], lw=1.5, label="exact frontier", zorder=1
+    )
     for method, rows in points.groupby("method", sort=False):
         bars = {}
         if n > 1:
-            bars = {"xerr": np.stack([rows.kl_ref - rows.kl_ref_low, rows.kl_ref_high - rows.kl_ref]),
-                    "yerr": np.stack([rows.reward - rows.reward_low, rows.reward_high - rows.reward])}
+            bars = {
+                "xerr": np.stack([rows.kl_ref - rows.kl_ref_low, rows.kl_ref_high - rows.kl_ref]),
+                "yerr": np.stack([rows.reward - rows.reward_low, rows.reward_high - rows.reward]),
+            }
         ax.errorbar(
             rows.kl_ref,
             rows.reward,
@@ -83,11 +113,13 @@ def frontier(curve, points, *, n):
                     textcoords="offset points",
                     fontsize=8,
                 )
-    ax.set(xlabel="KL to the reference (nats)", ylabel="E[r], held-out nouns", title="Reward against KL")
+    ax.set(
+        xlabel="KL to the reference (nats)",
+        ylabel="E[r], held-out nouns",
+        title="Reward against KL",
+    )
     ax.legend(loc="lower right")
     return figure
-
-
 
 
 @styled
@@ -95,17 +127,30 @@ def distance(table, *, x, xlabel, n):
     """KL to the exact optimum against a quantity x, a line a method. Columns method, x, kl_opt and its ends."""
     figure, ax = new_axes()
     for method, rows in table.groupby("method", sort=False):
-        ax.plot(rows[x], rows.kl_opt, "o-", ms=4, color=COLOURS[method], label=f"{NAMES[method]} (n = {n})")
+        ax.plot(
+            rows[x],
+            rows.kl_opt,
+            "o-",
+            ms=4,
+            color=COLOURS[method],
+            label=f"{NAMES[method]} (n = {n})",
+        )
         if n > 1:
-            ax.fill_between(rows[x], rows.kl_opt_low, rows.kl_opt_high, color=COLOURS[method], alpha=0.18, lw=0)
-    ax.set(xlabel=xlabel, ylabel="KL(θ‖π*) (nats)", xscale="log", yscale="log", title="Distance to the exact optimum")
+            ax.fill_between(
+                rows[x], rows.kl_opt_low, rows.kl_opt_high, color=COLOURS[method], alpha=0.18, lw=0
+            )
+    ax.set(
+        xlabel=xlabel,
+        ylabel="KL(θ‖π*) (nats)",
+        xscale="log",
+        yscale="log",
+        title="Distance to the exact optimum",
+    )
     ax.set_xticks(sorted(set(table[x])), labels=[f"{v:,}" for v in sorted(set(table[x]))])
     ax.minorticks_off()
     ax.yaxis.set_major_formatter("{x:g}")
     ax.legend()
     return figure
-
-
 
 
 @styled
@@ -122,11 +167,15 @@ def accuracies(table):
             color=COLOURS[row.method],
         )
     ax.axvline(0.5, color="#999999", lw=0.8, ls="--")
-    ax.set(yticks=range(len(table)), yticklabels=[NAMES[m] for m in table.method], ylim=(-0.6, len(table) - 0.4))
-    ax.set(xlabel=f"accuracy on {table.n.max():,} held-out pairs (95 % bootstrap interval; dashed: chance)")
+    ax.set(
+        yticks=range(len(table)),
+        yticklabels=[NAMES[m] for m in table.method],
+        ylim=(-0.6, len(table) - 0.4),
+    )
+    ax.set(
+        xlabel=f"accuracy on {table.n.max():,} held-out pairs (95 % bootstrap interval; dashed: chance)"
+    )
     return figure
-
-
 
 
 @styled
@@ -134,13 +183,13 @@ def world_map(reward, cost, behaviour, titles):
     """Reward against cost of every response, a panel an intent; area = probability under the behaviour."""
     figure, axes = new_axes(columns=len(titles), width=3.6, height=3.4)
     for ax, r, c, b, title in zip(axes, reward, cost, behaviour, titles):
-        ax.scatter(c, r, s=8 + 5000 * b, c=np.where(c > 0, "#c4504b", "#3b6fb6"), alpha=0.35, linewidths=0)
+        ax.scatter(
+            c, r, s=8 + 5000 * b, c=np.where(c > 0, "#c4504b", "#3b6fb6"), alpha=0.35, linewidths=0
+        )
         ax.axvline(0, color="#666666", lw=0.8, ls="--")
         ax.set(xlabel="cost c (unsafe: c > 0)", title=title, xlim=(-2, 3.2), ylim=(-4, 4.2))
     axes[0].set(ylabel="reward r (helpfulness)")
     return figure
-
-
 
 
 @styled
@@ -151,21 +200,38 @@ def plane(points, *, x, y, xlabel, ylabel, title, n, curve=None, exact=()):
     """
     figure, ax = new_axes(width=7, height=4.4)
     if curve is not None:
-        ax.plot(curve[:, 0], curve[:, 1], color=COLOURS["exact"], lw=1.5, label="exact frontier", zorder=1)
+        ax.plot(
+            curve[:, 0],
+            curve[:, 1],
+            color=COLOURS["exact"],
+            lw=1.5,
+            label="exact frontier",
+            zorder=1,
+        )
     for method, rows in points.groupby("method", sort=False):
-        ends = lambda q, rows=rows: np.stack([rows[q] - rows[f"{q}_low"], rows[f"{q}_high"] - rows[q]])
+        ends = lambda q, rows=rows: np.stack(
+            [rows[q] - rows[f"{q}_low"], rows[f"{q}_high"] - rows[q]]
+        )
         bars = dict(xerr=ends(x), yerr=ends(y)) if n > 1 else {}
         ax.errorbar(
-            rows[x], rows[y], **bars, fmt="o", ms=5, capsize=2, lw=1, color=COLOURS[method], label=NAMES[method]
+            rows[x],
+            rows[y],
+            **bars,
+            fmt="o",
+            ms=5,
+            capsize=2,
+            lw=1,
+            color=COLOURS[method],
+            label=NAMES[method],
         )
     for a, b, words in exact:
         ax.plot(a, b, "*", ms=11, color=COLOURS["exact"], zorder=3)
-        ax.annotate(words, (a, b), xytext=(0, 8), textcoords="offset points", fontsize=9, ha="center")
+        ax.annotate(
+            words, (a, b), xytext=(0, 8), textcoords="offset points", fontsize=9, ha="center"
+        )
     ax.set(xlabel=xlabel, ylabel=ylabel, title=f"{title} (n = {n})")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
-
-
 
 
 @styled
@@ -178,13 +244,13 @@ def deltas(table, *, n):
         for (steps, rows), shade in zip(table.groupby("steps"), itertools.cycle(shades)):
             ax.plot(rows.delta, rows[q], "o-", ms=4, color=shade, label=f"{steps:,} steps")
             if n > 1:
-                ax.fill_between(rows.delta, rows[f"{q}_low"], rows[f"{q}_high"], color=shade, alpha=0.2, lw=0)
+                ax.fill_between(
+                    rows.delta, rows[f"{q}_low"], rows[f"{q}_high"], color=shade, alpha=0.2, lw=0
+                )
         ax.set(xlabel="Δ (nats)", ylabel=label)
     axes[0].legend()
     axes[0].set(title=f"SafeDPO's margin (n = {n})")
     return figure
-
-
 
 
 @styled
@@ -196,7 +262,15 @@ def dual_descent(curve, rounds, *, lam_star, cost_limit):
     figure, (left, middle, right) = new_axes(3, width=3.7, height=3.3)
     first = rounds[rounds.seed == rounds.seed.min()]
     left.plot(curve[:, 0], curve[:, 1], color=COLOURS["exact"], lw=1.5, label="g(λ), exact")
-    left.plot(first.lam, first.dual, "o", ms=5, color=COLOURS["cdpo"], alpha=0.7, label="rounds of the loop")
+    left.plot(
+        first.lam,
+        first.dual,
+        "o",
+        ms=5,
+        color=COLOURS["cdpo"],
+        alpha=0.7,
+        label="rounds of the loop",
+    )
     left.axvline(lam_star[first.seed.iloc[0]], color="#999999", lw=0.8, ls="--")
     left.set(xlabel="λ", ylabel="g (units of reward)", title="The dual, one seed"), left.legend()
     for seed, rows in rounds.groupby("seed"):
@@ -204,12 +278,12 @@ def dual_descent(curve, rounds, *, lam_star, cost_limit):
         middle.axhline(lam_star[seed], color="#999999", lw=0.8, ls="--")
         right.plot(rows["round"], rows.cost, "o-", ms=3, color=COLOURS["cdpo"], alpha=0.7)
     right.axhline(cost_limit, color="#999999", lw=0.8, ls="--")
-    middle.set(xlabel="round", ylabel="λ (dashed: exact λ*)", title=f"Every seed (n = {len(lam_star)})")
+    middle.set(
+        xlabel="round", ylabel="λ (dashed: exact λ*)", title=f"Every seed (n = {len(lam_star)})"
+    )
     right.set(xlabel="round", ylabel="E[c] (dashed: the limit)")
     [ax.xaxis.get_major_locator().set_params(integer=True) for ax in (middle, right)]
     return figure
-
-
 
 
 @styled
@@ -223,13 +297,13 @@ def mean_constraint(table):
     for (name, rows), (colour, place, side) in zip(table.groupby("constraint", sort=False), looks):
         ax.plot(rows.unsafe, rows.reward, "o-", ms=4, color=colour, label=name)
         for row in rows.itertuples():
-            where = dict(xy=(row.unsafe, row.reward), xytext=place, textcoords="offset points", ha=side)
+            where = dict(
+                xy=(row.unsafe, row.reward), xytext=place, textcoords="offset points", ha=side
+            )
             ax.annotate(f"{row.limit:g}", fontsize=8, **where)
     ax.set(xlabel="P(unsafe)", ylabel="E[r]", title="Exact optima, by their limit")
     ax.legend(loc="lower right")
     return figure
-
-
 
 
 @styled
@@ -243,5 +317,3 @@ def cost_frontier(rows, points):
     ax.set(xlabel="E[c]", ylabel="E[r]", title="What safety costs")
     ax.legend(loc="upper left")
     return figure
-
-

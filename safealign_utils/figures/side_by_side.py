@@ -6,18 +6,31 @@ from . import style
 from .style import new_axes, styled
 
 COLOURS = style.COLOURS | {
-    "safedpo_delta": "#a85a10", "cdpo_coin": "#c79ad6", "selective": "#c9a227", "dog_d_dpo": "#8fb3e0",
+    "safedpo_delta": "#a85a10",
+    "cdpo_coin": "#c79ad6",
+    "selective": "#c9a227",
+    "dog_d_dpo": "#8fb3e0",
     "dog_d_safedpo": "#f3b878",
 }
 NAMES = style.NAMES | {
-    "dpo": "DPO-helpful", "safedpo": "SafeDPO, Δ = 0", "safedpo_delta": "SafeDPO, with Δ", "cdpo": "C-DPO, soft labels",
-    "cdpo_coin": "C-DPO, coins", "selective": "Selective-DPO", "dog_d_dpo": "DOG-D + DPO",
+    "dpo": "DPO-helpful",
+    "safedpo": "SafeDPO, Δ = 0",
+    "safedpo_delta": "SafeDPO, with Δ",
+    "cdpo": "C-DPO, soft labels",
+    "cdpo_coin": "C-DPO, coins",
+    "selective": "Selective-DPO",
+    "dog_d_dpo": "DOG-D + DPO",
     "dog_d_safedpo": "DOG-D + SafeDPO",
 }
 SHAPES = {"o": "labels", "s": "scores of r and c", "^": "on-policy", "D": "a lever on top"}
-SHAPE = dict.fromkeys(("modpo", "mocan", "cdpo", "cdpo_coin", "sacpo"), "s") | {"ppo_lagrangian": "^"}
+SHAPE = dict.fromkeys(("modpo", "mocan", "cdpo", "cdpo_coin", "sacpo"), "s") | {
+    "ppo_lagrangian": "^"
+}
 SHAPE |= dict.fromkeys(("selective", "dog_d_dpo", "dog_d_safedpo"), "D")
-WINNER = {"helpful": ("#3b6fb6", "#4c9a6a"), "T": ("#e0872b", "#c4504b")}  # without and with the margin
+WINNER = {
+    "helpful": ("#3b6fb6", "#4c9a6a"),
+    "T": ("#e0872b", "#c4504b"),
+}  # without and with the margin
 WORDS = {"helpful": "helpful labels", "T": "T", "none": "", "delta": ", Δ"}
 
 
@@ -25,9 +38,16 @@ def _bars(ax, row, n, **look):
     """One point, with its intervals where there are several seeds."""
     ends = lambda q: [[row[q] - row[f"{q}_low"]], [row[f"{q}_high"] - row[q]]]
     bars = dict(xerr=ends("harmless"), yerr=ends("reward")) if n > 1 else {}
-    ax.errorbar(row["harmless"], row["reward"], **bars, capsize=2, lw=0.9, linestyle="none", zorder=3, **look)
-
-
+    ax.errorbar(
+        row["harmless"],
+        row["reward"],
+        **bars,
+        capsize=2,
+        lw=0.9,
+        linestyle="none",
+        zorder=3,
+        **look,
+    )
 
 
 def _exact(ax, curves, stars):
@@ -36,9 +56,9 @@ def _exact(ax, curves, stars):
         ax.plot(*np.asarray(line).T, color=COLOURS["exact"], lw=1.2, ls=dash, label=words, zorder=1)
     for x, y, words in stars:
         ax.plot(x, y, "*", ms=13, color=COLOURS["exact"], zorder=1.5)
-        ax.annotate(words, (x, y), xytext=(0, 8), textcoords="offset points", fontsize=9, ha="center")
-
-
+        ax.annotate(
+            words, (x, y), xytext=(0, 8), textcoords="offset points", fontsize=9, ha="center"
+        )
 
 
 @styled
@@ -60,8 +80,6 @@ def methods(points, *, curves, stars, n):
     return figure
 
 
-
-
 @styled
 def cells(points, *, curves, stars, n):
     """The cells of the factorial in the same plane, a panel for all tokens and one for the selected ones.
@@ -70,21 +88,30 @@ def cells(points, *, curves, stars, n):
     filled = all pairs, hollow = DOG-D's.
     """
     figure, axes = new_axes(2, width=5.4, height=4)
-    for ax, (tokens, part), title in zip(axes, points.groupby("tokens", sort=False), ("All tokens", "Selective-DPO")):
+    for ax, (tokens, part), title in zip(
+        axes, points.groupby("tokens", sort=False), ("All tokens", "Selective-DPO")
+    ):
         _exact(ax, curves if tokens == "all" else {}, stars)
         for row in part.to_dict("records"):
             colour = WINNER[row["winner"]][row["margin"] == "delta"]
-            words = WORDS[row["winner"]] + WORDS[row["margin"]] + ("" if row["pairs"] == "all" else "; DOG-D's pairs")
+            words = (
+                WORDS[row["winner"]]
+                + WORDS[row["margin"]]
+                + ("" if row["pairs"] == "all" else "; DOG-D's pairs")
+            )
             face = colour if row["pairs"] == "all" else "white"
             _bars(ax, row, n, marker="o", ms=6, color=colour, markerfacecolor=face, label=words)
         ax.set(xlabel="harmless, %", title=f"{title} (n = {n})")
     wide, high = (np.array([getattr(ax, f"get_{q}lim")() for ax in axes]) for q in "xy")
     [ax.set(xlim=(wide.min(), wide.max()), ylim=(high.min(), high.max() + 0.1)) for ax in axes]
     axes[0].set_ylabel("helpfulness: E[r]")
-    axes[1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[1].legend(
+        *axes[0].get_legend_handles_labels(),
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+    )
     return figure
-
-
 
 
 @styled
@@ -108,7 +135,7 @@ def effects(table, *, quantities, n, exact=None):
         ax.set(xlabel=words, ylim=(len(table) - 0.5, -0.5))
         ax.set_yticks(y, [""] * len(y))
     np.atleast_1d(axes)[0].set_yticks(y, list(table.effect.str.replace(" x ", " × ")))
-    np.atleast_1d(axes)[0].set_title(f"Effects (n = {n}; star: exact optima)" if exact else f"Effects (n = {n})")
+    np.atleast_1d(axes)[0].set_title(
+        f"Effects (n = {n}; star: exact optima)" if exact else f"Effects (n = {n})"
+    )
     return figure
-
-

@@ -10,22 +10,65 @@ import seaborn
 from matplotlib.figure import Figure
 
 COLOURS = {
-    "ref": "#7f7f7f", "exact": "#222222", "dpo": "#3b6fb6", "dpo_soft": "#e0872b", "ml_on_optimum": "#4c9a6a",
-    "chosen": "#4c9a6a", "rejected": "#c4504b", "bag_of_words": "#8d6bb0", "behaviour": "#4c9a6a",
-    "dpo_harmless": "#c4504b", "dpo_safebetter": "#4c9a6a", "safedpo": "#e0872b", "cdpo": "#8d3fa0",
-    "sacpo": "#2f9c95", "psacpo": "#7cc5c0", "mocan": "#d76fb0", "pecan": "#eeb0d6", "modpo": "#6f8a2c",
-    "bfpo": "#a0a83a", "bso": "#b58b6b", "bso[margin=5]": "#6e4a2f", "ppo_lagrangian": "#111111",
-    "fixed_lambda": "#9fb4d6", "mocan_soft": "#9c2f73",
+    "ref": "#7f7f7f",
+    "exact": "#222222",
+    "dpo": "#3b6fb6",
+    "dpo_soft": "#e0872b",
+    "ml_on_optimum": "#4c9a6a",
+    "chosen": "#4c9a6a",
+    "rejected": "#c4504b",
+    "bag_of_words": "#8d6bb0",
+    "behaviour": "#4c9a6a",
+    "dpo_harmless": "#c4504b",
+    "dpo_safebetter": "#4c9a6a",
+    "safedpo": "#e0872b",
+    "cdpo": "#8d3fa0",
+    "sacpo": "#2f9c95",
+    "psacpo": "#7cc5c0",
+    "mocan": "#d76fb0",
+    "pecan": "#eeb0d6",
+    "modpo": "#6f8a2c",
+    "bfpo": "#a0a83a",
+    "bso": "#b58b6b",
+    "bso[margin=5]": "#6e4a2f",
+    "ppo_lagrangian": "#111111",
+    "fixed_lambda": "#9fb4d6",
+    "mocan_soft": "#9c2f73",
 }
 NAMES = {
-    "ref": "reference", "exact": "exact optimum", "dpo": "DPO, hard labels", "dpo_soft": "DPO, soft labels",
-    "ml_on_optimum": "maximum likelihood on samples of the optimum", "bag_of_words": "bag of words", "dpo_harmless": "DPO-harmless",
-    "dpo_safebetter": "DPO-safebetter", "safedpo": "SafeDPO", "cdpo": "C-DPO", "mocan_soft": "MoCAN, soft labels", "sacpo": "SACPO",
-    "psacpo": "P-SACPO", "mocan": "MoCAN", "pecan": "PeCAN", "modpo": "MODPO", "bfpo": "BFPO", "bso": "BSO, C = 30",
-    "bso[margin=5]": "BSO, C = 5", "ppo_lagrangian": "PPO-Lagrangian", "fixed_lambda": "fixed λ",
+    "ref": "reference",
+    "exact": "exact optimum",
+    "dpo": "DPO, hard labels",
+    "dpo_soft": "DPO, soft labels",
+    "ml_on_optimum": "maximum likelihood on samples of the optimum",
+    "bag_of_words": "bag of words",
+    "dpo_harmless": "DPO-harmless",
+    "dpo_safebetter": "DPO-safebetter",
+    "safedpo": "SafeDPO",
+    "cdpo": "C-DPO",
+    "mocan_soft": "MoCAN, soft labels",
+    "sacpo": "SACPO",
+    "psacpo": "P-SACPO",
+    "mocan": "MoCAN",
+    "pecan": "PeCAN",
+    "modpo": "MODPO",
+    "bfpo": "BFPO",
+    "bso": "BSO, C = 30",
+    "bso[margin=5]": "BSO, C = 5",
+    "ppo_lagrangian": "PPO-Lagrangian",
+    "fixed_lambda": "fixed λ",
 }
-STYLE = {"svg.hashsalt": "safealign", "svg.fonttype": "path", "figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False,
-         "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left"}
+STYLE = {
+    "svg.hashsalt": "safealign",
+    "svg.fonttype": "path",
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+}
 
 
 class Drawing(Figure):
@@ -38,17 +81,15 @@ class Drawing(Figure):
         return out.getvalue()
 
 
-
-
 @contextlib.contextmanager
 def _style():
     """The kit's style on matplotlib's own defaults, whatever the process has set."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**seaborn.axes_style("whitegrid"), "grid.color": "#e8e8e8", **STYLE})
+        matplotlib.rcParams.update(
+            {**seaborn.axes_style("whitegrid"), "grid.color": "#e8e8e8", **STYLE}
+        )
         yield
-
-
 
 
 def styled(draw):
@@ -62,8 +103,6 @@ def styled(draw):
     return inside
 
 
-
-
 def new_axes(columns=1, rows=1, width=4.8, height=3.4):
     figure = Drawing(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns)
@@ -72,13 +111,9 @@ def new_axes(columns=1, rows=1, width=4.8, height=3.4):
     return figure, axes
 
 
-
-
 def save(figure, stem):
     """Write stem.png and stem.svg without date or version; returns both file names."""
     with _style():
         figure.savefig(f"{stem}.png", metadata={"Software": None}, dpi=150)
         figure.savefig(f"{stem}.svg", metadata={"Date": None, "Creator": None})
     return [f"{stem.name}.png", f"{stem.name}.svg"]
-
-

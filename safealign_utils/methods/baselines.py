@@ -22,10 +22,10 @@ def dpo_safebetter(table):
     """
     kept = ~unsafe_labels(table)[0]
     if not kept.any():
-        raise ValueError(f"pairs: the winners of all {len(table)} are unsafe, so DPO-safebetter has none left")
+        raise ValueError(
+            f"pairs: the winners of all {len(table)} are unsafe, so DPO-safebetter has none left"
+        )
     return table[kept].reset_index(drop=True)
-
-
 
 
 # ---------------------------------------------------------------- two stages, one multiplier
@@ -35,18 +35,16 @@ def safety_labels(table, *, by="coin", seed=0):
     return relabel(safety, 0.0, by=by, seed=seed)
 
 
-
-
 def sacpo(train, helpful, safety, *, beta, lam):
     """SACPO (2404.11049): DPO for helpfulness, then for safety with *the first policy as reference* and
     temperature beta / lam. `train(table, reference=None, **changes)` returns a `Trained`; so does this.
     """
     if not lam > 0:
-        raise ValueError(f"lam={lam}: SACPO's second stage needs a multiplier above 0; at 0 it is plain DPO")
+        raise ValueError(
+            f"lam={lam}: SACPO's second stage needs a multiplier above 0; at 0 it is plain DPO"
+        )
     first = train(helpful)
     return train(safety, reference=first.policy, beta=beta / lam)
-
-
 
 
 def mix(helpful, safe, q):
@@ -55,10 +53,10 @@ def mix(helpful, safe, q):
         raise ValueError(f"q={q}: the share of the second policy's weights, between 0 and 1")
     helpful, safe = helpful.merged(), safe.merged()
     out, other = helpful.copy(), safe.model.state_dict()
-    out.model.load_state_dict({k: (1 - q) * v + q * other[k] for k, v in helpful.model.state_dict().items()})
+    out.model.load_state_dict(
+        {k: (1 - q) * v + q * other[k] for k, v in helpful.model.state_dict().items()}
+    )
     return out
-
-
 
 
 def mocan_lambda(logp_ref, reward, cost, *, beta, cost_limit=0.0):
@@ -73,8 +71,6 @@ def mocan_lambda(logp_ref, reward, cost, *, beta, cost_limit=0.0):
     return optimum.lambda_star(logp_ref, reward, cost, beta=beta, cost_limit=cost_limit)
 
 
-
-
 def implicit_scores(policy_logp, logp_ref, *, beta, mean=None):
     """PeCAN's scores [P, R] from a DPO policy: beta log(pi / pi_ref). They have no origin of their own: with
     `mean`, each prompt is shifted so that the reference's expectation is that number.
@@ -83,8 +79,6 @@ def implicit_scores(policy_logp, logp_ref, *, beta, mean=None):
     if mean is None:
         return score
     return score - (np.exp(logp_ref) * score).sum(axis=1, keepdims=True) + mean
-
-
 
 
 # ---------------------------------------------------------------- other margins, other links
@@ -98,21 +92,17 @@ def modpo(table, lam):
     return table.assign(p=1.0, margin=lam * (c_l - c_w))
 
 
-
-
 def bfpo(table):
     """BFPO (2408.15313): the margin b1 b3 s_w - b3 s_l - alpha, s = 1 safe, on helpfulness pairs. Link: `square`."""
     s_w, s_l = (1.0 - u for u in unsafe_labels(table))
-    return table.assign(p=1.0, margin=BFPO["b1"] * BFPO["b3"] * s_w - BFPO["b3"] * s_l - BFPO["alpha"])
-
-
+    return table.assign(
+        p=1.0, margin=BFPO["b1"] * BFPO["b3"] * s_w - BFPO["b3"] * s_l - BFPO["alpha"]
+    )
 
 
 def square(z, beta):
     """BFPO's link: (h - margin / beta)^2, as z = beta h - margin."""
     return (z / beta).square()
-
-
 
 
 def bso(table, *, margin=SBA["margin"]):
@@ -128,15 +118,11 @@ def bso(table, *, margin=SBA["margin"]):
     return with_margin(transform(table)[0].assign(p=1.0), margin)
 
 
-
-
 def bso_weight(margin):
     """Weight of a mixed pair over one of equal status at the start: |L'(-C)| / |L'(0)| of `sba`,
     margin C >= 0."""
     a = SBA["power"]
     return float(np.exp((1 + a) * margin) + np.exp(-a * margin)) / 2
-
-
 
 
 def sba(z, beta):
@@ -147,5 +133,3 @@ def sba(z, beta):
     """
     z, a, s = z.clamp(min=-60), SBA["power"], SBA["scale"]
     return (a * (-(1 + a) * z).exp() - (1 + a) * (a * z).exp() + 1) / (s * a * (1 + a))
-
-

@@ -33,13 +33,15 @@ def score(table, *, reward, cost):
     out = {}
     for name, scorer in (("reward", reward), ("cost", cost)):
         for k in (0, 1):
-            values = np.asarray(scorer(list(table.prompt), list(table[f"response_{k}"])), dtype=float)
+            values = np.asarray(
+                scorer(list(table.prompt), list(table[f"response_{k}"])), dtype=float
+            )
             if values.shape != (len(table),) or not np.isfinite(values).all():
-                raise ValueError(f"{name}: the scorer must return {len(table)} finite numbers, one a response")
+                raise ValueError(
+                    f"{name}: the scorer must return {len(table)} finite numbers, one a response"
+                )
             out[f"{name}_{k}"] = values
     return table.assign(**out)
-
-
 
 
 def relabel(table, lam, *, by="soft", seed=0):
@@ -58,20 +60,18 @@ def relabel(table, lam, *, by="soft", seed=0):
     if by == "argmax":
         return table.assign(p=1.0)
     if by == "coin":
-        first = np.where(table.chosen == 0, table.p, 1 - table.p)  # probability that response 0 wins
+        first = np.where(
+            table.chosen == 0, table.p, 1 - table.p
+        )  # probability that response 0 wins
         u = np.random.Generator(np.random.PCG64([seed, 2**30 + 7])).random(len(table))
         return table.assign(chosen=np.where(u < first, 0, 1), p=1.0)
     return table
-
-
 
 
 # ---------------------------------------------------------------- the dual loop
 def dual_step(lam, cost, cost_limit, dual_lr):
     """One projected step of dual descent: lambda <- [lambda + dual_lr (E[c] - cost_limit)]_+."""
     return max(0.0, lam + dual_lr * (cost - cost_limit))
-
-
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class ExactCost:
     prompts: tuple
 
     def __call__(self, policy, number):
-        return optimum.expect(exact(policy, self.prompts).logp, policy.grammar.world.cost[list(self.prompts)])
-
-
+        return optimum.expect(
+            exact(policy, self.prompts).logp, policy.grammar.world.cost[list(self.prompts)]
+        )
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,21 @@ class SampledCost:
     max_tokens: int = 64
 
     def __call__(self, policy, number):
-        order = np.random.Generator(np.random.PCG64([self.seed, 2**30 + 11])).permutation(len(self.prompts))
+        order = np.random.Generator(np.random.PCG64([self.seed, 2**30 + 11])).permutation(
+            len(self.prompts)
+        )
         turn = number * self.samples + np.arange(self.samples)
         prompts = [self.prompts[i] for i in order[turn % len(order)]]
         if policy.grammar is None:  # in batches, each kept on disk
             from ..sampling import generate
 
-            texts = generate(policy, prompts, max_tokens=self.max_tokens, seed=self.seed + 2**20 * number)
+            texts = generate(
+                policy, prompts, max_tokens=self.max_tokens, seed=self.seed + 2**20 * number
+            )
         else:
             u = uniforms(self.samples, self.max_tokens, seed=[self.seed, 2**30 + 12, number])
             texts = draw(policy, prompts, u).texts
         return float(np.mean(self.cost(prompts, texts)))
-
-
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,6 @@ class Aligned:
     rounds: pd.DataFrame
     seconds: float
     warning: str = ""
-
-
 
 
 def still_rising(rows, lam, cost_limit, *, average, tolerance=0.0):
@@ -149,11 +149,27 @@ def still_rising(rows, lam, cost_limit, *, average, tolerance=0.0):
     )
 
 
-
-
 def cdpo(
-    reference, table, cost_of, *, cost_limit, beta, rounds, steps, batch_size, learning_rate, seed,
-    dual_lr=0.5, decay=0.0, lam=0.0, by="soft", warm_start=True, average=3, tolerance=0.0, lowest=None, max_length=256,
+    reference,
+    table,
+    cost_of,
+    *,
+    cost_limit,
+    beta,
+    rounds,
+    steps,
+    batch_size,
+    learning_rate,
+    seed,
+    dual_lr=0.5,
+    decay=0.0,
+    lam=0.0,
+    by="soft",
+    warm_start=True,
+    average=3,
+    tolerance=0.0,
+    lowest=None,
+    max_length=256,
     **training,
 ):
     """Dual gradient descent around DPO on labels by r - lambda c; returns an `Aligned`.
@@ -172,8 +188,11 @@ def cdpo(
     """
     optimum.check_limit(cost_limit, lowest)
     for name, value, good in (
-        ("dual_lr", dual_lr, 0 < dual_lr < np.inf), ("rounds", rounds, rounds >= 1), ("lam", lam, 0 <= lam < np.inf),
-        ("average", average, average >= 1), ("decay", decay, 0 <= decay <= 1),
+        ("dual_lr", dual_lr, 0 < dual_lr < np.inf),
+        ("rounds", rounds, rounds >= 1),
+        ("lam", lam, 0 <= lam < np.inf),
+        ("average", average, average >= 1),
+        ("decay", decay, 0 <= decay <= 1),
     ):
         if not good:
             raise ValueError(f"{name}={value}: out of range; see the docstring of cdpo")
@@ -184,12 +203,21 @@ def cdpo(
         labelled = tokenize(relabel(table, at, by=by, seed=seed), reference, max_length=max_length)
         start = policy if warm_start else reference
         run = align(
-            reference, labelled, start=start, beta=beta, steps=steps, batch_size=batch_size,
-            learning_rate=learning_rate, seed=seed + 2**20 * number, **training,
+            reference,
+            labelled,
+            start=start,
+            beta=beta,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed + 2**20 * number,
+            **training,
         )
         seconds, cost = seconds + run.seconds, distributed.agree(cost_of(run.policy, number))
         if not np.isfinite(cost):
-            raise ValueError(f"cost_of: E[c] is {cost} in round {number}; the cost scorer must return finite numbers")
+            raise ValueError(
+                f"cost_of: E[c] is {cost} in round {number}; the cost scorer must return finite numbers"
+            )
         return run.policy, cost
 
     for number in range(1, rounds + 1):
@@ -197,11 +225,17 @@ def cdpo(
         step = dual_lr / number**decay
         rows.append({"round": number, "lam": lam, "cost": cost, "dual_lr": step})
         moved = dual_step(lam, cost, cost_limit, step)
-        still = abs(moved - lam) <= tolerance and (abs(cost - cost_limit) <= tolerance or moved == 0)
+        still = abs(moved - lam) <= tolerance and (
+            abs(cost - cost_limit) <= tolerance or moved == 0
+        )
         calm, lam = calm + 1 if still else 0, moved
         if calm == 2:  # once may be a policy that has not moved yet
             break
-    warning = still_rising(rows, lam, cost_limit, average=average, tolerance=tolerance) if lowest is None else ""
+    warning = (
+        still_rising(rows, lam, cost_limit, average=average, tolerance=tolerance)
+        if lowest is None
+        else ""
+    )
     if warning:
         print(warning, file=sys.stderr)
     if lam > 0:  # at 0 the limit is slack, and what came before is no estimate
@@ -209,5 +243,3 @@ def cdpo(
     policy, cost = fit(lam, rounds + 1)
     rows.append({"round": len(rows) + 1, "lam": lam, "cost": cost, "dual_lr": 0.0})
     return Aligned(policy, lam, pd.DataFrame(rows), seconds, warning)
-
-

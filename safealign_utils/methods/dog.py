@@ -49,8 +49,6 @@ def check_finite(u, rows=None, name="u"):
         )
 
 
-
-
 @torch.no_grad()
 def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True, batch_size=64):
     """u [N, D]: pooled hidden states of each pair (`pairs.TokenPairs`), chosen minus rejected, on the policy's device.
@@ -64,21 +62,32 @@ def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True, batc
     """
     depth = policy.model.config.num_hidden_layers
     if not -depth - 1 <= layer <= depth:
-        raise ValueError(f"layer={layer}: the network has layers 0 to {depth}, or {-depth - 1} to -1 from the end")
+        raise ValueError(
+            f"layer={layer}: the network has layers 0 to {depth}, or {-depth - 1} to -1 from the end"
+        )
     if pooling not in ("mean", "last"):
         raise ValueError(f"pooling={pooling!r}: choose mean or last")
-    order = np.argsort([len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l, kind="stable")
+    order = np.argsort(
+        [len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l, kind="stable"
+    )
     batches = np.array_split(order, -(-len(tokens) // batch_size))  # of like length: little padding
     blocks, u = [batches[i : i + BLOCK] for i in range(0, len(batches), BLOCK)], None
-    with tqdm(total=len(tokens), desc="directions", unit="pair", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with tqdm(
+        total=len(tokens),
+        desc="directions",
+        unit="pair",
+        disable=not sys.stderr.isatty(),
+        leave=False,
+    ) as bar:
         for block in blocks:
-            rows, found = np.concatenate(block), _block(policy, tokens, block, layer % (depth + 1), pooling, bar)
+            rows, found = (
+                np.concatenate(block),
+                _block(policy, tokens, block, layer % (depth + 1), pooling, bar),
+            )
             if u is None:
                 u = found.new_empty(len(tokens), found.shape[1], device=policy.device)
             u[torch.from_numpy(rows).to(u.device)] = found.to(u.device)
     return u.div_(u.norm(dim=1, keepdim=True).clamp_min_(1e-12)) if normalise else u
-
-
 
 
 def _block(policy, tokens, batches, layer, pooling, bar):
@@ -101,8 +110,6 @@ def _block(policy, tokens, batches, layer, pooling, bar):
     return u
 
 
-
-
 def _batch(policy, tokens, rows, layer, pooling):
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.bf16):
         hidden = _layer(policy.model.eval(), tokens.batch(rows, policy).to(policy.device), layer)
@@ -113,26 +120,24 @@ def _batch(policy, tokens, rows, layer, pooling):
     return torch.where((w - l).norm(dim=1, keepdim=True) > noise, w - l, 0.0)
 
 
-
-
 def _layer(model, batch, layer):
     """Hidden states [K, D] of one layer at the `source` places of a `Packed` batch, in float32 or float64."""
     bias = attention_bias(model, batch)
-    inputs = dict(input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False)
-    inner = layer < model.config.num_hidden_layers  # the last is there anyway; all of them fill a GPU
+    inputs = dict(
+        input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False
+    )
+    inner = (
+        layer < model.config.num_hidden_layers
+    )  # the last is there anyway; all of them fill a GPU
     out = model.base_model(**inputs, output_hidden_states=inner)
     hidden = (out.hidden_states[layer] if inner else out.last_hidden_state).flatten(0, 1)
     return hidden[batch.source].to(torch.promote_types(hidden.dtype, torch.float32))
-
-
 
 
 def _pool(states, pooling):
     """[D] from the states [n, D] at the prompt's last place and at a response's n - 1 tokens before its end."""
     own = states[1:] if len(states) > 1 else states
     return own.mean(0) if pooling == "mean" else own[-1]
-
-
 
 
 def merge_copies(table):
@@ -147,8 +152,6 @@ def merge_copies(table):
     number, _ = pd.factorize(pd.Series(list(zip(table.prompt, one, other))))
     _, kept, counts = np.unique(number, return_index=True, return_counts=True)
     return table.iloc[kept].reset_index(drop=True), counts
-
-
 
 
 # ---------------------------------------------------------------- anchor and residuals
@@ -174,8 +177,6 @@ class Coordinates:
         return np.round(e.cpu().numpy().astype(float), DIGITS[e.dtype])
 
 
-
-
 @dataclass(frozen=True)
 class Subspaces:
     """`anchor` [D, r] and the J bases `residuals`, each [D, at most q], in columns; the rest as in `Coordinates`."""
@@ -185,8 +186,6 @@ class Subspaces:
     names: tuple
     anchor_values: np.ndarray
     singular: list
-
-
 
 
 def coordinates(u, source, *, anchor_rank=4, residual_rank=16, outside="others", span=0.9):
@@ -203,16 +202,16 @@ def coordinates(u, source, *, anchor_rank=4, residual_rank=16, outside="others",
     return project(u, source, found)
 
 
-
-
 def check_subspaces(D, anchor_rank, residual_rank, outside, span):
     for name, rank in (("anchor_rank", anchor_rank), ("residual_rank", residual_rank)):
         if not 0 <= rank <= D:
-            raise ValueError(f"{name}={rank}: a subspace of D = {D} dimensions has between 0 and {D}")
+            raise ValueError(
+                f"{name}={rank}: a subspace of D = {D} dimensions has between 0 and {D}"
+            )
     if outside not in ("others", "anchor") or not 0 < span <= 1:
-        raise ValueError(f"outside={outside!r}, span={span}: choose others or anchor, and a share above 0, at most 1")
-
-
+        raise ValueError(
+            f"outside={outside!r}, span={span}: choose others or anchor, and a share above 0, at most 1"
+        )
 
 
 @torch.no_grad()
@@ -225,9 +224,11 @@ def moments(u, source):
     rows = [torch.from_numpy(np.flatnonzero(block == j)).to(u.device) for j in range(len(names))]
     dtype = torch.float64 if u.shape[1] <= 1024 else torch.float32
     gram = lambda x: x.T @ x
-    return names, [sum(gram(u[p].to(dtype)) for p in r.split(8192)) for r in rows], [len(r) for r in rows]
-
-
+    return (
+        names,
+        [sum(gram(u[p].to(dtype)) for p in r.split(8192)) for r in rows],
+        [len(r) for r in rows],
+    )
 
 
 @torch.no_grad()
@@ -243,12 +244,12 @@ def subspaces(names, sums, sizes, anchor_rank, residual_rank, outside, span):
             V = V[:, : int((energy.cumsum(0) < span * (1 - 1e-9) * energy.sum()).sum()) + 1]
         P = torch.eye(len(V), dtype=V.dtype, device=V.device) - V @ V.T
         left, B = _eigen(P @ moment[j] @ P)
-        rank = int((left > 100 * torch.finfo(left.dtype).eps * moment[j].trace()).sum())  # the rest may lie in V
+        rank = int(
+            (left > 100 * torch.finfo(left.dtype).eps * moment[j].trace()).sum()
+        )  # the rest may lie in V
         bases.append(B[:, : min(residual_rank, rank)])
         singular.append(left.sqrt().cpu().numpy().astype(float))
     return Subspaces(A, bases, tuple(names), values.cpu().numpy().astype(float), singular)
-
-
 
 
 @torch.no_grad()
@@ -259,9 +260,14 @@ def project(u, source, found):
     for j, B in enumerate(found.residuals):
         mine = torch.from_numpy(np.flatnonzero(block == j)).to(u.device)
         residual[mine, : B.shape[1]] = (u @ B.to(u.dtype))[mine]
-    return Coordinates(u @ found.anchor.to(u.dtype), residual, block, found.names, found.anchor_values, found.singular)
-
-
+    return Coordinates(
+        u @ found.anchor.to(u.dtype),
+        residual,
+        block,
+        found.names,
+        found.anchor_values,
+        found.singular,
+    )
 
 
 def _eigen(moment):
@@ -270,26 +276,26 @@ def _eigen(moment):
     return values.flip(0).clamp_min(0), vectors.flip(1)
 
 
-
-
 def features(coordinates, *, weights=(1.0, 1.0)):
     """F [N, r + J q]: sqrt(w_a) a_i, then sqrt(w_b) b_i in the block of the pair's data set."""
     (N, r), q, J = coordinates.anchor.shape, coordinates.residual.shape[1], len(coordinates.names)
     F = coordinates.anchor.new_zeros(r + J * q, N).T  # by columns, as greedy_log_det wants it
     F[:, :r] = weights[0] ** 0.5 * coordinates.anchor
-    columns = r + q * torch.from_numpy(coordinates.block).to(F.device)[:, None] + torch.arange(q, device=F.device)
+    columns = (
+        r
+        + q * torch.from_numpy(coordinates.block).to(F.device)[:, None]
+        + torch.arange(q, device=F.device)
+    )
     return F.scatter_(1, columns, weights[1] ** 0.5 * coordinates.residual)
-
-
 
 
 def budget_size(budget, n):
     """k: the share `budget` of n pairs, rounded, at least one. Raises ValueError unless 0 < budget <= 1."""
     if not 0 < budget <= 1:
-        raise ValueError(f"budget={budget}: the share of pairs to keep, above 0 and at most 1, such as 0.11")
+        raise ValueError(
+            f"budget={budget}: the share of pairs to keep, above 0 and at most 1, such as 0.11"
+        )
     return max(1, round(budget * n))
-
-
 
 
 def split_budget(k, source, how):
@@ -311,23 +317,19 @@ def split_budget(k, source, how):
     return quota
 
 
-
-
 def check_count(k, n):
     if not 1 <= k <= n:
         raise ValueError(f"k={k}: choose between 1 and all {n} pairs")
-
-
 
 
 def stable_ids(ids, n):
     """The ids that decide ties, int64 [n]; the row number where none are given. Raises ValueError for duplicates."""
     ids = np.arange(n) if ids is None else np.ascontiguousarray(ids, dtype=np.int64)
     if len(ids) != n or len(np.unique(ids)) != n:
-        raise ValueError(f"ids: {len(np.unique(ids))} different ids for {n} pairs; give each pair one of its own")
+        raise ValueError(
+            f"ids: {len(np.unique(ids))} different ids for {n} pairs; give each pair one of its own"
+        )
     return ids
-
-
 
 
 # ---------------------------------------------------------------- DOG-D, and the frontier DOG
@@ -337,8 +339,6 @@ class Picks:
 
     rows: np.ndarray
     gains: np.ndarray
-
-
 
 
 @torch.no_grad()
@@ -354,7 +354,9 @@ def greedy_log_det(features, k, *, ridge=1.0, ids=None, quota=None, block=None):
     N, d = features.shape
     check_count(k, N)
     if not 0 < ridge < np.inf:
-        raise ValueError(f"ridge={ridge}: must be above 0, as det is 0 once k exceeds the rank, {min(N, d)} at most")
+        raise ValueError(
+            f"ridge={ridge}: must be above 0, as det is 0 once k exceeds the rank, {min(N, d)} at most"
+        )
     by_id = torch.from_numpy(np.argsort(stable_ids(ids, N))).to(features.device)
     rank = torch.empty_like(by_id, dtype=torch.int32)
     rank[by_id] = torch.arange(N, dtype=torch.int32, device=rank.device)
@@ -363,16 +365,22 @@ def greedy_log_det(features, k, *, ridge=1.0, ids=None, quota=None, block=None):
     block, quota = (np.zeros(N, dtype=int), [k]) if quota is None else (block, quota)
     left = np.minimum(quota, np.bincount(block, minlength=len(quota)))
     if left.sum() < k:
-        raise ValueError(f"quota={list(quota)}: allows {left.sum()} picks from these blocks; raise it or lower k={k}")
+        raise ValueError(
+            f"quota={list(quota)}: allows {left.sum()} picks from these blocks; raise it or lower k={k}"
+        )
     q[torch.from_numpy(left[block] == 0).to(q.device)] = -torch.inf
     tolerance = 10.0 ** -DIGITS[q.dtype] * float(q.max())
     inverse = torch.eye(d, dtype=torch.float64, device=q.device)
     along, scaled = torch.empty_like(q), torch.empty_like(q)
     columns = features.T.contiguous()  # F @ v then reads memory in order, 3 times as fast
-    apart = features.dtype == torch.float64 and features.stride(1) > 1  # BLAS rounds by how a vector lies in memory
+    apart = (
+        features.dtype == torch.float64 and features.stride(1) > 1
+    )  # BLAS rounds by how a vector lies in memory
     f = inverse.new_empty(d, 1 + apart)[:, 0]
     rows, energies, done = by_id.new_zeros(k), inverse.new_zeros(k), 0
-    while done < k:  # no block can be full before that many picks: a GPU runs on without being waited for
+    while (
+        done < k
+    ):  # no block can be full before that many picks: a GPU runs on without being waited for
         start, done = done, min(k, done + left[left > 0].min())
         for step in range(start, done):
             first = torch.where(q >= q.max() - tolerance, rank, N).amin()
@@ -391,14 +399,10 @@ def greedy_log_det(features, k, *, ridge=1.0, ids=None, quota=None, block=None):
     return Picks(rows.cpu().numpy(), np.log1p(energies.cpu().numpy() / ridge))
 
 
-
-
 def first_best(values, ids, tolerance):
     """Row of the largest of `values` [N]; among those within `tolerance` of it, the row with the lowest id."""
     tied = torch.nonzero(values >= values.max() - tolerance)[:, 0]
     return int(tied[ids[tied].argmin()])
-
-
 
 
 def log_det(features, rows, *, ridge=1.0):
@@ -408,14 +412,12 @@ def log_det(features, rows, *, ridge=1.0):
     return float(torch.logdet(torch.eye(len(gram)).to(gram) + gram / ridge))
 
 
-
-
 def dog_d(u, source, k, *, ids=None, split="global", ridge=1.0, weights=(1.0, 1.0), **subspaces):
     """DOG-D: k of the pairs u [N, D] as `Picks`. `subspaces` are the options of `coordinates`."""
     where, quota = coordinates(u, source, **subspaces), split_budget(k, source, split)
-    return greedy_log_det(features(where, weights=weights), k, ridge=ridge, ids=ids, quota=quota, block=where.block)
-
-
+    return greedy_log_det(
+        features(where, weights=weights), k, ridge=ridge, ids=ids, quota=quota, block=where.block
+    )
 
 
 def fronts(energies):
@@ -423,16 +425,20 @@ def fronts(energies):
     none once front 0 is peeled off, and so on. Equal points share a front. O(N log N). Raises
     ValueError for NaN."""
     for i in np.flatnonzero(np.isnan(energies).any(axis=1))[:1]:
-        raise ValueError(f"energies: row {i} is {np.asarray(energies)[i].tolist()}; NaN is on no front, drop the row")
+        raise ValueError(
+            f"energies: row {i} is {np.asarray(energies)[i].tolist()}; NaN is on no front, drop the row"
+        )
     points, inverse = np.unique(energies, axis=0, return_inverse=True)
     front, highest = np.zeros(len(points), dtype=np.int64), []
-    for i in range(len(points))[::-1]:  # from the largest first energy: only the second can still save a point
+    for i in range(len(points))[
+        ::-1
+    ]:  # from the largest first energy: only the second can still save a point
         second = -points[i, 1]
         front[i] = bisect_right(highest, second)
-        highest[front[i] : front[i] + 1] = [second]  # of the front so far, negated, so that it ascends
+        highest[front[i] : front[i] + 1] = [
+            second
+        ]  # of the front so far, negated, so that it ascends
     return front[inverse.ravel()]
-
-
 
 
 def dog(u, source, k, *, ids=None, split="global", **subspaces):
@@ -444,5 +450,3 @@ def dog(u, source, k, *, ids=None, split="global", **subspaces):
     if quota is None:
         return order[:k]
     return np.concatenate([order[where.block[order] == j][:n] for j, n in enumerate(quota)])
-
-

@@ -28,11 +28,18 @@ class PartitionedPicks:
         return float(self.gains.sum())
 
 
-
-
 def partitioned_dog_d(
-    parts, k, *, client=None, per_part=None, ridge=1.0, weights=(1.0, 1.0),
-    anchor_rank=4, residual_rank=16, outside="others", span=0.9,
+    parts,
+    k,
+    *,
+    client=None,
+    per_part=None,
+    ridge=1.0,
+    weights=(1.0, 1.0),
+    anchor_rank=4,
+    residual_rank=16,
+    outside="others",
+    span=0.9,
 ):
     """DOG-D: k of all pairs in P `parts`, as `PartitionedPicks`. The other options are those of `coordinates`.
 
@@ -47,16 +54,21 @@ def partitioned_dog_d(
     """
     if not len(parts):
         raise ValueError("parts=[]: give at least one function that loads (u, source, ids)")
-    submit = (lambda work, *given: work(*given)) if client is None else partial(client.submit, pure=False)
+    submit = (
+        (lambda work, *given: work(*given))
+        if client is None
+        else partial(client.submit, pure=False)
+    )
     gather = (lambda results: results) if client is None else client.gather
     options = anchor_rank, residual_rank, outside, span
     total = reduce(partial(submit, _add), (submit(_moments, load, options) for load in parts))
     check_count(k, gather(submit(_count, total)))
     found = submit(_subspaces, total, options)
-    offers = [submit(_offer, load, found, k if per_part is None else per_part, ridge, weights) for load in parts]
+    offers = [
+        submit(_offer, load, found, k if per_part is None else per_part, ridge, weights)
+        for load in parts
+    ]
     return gather(submit(_best, offers, k, ridge, per_part))
-
-
 
 
 def _moments(load, options):
@@ -66,26 +78,18 @@ def _moments(load, options):
     return {name: (total, n) for name, total, n in zip(*moments(u, source))}
 
 
-
-
 def _add(one, other):
     both = lambda name: zip(*[each[name] for each in (one, other) if name in each])
     return {name: tuple(map(sum, both(name))) for name in {**one, **other}}
-
-
 
 
 def _count(total):
     return sum(n for _, n in total.values())
 
 
-
-
 def _subspaces(total, options):
     names = np.array(sorted(total))
     return subspaces(names, *zip(*[total[name] for name in names]), *options)
-
-
 
 
 def _offer(load, found, count, ridge, weights):
@@ -96,19 +100,17 @@ def _offer(load, found, count, ridge, weights):
     return F[torch.from_numpy(picks.rows).to(F.device)], np.asarray(ids)[picks.rows], picks.gains
 
 
-
-
 def _best(offers, k, ridge, per_part):
     """The greedy over all offers, or the best part's own, as `PartitionedPicks`."""
     F, ids = torch.cat([o[0] for o in offers]), np.concatenate([o[1] for o in offers])
     part = np.repeat(np.arange(len(offers)), [len(o[1]) for o in offers])
     if len(ids) < k:
-        raise ValueError(f"per_part={per_part}: {len(offers)} parts offer {len(ids)} pairs; raise it or lower k={k}")
+        raise ValueError(
+            f"per_part={per_part}: {len(offers)} parts offer {len(ids)} pairs; raise it or lower k={k}"
+        )
     union = greedy_log_det(F, k, ridge=ridge, ids=ids)
     own = [o[2][:k].sum() if len(o[1]) >= k else -np.inf for o in offers]
     best = int(np.argmax(own))
     if own[best] > union.gains.sum():
         return PartitionedPicks(offers[best][1][:k], np.full(k, best), offers[best][2][:k])
     return PartitionedPicks(ids[union.rows], part[union.rows], union.gains)
-
-

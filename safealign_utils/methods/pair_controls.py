@@ -30,12 +30,8 @@ def random_pairs(n, k, *, seed):
     return _generator(seed).permutation(n)[:k]
 
 
-
-
 def _generator(seed):
     return np.random.Generator(np.random.PCG64([seed, 2**30 + 21]))
-
-
 
 
 # ---------------------------------------------------------------- what covers the directions
@@ -43,7 +39,10 @@ def k_means(u, k, *, seed):
     """The pairs nearest to the k centres of k-means. A centre whose nearest pair is taken gets the next nearest."""
     check_count(k, len(u))
     check_finite(u)
-    with warnings.catch_warnings(), threadpool_limits(1):  # its sums depend on the number of threads
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(1),
+    ):  # its sums depend on the number of threads
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different directions than k
         centres = KMeans(k, n_init=1, random_state=seed).fit(u.cpu().numpy()).cluster_centers_
     square, rows = u.square().sum(1), []
@@ -52,8 +51,6 @@ def k_means(u, k, *, seed):
         distance[rows] = torch.inf
         rows.append(int(distance.argmin()))
     return np.array(rows)
-
-
 
 
 @torch.no_grad()
@@ -65,7 +62,10 @@ def facility_location(u, k, *, ids=None, width=64):
     """
     check_count(k, len(u))
     check_finite(u)
-    ids, u = torch.from_numpy(stable_ids(ids, len(u))).to(u.device), torch.nn.functional.normalize(u, dim=1)
+    ids, u = (
+        torch.from_numpy(stable_ids(ids, len(u))).to(u.device),
+        torch.nn.functional.normalize(u, dim=1),
+    )
     covered, bound, rows = u.new_zeros(len(u), 1), u.new_zeros(len(u)), []
     gain = lambda columns: (u @ u[columns].T - covered).clamp_min_(0).sum(0)
     for part in torch.arange(len(u), device=u.device).split(width):
@@ -84,8 +84,6 @@ def facility_location(u, k, *, ids=None, width=64):
     return np.array(rows)
 
 
-
-
 @torch.no_grad()
 def k_centre(u, k, *, ids=None):
     """Farthest first: starts at the lowest id, then always the pair farthest (Euclidean) from all picks so far."""
@@ -102,13 +100,9 @@ def k_centre(u, k, *, ids=None):
     return np.array(rows)
 
 
-
-
 def plain_log_det(u, k, *, ridge=1.0, ids=None):
     """DOG-D without anchor and residuals: greedy log det over the directions themselves."""
     return greedy_log_det(u, k, ridge=ridge, ids=ids).rows
-
-
 
 
 # ---------------------------------------------------------------- orderings
@@ -123,8 +117,6 @@ def by_margin(margins, k, *, order, ids=None):
     return _lowest(-np.asarray(margins) if order == "largest" else margins, k, ids)
 
 
-
-
 def easiest_half(losses, k, *, seed, ids=None):
     """k pairs at random from the half with the lowest held-out loss (Gao et al., arXiv 2502.09650); the k lowest of
     all where k exceeds the half. `losses` float [N]: of each pair under a policy that was trained without it.
@@ -133,24 +125,25 @@ def easiest_half(losses, k, *, seed, ids=None):
     return half if len(half) == k else half[random_pairs(len(half), k, seed=seed)]
 
 
-
-
 def _lowest(values, k, ids):
     """Rows of the k lowest values (float [N], rounded to 9 digits), lowest first. Raises ValueError
     for NaN."""
     check_count(k, len(values))
     for i in np.flatnonzero(np.isnan(values))[:1]:
-        raise ValueError(f"values: NaN at pair row {i}; NaN has no place in an order, drop the pair")
-    return np.lexsort((stable_ids(ids, len(values)), np.round(np.asarray(values, dtype=float), 9)))[:k]
-
-
+        raise ValueError(
+            f"values: NaN at pair row {i}; NaN has no place in an order, drop the pair"
+        )
+    return np.lexsort((stable_ids(ids, len(values)), np.round(np.asarray(values, dtype=float), 9)))[
+        :k
+    ]
 
 
 def stratified(groups, k, *, seed):
     """Oracle: equally many pairs at random from each of the `groups` [N], such as the true category; what a small
     group cannot give is spread over the others."""
     groups = np.asarray(groups)
-    quota, order = split_budget(k, groups, "equal"), random_pairs(len(groups), len(groups), seed=seed)
+    quota, order = (
+        split_budget(k, groups, "equal"),
+        random_pairs(len(groups), len(groups), seed=seed),
+    )
     return np.concatenate([order[groups[order] == g][:n] for g, n in zip(np.unique(groups), quota)])
-
-

@@ -36,8 +36,6 @@ class PPO:
     seconds: float
 
 
-
-
 class Critic(torch.nn.Module):
     """Two values, of reward and of cost, before every token: a copy of the policy's network with a linear head."""
 
@@ -53,8 +51,6 @@ class Critic(torch.nn.Module):
         return self.head(hidden_states(self.model, batch))
 
 
-
-
 def advantages(rewards, values, mask):
     """Generalised advantages (gamma 1, GAE lambda 0.95) and returns, both [B, T], of rewards and values [B, T]."""
     carry, out = torch.zeros_like(values[:, 0]), []
@@ -67,14 +63,12 @@ def advantages(rewards, values, mask):
     return out, out + values
 
 
-
-
 def policy_loss(logp, old, advantage):
     """The clipped surrogate of PPO, a mean over K tokens; log-probs now and then, and advantages, all [K]."""
     ratio = (logp - old).exp()
-    return -torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP_RATIO, 1 + CLIP_RATIO) * advantage).mean()
-
-
+    return -torch.minimum(
+        ratio * advantage, ratio.clamp(1 - CLIP_RATIO, 1 + CLIP_RATIO) * advantage
+    ).mean()
 
 
 def next_lambda(lam, cost, cost_limit, lambda_lr, lambda_max):
@@ -82,11 +76,25 @@ def next_lambda(lam, cost, cost_limit, lambda_lr, lambda_max):
     return min(lam * float(np.exp(lambda_lr * lam * (cost - cost_limit))), lambda_max)
 
 
-
-
 def ppo_lagrangian(
-    reference, prompts, *, reward, cost, cost_limit, iterations, learning_rate, seed, beta=None, kl_coeff=0.01,
-    lam=1.0, lambda_lr=0.1, lambda_max=5.0, samples=8, epochs=2, minibatch=64, max_tokens=48,
+    reference,
+    prompts,
+    *,
+    reward,
+    cost,
+    cost_limit,
+    iterations,
+    learning_rate,
+    seed,
+    beta=None,
+    kl_coeff=0.01,
+    lam=1.0,
+    lambda_lr=0.1,
+    lambda_max=5.0,
+    samples=8,
+    epochs=2,
+    minibatch=64,
+    max_tokens=48,
 ):
     """Train on prompts of the world (ids) with scorers of their texts; returns a `PPO`.
 
@@ -108,19 +116,40 @@ def ppo_lagrangian(
     7. `beta` is ours: without it the temperature on r - lambda c changes with lambda.
     8. Reward and cost come from scorers of texts, in the kit from the world's oracle.
     """
-    for name, value in (("iterations", iterations), ("samples", samples), ("epochs", epochs), ("minibatch", minibatch)):
+    for name, value in (
+        ("iterations", iterations),
+        ("samples", samples),
+        ("epochs", epochs),
+        ("minibatch", minibatch),
+    ):
         if value < 1:
             raise ValueError(f"{name}={value}: a whole number, 1 or above")
     for name, value in (("learning_rate", learning_rate), ("beta", 1.0 if beta is None else beta)):
         if not 0 < value < np.inf:
             raise ValueError(f"{name}={value}: a finite number above 0")
     if not 0 <= lam <= lambda_max:
-        raise ValueError(f"lam={lam}: the first multiplier lies between 0 and lambda_max={lambda_max}")
+        raise ValueError(
+            f"lam={lam}: the first multiplier lies between 0 and lambda_max={lambda_max}"
+        )
     texts = [reference.grammar.world.prompts[i].text for i in np.repeat(prompts, samples)]
     key = cache.key(
-        "ppo", reference=reference, prompts=list(map(int, prompts)), reward=reward, cost=cost, cost_limit=cost_limit,
-        iterations=iterations, learning_rate=learning_rate, seed=seed, beta=beta, kl_coeff=kl_coeff, lam=lam,
-        lambda_lr=lambda_lr, lambda_max=lambda_max, samples=samples, epochs=epochs, minibatch=minibatch,
+        "ppo",
+        reference=reference,
+        prompts=list(map(int, prompts)),
+        reward=reward,
+        cost=cost,
+        cost_limit=cost_limit,
+        iterations=iterations,
+        learning_rate=learning_rate,
+        seed=seed,
+        beta=beta,
+        kl_coeff=kl_coeff,
+        lam=lam,
+        lambda_lr=lambda_lr,
+        lambda_max=lambda_max,
+        samples=samples,
+        epochs=epochs,
+        minibatch=minibatch,
         max_tokens=max_tokens,
     )
     if found := load_trained(key, reference):
@@ -128,29 +157,40 @@ def ppo_lagrangian(
         return PPO(policy, info["lam"], log, info["samples"], info["seconds"])
     start, policy, rows, costs = time.perf_counter(), reference.copy(), [], deque(maxlen=EPISODES)
     with seeded(seed):
-        actor, frozen, critic = LogProbs(policy).eval(), LogProbs(reference).eval(), Critic(reference)
+        actor, frozen, critic = (
+            LogProbs(policy).eval(),
+            LogProbs(reference).eval(),
+            Critic(reference),
+        )
         parameters = [*actor.parameters(), *critic.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True
+        )
         for iteration in range(iterations):
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - iteration / iterations)
-            drawn = draw(policy, texts, uniforms(len(texts), max_tokens, seed=[seed, 2**30 + 13, iteration]))
+            drawn = draw(
+                policy, texts, uniforms(len(texts), max_tokens, seed=[seed, 2**30 + 13, iteration])
+            )
             r, c = (scorer(texts, drawn.texts) for scorer in (reward, cost))
             costs.extend(c.tolist())
             lam = next_lambda(lam, float(np.mean(costs)), cost_limit, lambda_lr, lambda_max)
             coefficient = kl_coeff if beta is None else beta / (1 + lam)
             g = np.random.Generator(np.random.PCG64([seed, 2**30 + 17, iteration]))
             parts = np.array_split(g.permutation(len(texts)), -(-len(texts) // minibatch))
-            batches = [_rollout(drawn, rows_, policy, actor, frozen, critic, r, c, coefficient, lam) for rows_ in parts]
+            batches = [
+                _rollout(drawn, rows_, policy, actor, frozen, critic, r, c, coefficient, lam)
+                for rows_ in parts
+            ]
             for _ in range(epochs):
                 for batch in batches:
                     _update(batch, actor, critic, optimizer)
-            rows.append({"iteration": iteration + 1, "lam": lam, "reward": r.mean(), "cost": c.mean()})
+            rows.append(
+                {"iteration": iteration + 1, "lam": lam, "reward": r.mean(), "cost": c.mean()}
+            )
     log, seconds = pd.DataFrame(rows).astype(float), time.perf_counter() - start
     count = iterations * len(texts)
     store_trained(key, policy.model, log, lam=lam, samples=count, seconds=seconds)
     return PPO(policy, lam, log, count, seconds)
-
-
 
 
 @dataclass(frozen=True)
@@ -163,18 +203,23 @@ class _Rollout:
     returns: torch.Tensor
 
 
-
-
 @torch.no_grad()
 def _rollout(drawn, rows, policy, actor, frozen, critic, reward, cost, coefficient, lam):
     """Score minibatch `rows`: token rewards, advantages and returns under the policy that drew it."""
-    ids, lengths = [drawn.responses[i] for i in rows], np.array([len(drawn.responses[i]) for i in rows])
+    ids, lengths = (
+        [drawn.responses[i] for i in rows],
+        np.array([len(drawn.responses[i]) for i in rows]),
+    )
     allowed = None if drawn.allowed is None else [[drawn.allowed[i] for i in rows]]
-    batch = pack([drawn.prompts[i] for i in rows], [ids], pad_id=policy.pad_id, allowed=allowed).to(policy.device)
+    batch = pack([drawn.prompts[i] for i in rows], [ids], pad_id=policy.pad_id, allowed=allowed).to(
+        policy.device
+    )
     old, values = actor(batch)[0], critic(batch)
     penalty = coefficient * (old - frozen(batch)[0])
     mask = length_mask(lengths).to(old.device)
-    table = lambda flat: torch.zeros(mask.shape, dtype=old.dtype, device=old.device).masked_scatter(mask, flat)
+    table = lambda flat: torch.zeros(mask.shape, dtype=old.dtype, device=old.device).masked_scatter(
+        mask, flat
+    )
     advantage, returns = [], []
     for k, (scores, sign) in enumerate(((reward, -1), (cost, 1))):
         token_rewards = table(sign * penalty)
@@ -185,8 +230,6 @@ def _rollout(drawn, rows, policy, actor, frozen, critic, reward, cost, coefficie
     return _Rollout(batch, old, mixed, torch.stack(returns, dim=1))
 
 
-
-
 def _update(rollout, actor, critic, optimizer):
     """One step of both networks on a minibatch."""
     surrogate = policy_loss(actor(rollout.batch)[0], rollout.old, rollout.advantage)
@@ -195,5 +238,3 @@ def _update(rollout, actor, critic, optimizer):
     for network in (actor, critic):
         torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
     optimizer.step(), optimizer.zero_grad()
-
-

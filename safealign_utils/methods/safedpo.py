@@ -14,12 +14,12 @@ def unsafe_labels(table):
     """u of the chosen and of the rejected response, two bool [N]. Raises ValueError where a safety label is missing."""
     for column in SAFE:
         if table[column].isna().any():
-            raise ValueError(f"{column}: {int(table[column].isna().sum())} rows have no safety label; drop them first")
+            raise ValueError(
+                f"{column}: {int(table[column].isna().sum())} rows have no safety label; drop them first"
+            )
     unsafe = 1 - table[list(SAFE)].to_numpy(int)
     first = (table.chosen == 0).to_numpy()
     return np.where(first, *unsafe.T).astype(bool), np.where(first, *unsafe.T[::-1]).astype(bool)
-
-
 
 
 def transform(table):
@@ -34,11 +34,11 @@ def transform(table):
     chosen = np.where(swap, 1 - table.chosen, table.chosen)
     report = {"keep": int((~u_w).sum()), "swap": int(swap.sum()), "drop": int(drop.sum())}
     if drop.all():
-        raise ValueError(f"pairs: T drops all {len(table)} of them, as both responses are unsafe; give more pairs")
+        raise ValueError(
+            f"pairs: T drops all {len(table)} of them, as both responses are unsafe; give more pairs"
+        )
     out = table.assign(chosen=chosen, p=p)[~drop].reset_index(drop=True)
     return out, report | {"mixed": int(mixed.sum())}
-
-
 
 
 def with_margin(table, delta):
@@ -49,13 +49,9 @@ def with_margin(table, delta):
     return table.assign(margin=delta * (u_l.astype(float) - u_w))
 
 
-
-
 def safedpo(table, *, delta=0.0):
     """SafeDPO's table: T, then the margin. Train on it with the one loss, on top of any other lever."""
     return with_margin(transform(table)[0], delta)
-
-
 
 
 def with_finite_target(table, penalty):
@@ -72,5 +68,3 @@ def with_finite_target(table, penalty):
     gap = np.where(first, 1, -1) * (table.reward_0 - table.reward_1).to_numpy()
     p = 1 / (1 + np.exp(-penalty * (u_l.astype(float) - u_w) - gap))
     return table.assign(p=np.where(u_w != u_l, p, table.p), margin=0.0)
-
-

@@ -37,18 +37,16 @@ class TokenTable(ReferenceTable):
 
     def map(self, function, *others):
         """function(mine, others ...) on every array: a new table."""
-        side = lambda name: [function(*arrays) for arrays in zip(*(getattr(t, name) for t in (self, *others)))]
+        side = lambda name: [
+            function(*arrays) for arrays in zip(*(getattr(t, name) for t in (self, *others)))
+        ]
         return TokenTable(side("chosen"), side("rejected"))
-
-
 
 
 # ---------------------------------------------------------------- scores: float [B, T_w], [B, T_l]
 def token_scores(logratio_w, logratio_l, offset_w=0.0, offset_l=0.0):
     """The paper's signed scores (s_w, s_l), nats, from log-ratios to pi_ref and offsets log pi_score - log pi_ref."""
     return offset_w - logratio_w, logratio_l - offset_l
-
-
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,6 @@ class Signed:
         return token_scores(logratio_w, logratio_l, *offset)
 
 
-
-
 # ---------------------------------------------------------------- the token lever
 def top_share(scores, mask, keep):
     """Mask [B, T] of the ceil(keep n) highest scores among the n tokens of each row that `mask` (bool) marks.
@@ -75,10 +71,10 @@ def top_share(scores, mask, keep):
     inside = scores.masked_fill(~mask, -torch.inf)
     count = torch.ceil(torch.round(keep * mask.sum(-1, keepdim=True).double(), decimals=9))
     rank = inside.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
-    tied = inside.amax(-1, keepdim=True) == scores.masked_fill(~mask, torch.inf).amin(-1, keepdim=True)
+    tied = inside.amax(-1, keepdim=True) == scores.masked_fill(~mask, torch.inf).amin(
+        -1, keepdim=True
+    )
     return mask & ((rank < count) | (tied & (count > 0)))
-
-
 
 
 def select(scores, keep):
@@ -86,11 +82,13 @@ def select(scores, keep):
 
     def one(score):
         score = torch.from_numpy(np.asarray(score))[None]
-        return top_share(score, torch.ones_like(score, dtype=torch.bool), keep)[0].to(score.dtype).numpy()
+        return (
+            top_share(score, torch.ones_like(score, dtype=torch.bool), keep)[0]
+            .to(score.dtype)
+            .numpy()
+        )
 
     return scores.map(one)
-
-
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,6 @@ class TopTokens:
         return top_share(s_w, mask_w, self.keep).to(s_w), top_share(s_l, mask_l, keep_l).to(s_l)
 
 
-
-
 # ---------------------------------------------------------------- score references and the oracle
 def offset(score_reference, reference, tokens):
     """log pi_score - log pi_ref of every response token of the pairs, a `TokenTable`; both read the same tokens."""
@@ -125,5 +121,3 @@ def offset(score_reference, reference, tokens):
         read = [reference_logprobs(p, tokens) for p in (score_reference, reference)]
     score, ref = (TokenTable(t.chosen, t.rejected) for t in read)
     return score.map(np.subtract, ref)
-
-

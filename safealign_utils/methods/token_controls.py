@@ -19,16 +19,12 @@ class Inverted(Signed):
         return tuple(-s for s in super().__call__(logratio_w, logratio_l, rows))
 
 
-
-
 @dataclass(frozen=True)
 class Absolute(Signed):
     """Control: how far policy and score reference differ, whatever the direction."""
 
     def __call__(self, logratio_w, logratio_l, rows):
         return tuple(s.abs() for s in super().__call__(logratio_w, logratio_l, rows))
-
-
 
 
 @dataclass(frozen=True)
@@ -41,10 +37,9 @@ class Among:
     def __call__(self, logratio_w, logratio_l, rows):
         allowed = self.allowed.rows(rows, logratio_w)
         return tuple(
-            s.masked_fill(a <= 0, -torch.inf) for s, a in zip(self.score(logratio_w, logratio_l, rows), allowed)
+            s.masked_fill(a <= 0, -torch.inf)
+            for s, a in zip(self.score(logratio_w, logratio_l, rows), allowed)
         )
-
-
 
 
 @dataclass(frozen=True)
@@ -55,9 +50,9 @@ class Random:
     """
 
     def __call__(self, logratio_w, logratio_l, rows):
-        return tuple(torch.rand(x.shape, dtype=torch.float64).to(x) for x in (logratio_w, logratio_l))
-
-
+        return tuple(
+            torch.rand(x.shape, dtype=torch.float64).to(x) for x in (logratio_w, logratio_l)
+        )
 
 
 @dataclass(frozen=True)
@@ -70,8 +65,6 @@ class Fixed:
         return self.values.rows(rows, logratio_w)
 
 
-
-
 @dataclass(frozen=True)
 class Weights:
     """The token lever with given numbers instead of a selection: `values` is a `TokenTable`."""
@@ -82,8 +75,6 @@ class Weights:
         return self.values.rows(rows, logratio_w)
 
 
-
-
 def _per_token(grammar, responses, table, of_prompt):
     """A `TokenTable` of world pairs from `of_prompt(prompt id, logp [R])`: [R, T] numbers, one row a response."""
     values = {x: of_prompt(x, logp) for x, logp in zip(responses.prompts, responses.logp)}
@@ -92,8 +83,6 @@ def _per_token(grammar, responses, table, of_prompt):
         y = np.where((table.chosen == 0) == wanted, table.y_0, table.y_1)
         rows.append([values[x][r, : grammar.length[r]] for x, r in zip(table.prompt_id, y)])
     return TokenTable(*rows)
-
-
 
 
 def optimum_offset(grammar, responses, table, *, reward, beta):
@@ -110,8 +99,6 @@ def optimum_offset(grammar, responses, table, *, reward, beta):
     return _per_token(grammar, responses, table, of_prompt)
 
 
-
-
 def advantages(grammar, responses, table, *, values):
     """Exact advantage of every response token under a policy's `responses`; `values` [prompts, R], the rest as above.
 
@@ -123,15 +110,13 @@ def advantages(grammar, responses, table, *, values):
     return TokenTable(table.chosen, [-a for a in table.rejected])
 
 
-
-
 def branching(grammar, table):
     """1.0 where a token was a choice, 0.0 where the grammar forces it: a `TokenTable` of world pairs."""
     choice = np.where(grammar.paths >= 0, 1.0 * grammar.branching[grammar.paths], 0.0)
-    y = np.where((table.chosen == 0).to_numpy()[:, None], table[["y_0", "y_1"]], table[["y_1", "y_0"]])
+    y = np.where(
+        (table.chosen == 0).to_numpy()[:, None], table[["y_0", "y_1"]], table[["y_1", "y_0"]]
+    )
     return TokenTable(*[[choice[r, : grammar.length[r]] for r in column] for column in y.T])
-
-
 
 
 def auc(score, positive):
@@ -152,8 +137,6 @@ def auc(score, positive):
     return float((rankdata(level)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
-
-
 # ---------------------------------------------------------------- relatives, on the same loss
 def sepo(reference, oracle, tokens, table, *, beta, keep=0.3):
     """SePO (2408.13518) as levers: (token lever, table with its margin).
@@ -167,11 +150,10 @@ def sepo(reference, oracle, tokens, table, *, beta, keep=0.3):
     weight = select(score, keep).map(lambda kept: kept / kept.sum())
     ref = reference_logprobs(reference, tokens)
     free = [
-        [float(w @ r) for w, r in zip(*side)] for side in ((weight.chosen, ref.chosen), (weight.rejected, ref.rejected))
+        [float(w @ r) for w, r in zip(*side)]
+        for side in ((weight.chosen, ref.chosen), (weight.rejected, ref.rejected))
     ]
     return Weights(weight), table.assign(margin=-beta * (np.array(free[0]) - np.array(free[1])))
-
-
 
 
 def tis_dpo(forward, reverse, tokens, *, low=-0.5, high=1.5):
@@ -180,14 +162,12 @@ def tis_dpo(forward, reverse, tokens, *, low=-0.5, high=1.5):
     """
     ratio = offset(forward, reverse, tokens)
     weigh = lambda s: np.exp(np.clip(s, low, high))
-    return Weights(TokenTable([weigh(s) for s in ratio.chosen], [weigh(-s) for s in ratio.rejected]))
-
-
+    return Weights(
+        TokenTable([weigh(s) for s in ratio.chosen], [weigh(-s) for s in ratio.rejected])
+    )
 
 
 def imitation(z, beta):
     """Link of likelihood training: -z / beta. With the rejected tokens left out it is SFT on the kept tokens of
     the chosen response, and with a score reference Rho-1's selective language modelling."""
     return -z / beta
-
-

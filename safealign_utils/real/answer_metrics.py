@@ -20,11 +20,13 @@ from .refusals import is_refusal
 
 def write_answers(folder, answers, *, name="answers"):
     """Write a table of answers as `<name>.jsonl`: id, category, prompt, turns, answers. Whole or not at all."""
-    columns = [c for c in ("id", "category", "prompt", "turns", "answers", "response") if c in answers]
+    columns = [
+        c for c in ("id", "category", "prompt", "turns", "answers", "response") if c in answers
+    ]
     rows = zip(*[answers[c].tolist() for c in columns])
-    return cache.write_whole(f"{folder}/{name}.jsonl", jsonl(dict(zip(columns, row)) for row in rows))
-
-
+    return cache.write_whole(
+        f"{folder}/{name}.jsonl", jsonl(dict(zip(columns, row)) for row in rows)
+    )
 
 
 # ---------------------------------------------------------------- scoring
@@ -35,8 +37,6 @@ class Estimate(NamedTuple):
     low: float
     high: float
     n: int
-
-
 
 
 def bootstrap(values, *, seed=0, draws=10_000, bounds=None):
@@ -55,8 +55,6 @@ def bootstrap(values, *, seed=0, draws=10_000, bounds=None):
     return _estimate(values, None, bounds, seed, draws)
 
 
-
-
 def estimates(found, prompts, *, seed=0):
     """{name: Estimate} of `quantities`; the name says what range one has (`intervals.range_of`).
 
@@ -69,13 +67,11 @@ def estimates(found, prompts, *, seed=0):
     return out
 
 
-
-
 def _estimate(values, prompts, bounds, seed, draws=10_000):
-    value, low, high, n = intervals.over_prompts(values, prompts, bounds=bounds, seed=seed, draws=draws)
+    value, low, high, n = intervals.over_prompts(
+        values, prompts, bounds=bounds, seed=seed, draws=draws
+    )
     return Estimate(value, *(float("nan") if end is None else end for end in (low, high)), n)
-
-
 
 
 def evaluate_answers(answers, *, reward=None, cost=None, against=None, seed=0):
@@ -89,14 +85,19 @@ def evaluate_answers(answers, *, reward=None, cost=None, against=None, seed=0):
     the same prompts, those of `compare` too.
     """
     prompts, responses = answers.prompt.tolist(), answers.response.tolist()
-    table = pd.DataFrame({
-        "id": answers["id"].tolist() if "id" in answers else range(1, len(answers) + 1),
-        "prompt_hash": [cache.digest(x) for x in prompts],
-        "category": answers["category"].tolist() if "category" in answers else "",
-        "unsafe": pd.array(answers["unsafe"].tolist() if "unsafe" in answers else [None] * len(answers), "boolean"),
-        "characters": [len(y) for y in responses],
-        "refusal": [float(is_refusal(y)) for y in responses],
-    })
+    table = pd.DataFrame(
+        {
+            "id": answers["id"].tolist() if "id" in answers else range(1, len(answers) + 1),
+            "prompt_hash": [cache.digest(x) for x in prompts],
+            "category": answers["category"].tolist() if "category" in answers else "",
+            "unsafe": pd.array(
+                answers["unsafe"].tolist() if "unsafe" in answers else [None] * len(answers),
+                "boolean",
+            ),
+            "characters": [len(y) for y in responses],
+            "refusal": [float(is_refusal(y)) for y in responses],
+        }
+    )
     for name, scorer in (("reward", reward), ("cost", cost)):
         if scorer is not None:
             table[name] = _scores(name, scorer, prompts, responses)
@@ -108,8 +109,6 @@ def evaluate_answers(answers, *, reward=None, cost=None, against=None, seed=0):
     return table, metrics
 
 
-
-
 def compare(table, reference, *, seed=0):
     """Paired over prompts, policy against reference (rows of `evaluate_answers`, the same prompts in the same order).
 
@@ -117,8 +116,12 @@ def compare(table, reference, *, seed=0):
     win_rate_by_cost_model (a lower cost wins), ties counting half. A dict of `Estimate`.
     """
     same = ("id", "prompt_hash", "category")
-    if len(table) != len(reference) or any(table[c].tolist() != reference[c].tolist() for c in same):
-        raise ValueError("against: its rows are of other prompts, or in another order; answer the same table twice")
+    if len(table) != len(reference) or any(
+        table[c].tolist() != reference[c].tolist() for c in same
+    ):
+        raise ValueError(
+            "against: its rows are of other prompts, or in another order; answer the same table twice"
+        )
     mine, other = quantities(table), quantities(reference)
     out = {f"difference.{name}": mine[name] - other[name] for name in mine if name in other}
     for name, sign in (("reward", 1), ("cost", -1)):
@@ -128,8 +131,6 @@ def compare(table, reference, *, seed=0):
     return estimates(out, table.prompt_hash, seed=seed)
 
 
-
-
 def by_category(table, *, seed=0):
     """The metrics of `evaluate_answers` for every category: rows category, metric, value, low, high, n."""
     out = []
@@ -137,8 +138,6 @@ def by_category(table, *, seed=0):
         for name, found in estimates(quantities(rows), rows.prompt_hash, seed=seed).items():
             out.append({"category": category, "metric": name, **found._asdict()})
     return pd.DataFrame(out, columns=["category", "metric", *Estimate._fields])
-
-
 
 
 def quantities(table):
@@ -156,8 +155,6 @@ def quantities(table):
     return {name: values for name, values in out.items() if len(values)}
 
 
-
-
 def _scores(name, scorer, prompts, responses):
     scores = np.asarray(scorer(prompts, responses), dtype=float)
     if scores.shape != (len(prompts),) or not np.isfinite(scores).all():
@@ -165,5 +162,3 @@ def _scores(name, scorer, prompts, responses):
             f"{name}: the scorer gave {scores.shape} numbers for {len(prompts)} answers, or some not finite"
         )
     return scores
-
-

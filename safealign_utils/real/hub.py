@@ -19,7 +19,10 @@ PATIENCE = 4.0  # seconds that the hub has for an answer
 REMEMBER = 60.0  # seconds that the answer counts for
 SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 KINDS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_answer = (float("-inf"), "")  # when the hub was asked, and why it could not be reached ("" = it could)
+_answer = (
+    float("-inf"),
+    "",
+)  # when the hub was asked, and why it could not be reached ("" = it could)
 
 
 # ---------------------------------------------------------------- can it be asked
@@ -36,8 +39,6 @@ def unreachable(kind="model"):
         reason = _ask()
         _answer = (time.monotonic(), reason)
     return _answer[1]
-
-
 
 
 def _ask():
@@ -61,14 +62,10 @@ def _ask():
     return reason and f"{constants.ENDPOINT} cannot be reached ({reason})"
 
 
-
-
 def pinned(name, revision=""):
     """(hub id, revision) of `owner/name@revision`, or of a name and the revision given beside it."""
     id, _, own = name.partition("@") if not Path(name).exists() else (name, "", "")
     return id, own or revision
-
-
 
 
 def located(name, revision="", *, kind="model", parameter="model"):
@@ -86,7 +83,9 @@ def located(name, revision="", *, kind="model", parameter="model"):
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(id, repo_type=kind, revision=revision or None, local_files_only=True)
+        folder = snapshot_download(
+            id, repo_type=kind, revision=revision or None, local_files_only=True
+        )
     except (OSError, ValueError) as error:
         folder = getattr(error, "snapshot_path", None)  # a part is there
         if folder is None or kind == "dataset":
@@ -97,22 +96,22 @@ def located(name, revision="", *, kind="model", parameter="model"):
     return folder, dict(revision=None, local_files_only=True, trust_remote_code=False)
 
 
-
-
 def absent(parameter, name, revision="", kind="model"):
     """The ValueError for something that neither the hub nor the local cache gives, with the ways to go on."""
     id, revision = pinned(name, revision)
     reason = unreachable(kind) or "the hub was not reached"
     held = [p.name[:12] for p in sorted(_folder(id, kind).glob("snapshots/*"))]
-    held = f" whole at revision {revision or 'main'} (revisions there: {', '.join(held)})" if held else ""
+    held = (
+        f" whole at revision {revision or 'main'} (revisions there: {', '.join(held)})"
+        if held
+        else ""
+    )
     what, more = ("file", " --repo-type dataset") if kind == "dataset" else ("folder", "")
     more += f" --revision {revision}" if revision else ""
     return ValueError(
         f"{parameter}={name!r}: {reason}, and the local Hugging Face cache does not hold it{held}; name a local "
         f"{what}, or run `hf download {id}{more}` where there is network: a copy in the cache is used without"
     )
-
-
 
 
 # ---------------------------------------------------------------- revisions
@@ -134,11 +133,12 @@ def commit(name, kind="model", revision=""):
     from huggingface_hub import HfApi
 
     try:
-        return HfApi().repo_info(name, repo_type=kind, revision=revision or None, timeout=PATIENCE).sha or ""
+        return (
+            HfApi().repo_info(name, repo_type=kind, revision=revision or None, timeout=PATIENCE).sha
+            or ""
+        )
     except Exception:  # a commit is for the record: no error of the hub stops a run here
         return ""
-
-
 
 
 def _folder(name, kind):
@@ -146,8 +146,6 @@ def _folder(name, kind):
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
-
-
 
 
 # ---------------------------------------------------------------- rows
@@ -161,8 +159,6 @@ def load_rows(path, revision="", *, split="", config="", name="data"):
     return (row for _, row in placed_rows(path, revision, split=split, config=config, name=name))
 
 
-
-
 def placed_rows(path, revision="", *, split="", config="", name="data"):
     """`load_rows` with the place of each row, for messages: yield (place, row)."""
     id, revision = pinned(path, revision)
@@ -172,14 +168,19 @@ def placed_rows(path, revision="", *, split="", config="", name="data"):
         return
     if file.is_file() and file.suffix not in KINDS:
         raise ValueError(f"{name}={path}: unknown ending; use .jsonl, {', '.join(KINDS)}")
-    if not file.exists() and (file.suffix in (*KINDS, ".jsonl") or not re.fullmatch(r"[\w.-]+/[\w.-]+", id)):
-        raise ValueError(f"{name}={path}: no such file; give a path, a hub id as owner/name, or 'world'")
+    if not file.exists() and (
+        file.suffix in (*KINDS, ".jsonl") or not re.fullmatch(r"[\w.-]+/[\w.-]+", id)
+    ):
+        raise ValueError(
+            f"{name}={path}: no such file; give a path, a hub id as owner/name, or 'world'"
+        )
     parts = _load(name, path, id, revision, split, config)
     for part, table in parts.items() if isinstance(parts, dict) else [(split, parts)]:
         for number, row in enumerate(table, start=1):
-            yield f"row {number}" + f" of {part}" * bool(part), {"split": part} | row if part else row
-
-
+            yield (
+                f"row {number}" + f" of {part}" * bool(part),
+                {"split": part} | row if part else row,
+            )
 
 
 def lines(file, what):
@@ -193,12 +194,14 @@ def lines(file, what):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 shown = line[error.start : error.start + 4]
-                raise ValueError(f"{what}, line {number}: not UTF-8 ({shown!r}); save it as UTF-8") from None
+                raise ValueError(
+                    f"{what}, line {number}: not UTF-8 ({shown!r}); save it as UTF-8"
+                ) from None
             if "\0" in text:
-                raise ValueError(f"{what}, line {number}: holds a NUL byte, as UTF-16 does; save it as UTF-8")
+                raise ValueError(
+                    f"{what}, line {number}: holds a NUL byte, as UTF-16 does; save it as UTF-8"
+                )
             yield number, text
-
-
 
 
 def json_rows(file, what):
@@ -214,7 +217,9 @@ def json_rows(file, what):
         except (ValueError, RecursionError) as error:
             if getattr(error, "msg", "") != "Extra data" or "\n" not in text.strip():
                 at = f", line {error.lineno}" if hasattr(error, "lineno") else ""
-                raise ValueError(f"{what}{at}: not JSON ({_reason(error)}); a list of objects, or one a line") from None
+                raise ValueError(
+                    f"{what}{at}: not JSON ({_reason(error)}); a list of objects, or one a line"
+                ) from None
             found = None  # several values: an object a line
         if found is not None:
             for number, row in enumerate(found if isinstance(found, list) else [found], start=1):
@@ -227,13 +232,17 @@ def json_rows(file, what):
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{what}, line {number}: not JSON ({_reason(error)}); one object a line") from None
+                raise ValueError(
+                    f"{what}, line {number}: not JSON ({_reason(error)}); one object a line"
+                ) from None
             if HALF.search(text):
                 _check_characters(row, f"{what}, line {number}")
             yield f"line {number}", row
 
 
-HALF = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")  # an escape that may be no character; others need no second look
+HALF = re.compile(
+    r"\\u(?:[dD][89a-fA-F]|0000)"
+)  # an escape that may be no character; others need no second look
 
 
 def _check_characters(value, where, column=""):
@@ -250,15 +259,13 @@ def _check_characters(value, where, column=""):
         if bad:
             words = "half an emoji (a lone surrogate)" if bad != "\0" else "the character NUL"
             shown = ascii(value[max(0, value.index(bad) - 20) :][:40])
-            raise ValueError(f"{where}, column {ascii(column)}: {words} in {shown}; take it out, or write it whole")
-
-
+            raise ValueError(
+                f"{where}, column {ascii(column)}: {words} in {shown}; take it out, or write it whole"
+            )
 
 
 def _reason(error):
     return getattr(error, "msg", "") or str(error).splitlines()[0][:80]
-
-
 
 
 def _load(name, path, id, revision, split, config):
@@ -272,7 +279,9 @@ def _load(name, path, id, revision, split, config):
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # reading a file must ask nobody; this asks even for a .csv
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = (
+        False  # reading a file must ask nobody; this asks even for a .csv
+    )
     which = dict(name=config or None, split=split or None)
     try:
         if Path(id).exists():
@@ -289,17 +298,21 @@ def _load(name, path, id, revision, split, config):
                 which |= dict(data_files=glob.escape(str(link)), split="train", name=None)
                 return datasets.load_dataset(KINDS[Path(found).suffix], **which)
             if Path(id).exists():
-                builder = datasets.load_dataset_builder(str(link), config or None, cache_dir=which["cache_dir"])
+                builder = datasets.load_dataset_builder(
+                    str(link), config or None, cache_dir=which["cache_dir"]
+                )
                 _check_all_read(builder, Path(found), f"{name}={path}")
             return datasets.load_dataset(str(link), **which)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if str(error).startswith(f"{name}="):
             raise
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        fix = "is it whole, and of its ending's kind?" if Path(id).exists() else "a local file works offline"
+        fix = (
+            "is it whole, and of its ending's kind?"
+            if Path(id).exists()
+            else "a local file works offline"
+        )
         raise ValueError(f"{name}={path}: cannot be read ({reason}); {fix}") from error
-
-
 
 
 def _linked(path, folder):
@@ -316,8 +329,6 @@ def _linked(path, folder):
     return folder / "rows"
 
 
-
-
 def _check_texts(path, what):
     """Refuse what the readers of `datasets` would drop or misread in silence: encodings, and half
     an emoji."""
@@ -328,19 +339,17 @@ def _check_texts(path, what):
                 pass
 
 
-
-
 def _check_all_read(builder, folder, what):
     """Refuse a folder of which `datasets` would leave a file out, as its name says no split beside
     others that do."""
     if (folder / "README.md").is_file() or (folder / ".huggingface.yaml").is_file():
         return  # its card may name the files
-    read = {Path(file).name for files in (builder.config.data_files or {}).values() for file in files}
+    read = {
+        Path(file).name for files in (builder.config.data_files or {}).values() for file in files
+    }
     there = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix in (*KINDS, ".jsonl")]
     if missed := [f.relative_to(folder) for f in there if f.name not in read]:
         raise ValueError(
             f"{what}: {str(missed[0])!r} would not be read, as its name says no split and others do; "
             "begin its name with train, validation or test, or move it out of the folder"
         )
-
-

@@ -22,11 +22,11 @@ def write_mt_bench(folder, answers, model):
     """
     _check(answers, model, most=2)
     if not all(isinstance(i, int) for i in _ids(answers)):
-        raise ValueError("answers: ids of MT-Bench are integers; load the questions from FastChat's question.jsonl")
+        raise ValueError(
+            "answers: ids of MT-Bench are integers; load the questions from FastChat's question.jsonl"
+        )
     lines = [_choices(i, model, list(said)) for i, said in zip(_ids(answers), answers.answers)]
     return _write(folder, model, sorted(lines, key=lambda line: line["question_id"]))
-
-
 
 
 def write_arena_hard(folder, answers, model):
@@ -40,12 +40,15 @@ def write_arena_hard(folder, answers, model):
     _check(answers, model)
     lines = []
     for ident, prompt, said in zip(_ids(answers), answers.prompt, answers.answers):
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": {"answer": said[0]}}]
+        messages = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": {"answer": said[0]}},
+        ]
         ans_id = cache.digest(ident, model, list(said))
-        lines.append({"uid": ident, "ans_id": ans_id, "model": model, "messages": messages, "tstamp": 0.0})
+        lines.append(
+            {"uid": ident, "ans_id": ans_id, "model": model, "messages": messages, "tstamp": 0.0}
+        )
     return _write(folder, model, lines)
-
-
 
 
 def write_arena_hard_2024(folder, answers, model):
@@ -53,9 +56,9 @@ def write_arena_hard_2024(folder, answers, model):
     [{content}]}], tstamp. Source: github.com/lmarena/arena-hard-auto @ 01109e9930, gen_answer.py, gen_judgment.py."""
     _check(answers, model)
     said = [[{"content": y} for y in turns] for turns in answers.answers]
-    return _write(folder, model, [_choices(i, model, turns) for i, turns in zip(_ids(answers), said)])
-
-
+    return _write(
+        folder, model, [_choices(i, model, turns) for i, turns in zip(_ids(answers), said)]
+    )
 
 
 def write_alpaca_eval(folder, answers, model):
@@ -70,9 +73,9 @@ def write_alpaca_eval(folder, answers, model):
         {"instruction": prompt, "output": said[0], "generator": model, "dataset": part}
         for prompt, said, part in zip(answers.prompt, answers.answers, parts)
     ]
-    return cache.write_whole(Path(folder) / f"{model}.json", json.dumps(lines, ensure_ascii=False, indent=2) + "\n")
-
-
+    return cache.write_whole(
+        Path(folder) / f"{model}.json", json.dumps(lines, ensure_ascii=False, indent=2) + "\n"
+    )
 
 
 def jsonl(rows):
@@ -80,41 +83,43 @@ def jsonl(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-
-
 def _write(folder, model, lines):
     return cache.write_whole(Path(folder) / f"{model}.jsonl", jsonl(lines))
-
-
 
 
 def _choices(ident, model, turns):
     answer_id = cache.digest(ident, model, turns)
     choices = [{"index": 0, "turns": turns}]
-    return {"question_id": ident, "answer_id": answer_id, "model_id": model, "choices": choices, "tstamp": 0.0}
-
-
+    return {
+        "question_id": ident,
+        "answer_id": answer_id,
+        "model_id": model,
+        "choices": choices,
+        "tstamp": 0.0,
+    }
 
 
 def _ids(answers):
     return answers.id.tolist()
 
 
-
-
 def _check(answers, model, most=1):
     if not re.fullmatch(r"[\w.+-]*\w", model):
-        raise ValueError(f"model={model!r}: it names the file; use letters, digits, '.', '_', '+' and '-'")
+        raise ValueError(
+            f"model={model!r}: it names the file; use letters, digits, '.', '_', '+' and '-'"
+        )
     if answers.empty:
         raise ValueError("answers: the table is empty")
     if answers.id.duplicated().any():
-        raise ValueError(f"answers: id {answers.id[answers.id.duplicated()].tolist()[0]!r} is there twice")
+        raise ValueError(
+            f"answers: id {answers.id[answers.id.duplicated()].tolist()[0]!r} is there twice"
+        )
     for ident, turns, said in zip(answers.id, answers.turns, answers.answers):
         if len(turns) != len(said) or not all(isinstance(y, str) for y in said):
             raise ValueError(
                 f"answers: prompt {ident!r} has {len(turns)} turns and {len(said)} answers; they must match"
             )
         if len(turns) > most:
-            raise ValueError(f"answers: prompt {ident!r} has {len(turns)} turns; the format holds {most}")
-
-
+            raise ValueError(
+                f"answers: prompt {ident!r} has {len(turns)} turns; the format holds {most}"
+            )

@@ -25,14 +25,17 @@ def load_policy(name, *, revision=""):
     with weights.loading(what, name, revision):
         tokenizer = transformers.AutoTokenizer.from_pretrained(id, **options)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            id, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", **weights.REPORTED, **options
+            id,
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            **weights.REPORTED,
+            **options,
         )
     weights.check_report(what, type(model), report)
     policy = Policy(model.eval(), tokenizer)
     _check_readable(name, policy)
     return policy
-
-
 
 
 def _check_readable(name, policy):
@@ -41,8 +44,15 @@ def _check_readable(name, policy):
     kind = policy.model.config.model_type
     try:
         with torch.no_grad():
-            packed = LogProbs(policy).eval()(pack([prompt] * 2, [[reply, reply], [reply, reply]], pad_id=0))[0][:3]
-            plain = policy.model(torch.tensor([[*prompt, *reply]])).logits[0, 2:-1].float().log_softmax(-1)
+            packed = LogProbs(policy).eval()(
+                pack([prompt] * 2, [[reply, reply], [reply, reply]], pad_id=0)
+            )[0][:3]
+            plain = (
+                policy.model(torch.tensor([[*prompt, *reply]]))
+                .logits[0, 2:-1]
+                .float()
+                .log_softmax(-1)
+            )
         error = float((plain[range(3), reply] - packed).abs().max())
     except (TypeError, ValueError, RuntimeError, AttributeError) as reason:
         raise ValueError(
@@ -55,8 +65,6 @@ def _check_readable(name, policy):
         )
 
 
-
-
 def check_model(name, *, revision="", template="dialogue", max_length=0, new_tokens=0):
     """The configuration of a model. Refuses early what `load_policy` could not use; reads headers,
     and no weights.
@@ -65,7 +73,9 @@ def check_model(name, *, revision="", template="dialogue", max_length=0, new_tok
     prompt and an answer of `new_tokens` tokens.
     """
     folder, what = Path(name), f"model={name!r}"
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
+    if not folder.is_dir() and (
+        folder.is_absolute() or name.startswith(".") or name.count("/") > 1
+    ):
         raise ValueError(f"{what}: no such folder; give a folder, a hub id as owner/name, or world")
     id, options = hub.located(name, revision)
     with weights.loading(what, name, revision):
@@ -86,10 +96,12 @@ def check_model(name, *, revision="", template="dialogue", max_length=0, new_tok
     weights.check_ids(what, tokenizer, config)
     room = weights.positions(config)
     if room and max_length > room:
-        raise ValueError(f"max_length={max_length}: {what} has {room} positions; use {room} or less")
+        raise ValueError(
+            f"max_length={max_length}: {what} has {room} positions; use {room} or less"
+        )
     if room and new_tokens >= room:
-        raise ValueError(f"new_tokens={new_tokens}: {what} has {room} positions for prompt and answer; use fewer")
+        raise ValueError(
+            f"new_tokens={new_tokens}: {what} has {room} positions for prompt and answer; use fewer"
+        )
     check_template(tokenizer, template)
     return config
-
-

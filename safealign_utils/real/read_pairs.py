@@ -42,14 +42,14 @@ def load_pairs(data, *, revision="", tokenizer=None):
     return table
 
 
-
-
 def _checked(path, revision, name, left_out, marks):
     """The table of one source: rows validated, all layouts brought into one."""
     out, without, marked = [], Counter(), []
     own = Path(hub.pinned(path)[0]).stem
     for place, row in hub.placed_rows(path, revision):
-        bad = lambda column, reason, place=place: ValueError(f"data={path}, {place}, column {column!r}: {reason}")
+        bad = lambda column, reason, place=place: ValueError(
+            f"data={path}, {place}, column {column!r}: {reason}"
+        )
         texts = _texts(row, bad)
         if not isinstance(texts, str) and not Path(path).exists() and _empty(texts):
             texts = "an empty text"
@@ -58,13 +58,17 @@ def _checked(path, revision, name, left_out, marks):
             continue
         _check_texts(texts, bad)
         _check_hashes(row, texts, bad)
-        found = next(((c, y, m[0]) for c, y in zip(_named(row), texts) if (m := marks.search(y))), None)
+        found = next(
+            ((c, y, m[0]) for c, y in zip(_named(row), texts) if (m := marks.search(y))), None
+        )
         if found:
             marked.append((place, *found))
         clean = dict(zip(TEXT, texts))
         for column in SAFE:
             clean[column] = _in(row.get(column), (False, True), "true, false or null", bad, column)
-        better = 0 if "response_0" not in row else row.get("better_response_id")  # the chosen one comes first
+        better = (
+            0 if "response_0" not in row else row.get("better_response_id")
+        )  # the chosen one comes first
         for column, value in zip(LABELS.values(), (better, row.get("safer_response_id"))):
             clean[column] = _in(value, (0, 1), "0, 1 or null", bad, column)
         clean["source"] = name or _word(row, "source", bad, "name it as data=NAME=PATH") or own
@@ -75,11 +79,15 @@ def _checked(path, revision, name, left_out, marks):
     if marked:
         place, column, text, mark = marked[0]
         shown = text if len(text) <= 60 else f"{text[:30]} ... {text[-30:]}"
-        raise ValueError(f"data={path}, {place}, column {column!r}: {shown!r} holds {mark!r} of a chat format, and so "
-                         f"do {len(marked)} of {rows} rows; {FIX}")
+        raise ValueError(
+            f"data={path}, {place}, column {column!r}: {shown!r} holds {mark!r} of a chat format, and so "
+            f"do {len(marked)} of {rows} rows; {FIX}"
+        )
     reasons = [f"{count} of {rows} rows left out: {reason}" for reason, count in without.items()]
     if not out:
-        raise ValueError(f"data={path}: " + ("no pairs: " + "; ".join(reasons) if reasons else "holds no pairs"))
+        raise ValueError(
+            f"data={path}: " + ("no pairs: " + "; ".join(reasons) if reasons else "holds no pairs")
+        )
     for reason in reasons:
         print(f"data={path}: {reason}", file=sys.stderr)
     left_out.update(without)
@@ -87,21 +95,15 @@ def _checked(path, revision, name, left_out, marks):
     return pd.DataFrame(out).astype(types)
 
 
-
-
 def _named(row):
     """The names of prompt and the two responses in a row's own layout."""
     return TEXT if "response_0" in row or "chosen" not in row else ("prompt", "chosen", "rejected")
-
-
 
 
 def _empty(texts):
     """Whether one of three texts is missing or blank, and none is anything else than text."""
     only = all(value is None or isinstance(value, str) for value in texts)
     return only and any(value is None or not value.strip() for value in texts)
-
-
 
 
 def _check_texts(texts, bad):
@@ -111,8 +113,6 @@ def _check_texts(texts, bad):
         if not isinstance(value, str) or not value.strip():
             found = "nothing" if value is None or value == "" else repr(value)[:40]
             raise bad(column, f"{column}{also.get(column, '')} must be text, found {found}")
-
-
 
 
 def _word(row, column, bad, fix):
@@ -127,16 +127,17 @@ def _word(row, column, bad, fix):
     return value.strip() if column == "split" else value
 
 
-
-
 def _texts(row, bad):
     """(prompt, response_0, response_1) of a row of any layout, unchecked; or why the row must be left out, a text."""
     if not isinstance(row, dict):
         raise bad("prompt", "the row is not an object with named columns")
     if "response_0" in row or "chosen" not in row:
         if "response" in row and "response_0" not in row:
-            raise bad("response_0", "the rows have one response each and are no pairs; train on pairs such as those of "
-                      "PKU-Alignment/PKU-SafeRLHF-30K, and take the prompts for evaluation")
+            raise bad(
+                "response_0",
+                "the rows have one response each and are no pairs; train on pairs such as those of "
+                "PKU-Alignment/PKU-SafeRLHF-30K, and take the prompts for evaluation",
+            )
         return _present(row, TEXT, bad)
     prompt, chosen, rejected = row.get("prompt"), *_present(row, ("chosen", "rejected"), bad)
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -146,29 +147,32 @@ def _texts(row, bad):
     return [*_present(row, ("prompt",), bad), chosen, rejected]
 
 
-
-
 def _present(row, columns, bad):
     """The values of columns that must be there; a refusal says which ones are."""
     if missing := [column for column in columns if column not in row]:
-        raise bad(missing[0], f"found nothing: pairs have the columns {', '.join(TEXT)}, or prompt, chosen, rejected; "
-                  f"these have {', '.join(map(str, row)) or 'none'}")
+        raise bad(
+            missing[0],
+            f"found nothing: pairs have the columns {', '.join(TEXT)}, or prompt, chosen, rejected; "
+            f"these have {', '.join(map(str, row)) or 'none'}",
+        )
     return [row[column] for column in columns]
-
-
 
 
 def _from_dialogues(chosen, rejected):
     """Of two whole dialogues: what both share up to the last answer, and the two answers."""
     at = os.path.commonprefix([chosen, rejected]).rfind(ANSWER)
-    prompt, *answers = (text.strip() for text in (chosen[: at + len(ANSWER)], chosen[at:], rejected[at:]))
+    prompt, *answers = (
+        text.strip() for text in (chosen[: at + len(ANSWER)], chosen[at:], rejected[at:])
+    )
     answers = [y.removeprefix(ANSWER.strip()).strip() for y in answers]
     if at < 0 or any("\n\nHuman:" in y for y in answers):
         return PARTED
     messages = turns(prompt)
-    return [messages[0]["content"] if len(messages) == 1 else prompt, *answers] if all(answers) else "an empty answer"
-
-
+    return (
+        [messages[0]["content"] if len(messages) == 1 else prompt, *answers]
+        if all(answers)
+        else "an empty answer"
+    )
 
 
 def _from_messages(prompt, chosen, rejected, bad):
@@ -176,8 +180,15 @@ def _from_messages(prompt, chosen, rejected, bad):
     asked = prompt if isinstance(prompt, list) else []
     for column, messages in (("prompt", asked), ("chosen", chosen), ("rejected", rejected)):
         for m in messages:
-            if not isinstance(m, dict) or m.get("role") not in ROLES.values() or not isinstance(m.get("content"), str):
-                raise bad(column, f"a message has a role (system, user, assistant) and a text as content, found {m!r}")
+            if (
+                not isinstance(m, dict)
+                or m.get("role") not in ROLES.values()
+                or not isinstance(m.get("content"), str)
+            ):
+                raise bad(
+                    column,
+                    f"a message has a role (system, user, assistant) and a text as content, found {m!r}",
+                )
     shared = next((n for n, (a, b) in enumerate(zip(chosen[:-1], rejected[:-1])) if a != b), None)
     shared = min(len(chosen), len(rejected)) - 1 if shared is None else shared
     asked = (asked if chosen[: len(asked)] != asked else []) + chosen[: max(shared, 0)]
@@ -189,12 +200,12 @@ def _from_messages(prompt, chosen, rejected, bad):
     if asked[-1]["role"] == "assistant":
         return "the prompt ends in words of the assistant, which both answers continue"
     text = dialogue(asked)
-    if len(asked) > 1 and [m["content"].strip() for m in asked] != [m["content"] for m in turns(text)]:
+    if len(asked) > 1 and [m["content"].strip() for m in asked] != [
+        m["content"] for m in turns(text)
+    ]:
         return "its messages cannot be told apart when written as one dialogue"
     answers = [end[0]["content"] for end in ends]
     return [text, *answers] if all(y.strip() for y in answers) else "an empty answer"
-
-
 
 
 def _category(row):
@@ -205,10 +216,12 @@ def _category(row):
     if isinstance(own, (str, int)) and not isinstance(own, bool):
         return str(own)
     harms = [row.get(f"response_{k}_harm_category") for k in (0, 1)]
-    names = [name for harm in harms if isinstance(harm, dict) for name, found in harm.items() if found]
-    return "; ".join(dict.fromkeys(names)) or (row["type"] if isinstance(row.get("type"), str) else "")
-
-
+    names = [
+        name for harm in harms if isinstance(harm, dict) for name, found in harm.items() if found
+    ]
+    return "; ".join(dict.fromkeys(names)) or (
+        row["type"] if isinstance(row.get("type"), str) else ""
+    )
 
 
 def _check_hashes(row, texts, bad):
@@ -216,9 +229,10 @@ def _check_hashes(row, texts, bad):
         column, text = f"response_{k}_sha256", texts[0] + texts[1 + k]
         given = row.get(column)
         if isinstance(given, str) and given.lower() != hashlib.sha256(text.encode()).hexdigest():
-            raise bad(column, f"is not the SHA-256 of prompt + response_{k}: a text was altered; fetch the file again")
-
-
+            raise bad(
+                column,
+                f"is not the SHA-256 of prompt + response_{k}: a text was altered; fetch the file again",
+            )
 
 
 def _in(value, allowed, words, bad, column):
@@ -228,5 +242,3 @@ def _in(value, allowed, words, bad, column):
     if value not in allowed or (is_bool != isinstance(allowed[0], bool)) or isinstance(value, str):
         raise bad(column, f"must be {words}, found {value!r}")
     return bool(value) if is_bool else int(value)
-
-

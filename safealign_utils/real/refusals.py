@@ -36,8 +36,6 @@ def is_refusal(text):
     return bool(_FOUND.search(text.strip().replace("’", "'")[:WINDOW]))
 
 
-
-
 def refusal_rate(texts):
     """Share of the responses that refuse; NaN for none."""
     return float(np.mean([is_refusal(x) for x in texts])) if len(texts) else float("nan")
@@ -72,24 +70,26 @@ def human_labels(pairs):
         complied = unsafe & ~pairs[f"is_response_{k}_safe"].astype(bool)
         won, lost = pairs.better_response_id == k, pairs.better_response_id == 1 - k
         flags = dict(unsafe=unsafe, complied=complied, won=won & ~unsafe, lost=lost & ~unsafe)
-        parts.append(pd.DataFrame({"prompt": pairs.prompt, "response": pairs[f"response_{k}"], **flags}))
+        parts.append(
+            pd.DataFrame({"prompt": pairs.prompt, "response": pairs[f"response_{k}"], **flags})
+        )
     table = pd.concat(parts).groupby(["prompt", "response"], sort=False).any().reset_index()
     cases = [table.unsafe & ~table.complied, table.lost, table.complied, table.won & ~table.lost]
     table["group"] = np.select(cases, GROUPS, "")
     table["refuses"] = table.group.str.startswith("refusals")
     even = np.array([int(cache.digest(x)[:8], 16) % 2 == 0 for x in table.prompt])
     table["half"] = np.where(even, "development", "held_out")
-    return table.loc[table.group != "", ["prompt", "response", "group", "refuses", "half"]].reset_index(drop=True)
-
-
+    return table.loc[
+        table.group != "", ["prompt", "response", "group", "refuses", "half"]
+    ].reset_index(drop=True)
 
 
 def count_errors(labels):
     """((wrong, n), ...) of `is_refusal` in the order of GROUPS, against rows of `human_labels`."""
     wrong = labels.refuses != labels.response.map(is_refusal)
-    return tuple((int(wrong[labels.group == g].sum()), int((labels.group == g).sum())) for g in GROUPS)
-
-
+    return tuple(
+        (int(wrong[labels.group == g].sum()), int((labels.group == g).sum())) for g in GROUPS
+    )
 
 
 def error_table(counts=MEASURED["held_out"]):
@@ -98,7 +98,14 @@ def error_table(counts=MEASURED["held_out"]):
     rows = []
     for group, (wrong, n) in zip(GROUPS, counts):
         low, high = intervals.of_share(wrong, n)
-        rows.append({"group": group, "wrong": wrong, "n": n, "share": wrong / max(n, 1), "low": low, "high": high})
+        rows.append(
+            {
+                "group": group,
+                "wrong": wrong,
+                "n": n,
+                "share": wrong / max(n, 1),
+                "low": low,
+                "high": high,
+            }
+        )
     return pd.DataFrame(rows)
-
-

@@ -26,7 +26,9 @@ from . import weights
 from .scorer import KNOWN_PAIRS, Scorer, check_sign
 
 KINDS = ("reward", "cost")
-SAFE_RLHF = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"  # no space before the response
+SAFE_RLHF = (
+    "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"  # no space before the response
+)
 
 
 class BeaverScorer(LlamaPreTrainedModel):
@@ -55,11 +57,15 @@ class BeaverScorer(LlamaPreTrainedModel):
     def forward(self, input_ids, attention_mask):
         """Scores float32 [B] of ids [B, T]; the mask [B, T] is 1 at tokens, 0 at padding on either side."""
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model(input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        out = self.model(
+            input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
+        )
         last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
         hidden = out.last_hidden_state[torch.arange(len(last), device=last.device), last].float()
         head = self.score_head
-        score = linear(hidden, head.weight.float(), None if head.bias is None else head.bias.float())[:, 0]
+        score = linear(
+            hidden, head.weight.float(), None if head.bias is None else head.bias.float()
+        )[:, 0]
         if not getattr(self.config, "do_normalize", False):
             return score
         mean, var = self.normalizer.mean.float(), self.normalizer.var.float()
@@ -67,12 +73,19 @@ class BeaverScorer(LlamaPreTrainedModel):
         return (score - shift) / (var.sqrt() + 1e-8)
 
 
-
-
 # ---------------------------------------------------------------- loading
 def load_scorer(
-    name, *, kind, revision="", dtype="float32", device="cpu", batch_size=16, max_length=512, template="auto",
-    sign_check=True, known_pairs=None,
+    name,
+    *,
+    kind,
+    revision="",
+    dtype="float32",
+    device="cpu",
+    batch_size=16,
+    max_length=512,
+    template="auto",
+    sign_check=True,
+    known_pairs=None,
 ):
     """A `Scorer` from a folder or a hub id: Safe RLHF's score model, or sequence classification with one label.
 
@@ -94,10 +107,17 @@ def load_scorer(
     )
     with weights.loading(what, name, revision):
         model, report = _network(config, beaver).from_pretrained(
-            id, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **weights.REPORTED, **options
+            id,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            **weights.REPORTED,
+            **options,
         )
     weights.check_report(what, type(model), report)
-    model.config.get_text_config().pad_token_id = pad  # the head of sequence classification looks for it in the ids
+    model.config.get_text_config().pad_token_id = (
+        pad  # the head of sequence classification looks for it in the ids
+    )
     device = distributed.own_device(device)
     model.eval().to(device)
 
@@ -114,8 +134,6 @@ def load_scorer(
     return scorer
 
 
-
-
 def check_scorer(name, *, kind, revision="", max_length=512, template="auto"):
     """What can be told without the weights: refuses what `load_scorer` could not use, returns what it goes on with."""
     if kind not in KINDS:
@@ -130,25 +148,33 @@ def check_scorer(name, *, kind, revision="", max_length=512, template="auto"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(id, **options)
     weights.check_not_quantised(what, config)
     architecture = (config.architectures or [""])[0]
-    beaver = architecture.endswith("ForScore") or hasattr(config, "score_type") or hasattr(config, "score_dim")
+    beaver = (
+        architecture.endswith("ForScore")
+        or hasattr(config, "score_type")
+        or hasattr(config, "score_dim")
+    )
     if beaver:
         _check_beaver(what, config, kind)
     elif not architecture.endswith("ForSequenceClassification"):
-        raise ValueError(f"{what}: {architecture or 'this'} is no reward model; use one of sequence classification")
+        raise ValueError(
+            f"{what}: {architecture or 'this'} is no reward model; use one of sequence classification"
+        )
     elif config.num_labels != 1:
-        raise ValueError(f"{what}: it has {config.num_labels} labels; a score is one number, so one label")
+        raise ValueError(
+            f"{what}: it has {config.num_labels} labels; a score is one number, so one label"
+        )
     pad = _pad_id(what, tokenizer, config)
     weights.check_ids(what, tokenizer, config)
     room = weights.positions(config) or max_length
     if not 16 <= max_length <= room:
-        raise ValueError(f"max_length={max_length}: a number of tokens from 16 to the model's {room} ({what})")
+        raise ValueError(
+            f"max_length={max_length}: a number of tokens from 16 to the model's {room} ({what})"
+        )
     if Path(id).is_dir():
         with weights.loading(what, name, revision):
             weights.check_files(what, id, config, _network(config, beaver))
     template = ("safe_rlhf" if beaver else "chat") if template == "auto" else template
     return what, id, options, config, beaver, pad, _encoder(what, tokenizer, template, max_length)
-
-
 
 
 def padded(rows, pad_id, *, side="right"):
@@ -159,8 +185,6 @@ def padded(rows, pad_id, *, side="right"):
         at = slice(0, len(row)) if side == "right" else slice(T - len(row), T)
         ids[b, at], mask[b, at] = row, 1
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-
-
 
 
 # ---------------------------------------------------------------- helpers
@@ -174,18 +198,18 @@ def _source(what, name, revision):
     return hub.located(name, revision, parameter=what.partition("=")[0])
 
 
-
-
 def _check_beaver(what, config, kind):
     says = config.score_type = getattr(config, "score_type", kind)
     if says != kind:
-        raise ValueError(f"{what}: its configuration says score_type={says!r}; it is no {kind} model, use it as {says}")
+        raise ValueError(
+            f"{what}: its configuration says score_type={says!r}; it is no {kind} model, use it as {says}"
+        )
     if config.model_type != "llama":
-        raise ValueError(f"{what}: a {config.model_type} backbone; the score models of Safe RLHF read here are Llamas")
+        raise ValueError(
+            f"{what}: a {config.model_type} backbone; the score models of Safe RLHF read here are Llamas"
+        )
     if getattr(config, "score_dim", 1) != 1:
         raise ValueError(f"{what}: score_dim={config.score_dim}; a score is one number")
-
-
 
 
 def _pad_id(what, tokenizer, config):
@@ -196,10 +220,10 @@ def _pad_id(what, tokenizer, config):
             "end of a text cannot be told from padding; set a pad_token of its own in its tokenizer_config.json"
         )
     if pad >= vocabulary:
-        raise ValueError(f"{what}: pad_token_id={pad} is outside the model's vocabulary of {vocabulary}")
+        raise ValueError(
+            f"{what}: pad_token_id={pad} is outside the model's vocabulary of {vocabulary}"
+        )
     return pad
-
-
 
 
 def _network(config, beaver):
@@ -210,19 +234,21 @@ def _network(config, beaver):
         return type(transformers.AutoModelForSequenceClassification.from_config(config))
 
 
-
-
 def _said(config):
-    return json.dumps({k: v for k, v in config.to_dict().items() if k not in NOT_CONTENT}, sort_keys=True, default=str)
-
-
+    return json.dumps(
+        {k: v for k, v in config.to_dict().items() if k not in NOT_CONTENT},
+        sort_keys=True,
+        default=str,
+    )
 
 
 def _encoder(what, tokenizer, template, max_length):
     """The function (prompts, responses) -> N rows [ids] of a template."""
     if template == "chat":
         if not tokenizer.chat_template:
-            raise ValueError(f"{what}: no chat template; set template='...{{prompt}}...{{response}}' as it was trained")
+            raise ValueError(
+                f"{what}: no chat template; set template='...{{prompt}}...{{response}}' as it was trained"
+            )
         said = lambda y: [{"role": "assistant", "content": y}]
         head, whole = (
             lambda x: render(tokenizer, turns(x)),
@@ -234,11 +260,18 @@ def _encoder(what, tokenizer, template, max_length):
         start, between, end = _parts(SAFE_RLHF if template == "safe_rlhf" else template)
         head, whole = lambda x: start + x + between, lambda x, y: start + x + between + y + end
     ids_of = lambda texts: tokenizer(texts, add_special_tokens=own)["input_ids"]
-    bos = [tokenizer.bos_token_id] if template == "safe_rlhf" and tokenizer.bos_token_id is not None else []
+    bos = (
+        [tokenizer.bos_token_id]
+        if template == "safe_rlhf" and tokenizer.bos_token_id is not None
+        else []
+    )
     eos = [tokenizer.eos_token_id] if template == "safe_rlhf" else []
 
     def encode(prompts, responses):
-        rows = [np.array(bos + ids + eos) for ids in ids_of([whole(x, y) for x, y in zip(prompts, responses)])]
+        rows = [
+            np.array(bos + ids + eos)
+            for ids in ids_of([whole(x, y) for x, y in zip(prompts, responses)])
+        ]
         for i, ids in enumerate(rows):
             if len(ids) > max_length:
                 rows[i] = _cut(ids, len(bos) + len(ids_of([head(prompts[i])])[0]), max_length)
@@ -247,15 +280,13 @@ def _encoder(what, tokenizer, template, max_length):
     return encode
 
 
-
-
 def _parts(template):
     found = re.fullmatch(r"(.*)\{prompt\}(.*)\{response\}(.*)", template, flags=re.DOTALL)
     if not found:
-        raise ValueError(f"template={template!r}: auto, safe_rlhf, chat, or a text with {{prompt}} and {{response}}")
+        raise ValueError(
+            f"template={template!r}: auto, safe_rlhf, chat, or a text with {{prompt}} and {{response}}"
+        )
     return found.groups()
-
-
 
 
 def _cut(ids, n_prompt, max_length):
@@ -263,5 +294,3 @@ def _cut(ids, n_prompt, max_length):
     prompt, response = ids[1:n_prompt], ids[n_prompt:-1]
     prompt = prompt[-max(max_length - 2 - len(response), (max_length - 2) // 2) :]
     return np.concatenate([ids[:1], prompt, response[: max_length - 2 - len(prompt)], ids[-1:]])
-
-

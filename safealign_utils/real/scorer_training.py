@@ -41,8 +41,6 @@ def reward_loss(score_w, score_l):
     return -logsigmoid(score_w - score_l)
 
 
-
-
 def cost_loss(cost_0, cost_1, *, costlier, sign_0, sign_1):
     """Safe RLHF's cost loss, per pair [B], of the costs of response 0 and response 1.
 
@@ -53,20 +51,18 @@ def cost_loss(cost_0, cost_1, *, costlier, sign_0, sign_1):
     return term(costlier, cost_0 - cost_1) + term(sign_0, cost_0) + term(sign_1, cost_1)
 
 
-
-
 def cost_labels(table):
     """(costlier, sign_0, sign_1), float64 [N] each, as `cost_loss` reads them; 0 where a label is missing.
 
     The less safe response is the one that safer_response_id does not name; without it, the unsafe response of a
     pair with one of each. In two safe or two unsafe responses it says nothing about either being unsafe.
     """
-    sign_0, sign_1 = (table[c].map({True: -1.0, False: 1.0}).astype(float).fillna(0.0).to_numpy() for c in SAFE)
+    sign_0, sign_1 = (
+        table[c].map({True: -1.0, False: 1.0}).astype(float).fillna(0.0).to_numpy() for c in SAFE
+    )
     named = table.safer_response_id.map({0: -1.0, 1: 1.0}).astype(float)
     mixed = np.where(sign_0 * sign_1 < 0, sign_0, 0.0)
     return named.fillna(pd.Series(mixed, index=table.index)).to_numpy(), sign_0, sign_1
-
-
 
 
 # ---------------------------------------------------------------- training
@@ -82,8 +78,12 @@ class Score(torch.nn.Module):
         unused, embedding = self.model.get_output_embeddings(), self.model.get_input_embeddings()
         if unused.weight is not embedding.weight:
             unused.requires_grad_(False)
-        self.head = torch.nn.Linear(unused.in_features, 1, dtype=torch.promote_types(self.model.dtype, torch.float32))
-        self.head.to(policy.device).apply(lambda layer: (layer.weight.data.zero_(), layer.bias.data.zero_()))
+        self.head = torch.nn.Linear(
+            unused.in_features, 1, dtype=torch.promote_types(self.model.dtype, torch.float32)
+        )
+        self.head.to(policy.device).apply(
+            lambda layer: (layer.weight.data.zero_(), layer.bias.data.zero_())
+        )
 
     def forward(self, batch, ends):
         with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self.bf16):
@@ -91,9 +91,9 @@ class Score(torch.nn.Module):
         return self.head(hidden.to(self.head.weight.dtype))[:, 0]
 
 
-
-
-def train_reward(reference, table, *, seed, steps, batch_size, learning_rate, max_length=256, **loop):
+def train_reward(
+    reference, table, *, seed, steps, batch_size, learning_rate, max_length=256, **loop
+):
     """A reward model of pairs with better_response_id: a `scoring.Scorer`, 0 = the training responses' mean.
 
     `reference` gives network, tokenizer and template; `loop` goes to the training loop (`accumulate`, ...). The
@@ -105,14 +105,18 @@ def train_reward(reference, table, *, seed, steps, batch_size, learning_rate, ma
         loss = reward_loss(better, worse)
         return loss, {"loss": loss, "accuracy": ordered(better - worse)}
 
-    setting = dict(seed=seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
+    setting = dict(
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_length=max_length,
+    )
     trained = _fit(reference, rows, loss_of_pairs, kind="reward", labels=None, **setting, **loop)
     raw = _scorer("reward", trained, max_length, seed)
     scores = [raw(rows.prompt, rows[f"response_{k}"]) for k in (0, 1)]
     trained.module.head.bias.data.sub_(float(np.mean(scores)))
     return _scorer("reward", trained, max_length, seed)
-
-
 
 
 def train_cost(reference, table, *, seed, steps, batch_size, learning_rate, max_length=256, **loop):
@@ -124,32 +128,61 @@ def train_cost(reference, table, *, seed, steps, batch_size, learning_rate, max_
     labels = np.stack(cost_labels(table), axis=1)
     known = (labels != 0).any(axis=1)
     if not (labels[:, 1:] != 0).any():
-        raise ValueError(f"data: no response has a safety label ({SAFE[0]}, {SAFE[1]}); the cost would have no origin")
+        raise ValueError(
+            f"data: no response has a safety label ({SAFE[0]}, {SAFE[1]}); the cost would have no origin"
+        )
     rows, labels = table[known].assign(chosen=0, p=1.0, margin=0.0), labels[known]
 
     def loss_of_pairs(cost_0, cost_1, number):
         costlier, sign_0, sign_1 = torch.from_numpy(labels[number].T.copy()).to(cost_0)
         loss = cost_loss(cost_0, cost_1, costlier=costlier, sign_0=sign_0, sign_1=sign_1)
         right = ordered(cost_0 * sign_0) * sign_0.abs() + ordered(cost_1 * sign_1) * sign_1.abs()
-        return loss, {"loss": loss, "accuracy": right / ((sign_0 != 0).double() + (sign_1 != 0).double()).clamp(min=1)}
+        return loss, {
+            "loss": loss,
+            "accuracy": right / ((sign_0 != 0).double() + (sign_1 != 0).double()).clamp(min=1),
+        }
 
-    setting = dict(seed=seed, steps=steps, batch_size=batch_size, learning_rate=learning_rate, max_length=max_length)
+    setting = dict(
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_length=max_length,
+    )
     trained = _fit(reference, rows, loss_of_pairs, kind="cost", labels=labels, **setting, **loop)
     return _scorer("cost", trained, max_length, seed)
 
 
-
-
 def _fit(
-    reference, rows, loss_of_pairs, *, kind, labels, seed, steps, batch_size, learning_rate, max_length,
-    use_cache=True, lora=0, **loop,
+    reference,
+    rows,
+    loss_of_pairs,
+    *,
+    kind,
+    labels,
+    seed,
+    steps,
+    batch_size,
+    learning_rate,
+    max_length,
+    use_cache=True,
+    lora=0,
+    **loop,
 ):
     """Train a copy of the reference's network with a head; `loss_of_pairs(first, second, rows)` gives [B] losses."""
-    reference = adapters.prepare(reference.base, rank=lora, alpha=0, seed=seed) if lora else reference.merged()
+    reference = (
+        adapters.prepare(reference.base, rank=lora, alpha=0, seed=seed)
+        if lora
+        else reference.merged()
+    )
     tokens = tokenize(rows, reference, max_length=max_length)
     behind = lambda responses: [np.append(y, reference.pad_id) for y in responses]
     tokens = replace(
-        tokens, chosen=behind(tokens.chosen), rejected=behind(tokens.rejected), states_w=None, states_l=None
+        tokens,
+        chosen=behind(tokens.chosen),
+        rejected=behind(tokens.rejected),
+        states_w=None,
+        states_l=None,
     )
     order = batch_order(len(tokens), steps, batch_size, seed)
 
@@ -160,10 +193,12 @@ def _fit(
         return loss.sum(), {name: values.sum().item() for name, values in stats.items()}
 
     setting = dict(seed=seed, learning_rate=learning_rate, **loop)
-    asked = dict(reference=reference, tokens=tokens, labels=labels, setting=setting) if use_cache else None
+    asked = (
+        dict(reference=reference, tokens=tokens, labels=labels, setting=setting)
+        if use_cache
+        else None
+    )
     return run_training(reference, loss_of, order, asked=asked, name=kind, wrap=Score, **setting)
-
-
 
 
 def _ends(lengths):
@@ -174,8 +209,6 @@ def _ends(lengths):
     return torch.from_numpy(np.cumsum(lengths.ravel()) - 1)
 
 
-
-
 def _scorer(kind, trained, max_length, seed):
     policy, module = trained.policy, trained.module.eval()
 
@@ -184,7 +217,9 @@ def _scorer(kind, trained, max_length, seed):
             words = [np.array(ids) for ids in policy.tokenizer(prompts)["input_ids"]]
             return [list(row) for row in zip(words, encode_responses(responses, policy.tokenizer))]
         texts = dict(prompt=prompts, response_0=responses, response_1=responses)
-        tokens = tokenize(pd.DataFrame(texts).assign(chosen=0, p=1.0, margin=0.0), policy, max_length=max_length)
+        tokens = tokenize(
+            pd.DataFrame(texts).assign(chosen=0, p=1.0, margin=0.0), policy, max_length=max_length
+        )
         return [list(row) for row in zip(tokens.prompts, tokens.chosen)]
 
     def forward(rows):
@@ -196,8 +231,6 @@ def _scorer(kind, trained, max_length, seed):
         return [kind, policy, dict(module.head.state_dict())]
 
     return Scorer(f"kit {kind} (seed {seed})", kind, made_of, encode, forward, SCORED, trained.log)
-
-
 
 
 # ---------------------------------------------------------------- how good they are
@@ -212,8 +245,6 @@ def share(hits, prompts):
     return value, *(float("nan") if end is None else end for end in (low, high)), n
 
 
-
-
 def pair_accuracy(scorers, table):
     """(share of held-out pairs ordered rightly, low, high, n) by one scorer a seed; a tie counts half.
 
@@ -223,13 +254,16 @@ def pair_accuracy(scorers, table):
     if scorers[0].kind == "cost":
         higher = cost_labels(table)[0]
     else:
-        higher = table.better_response_id.map({0: 1.0, 1: -1.0}).astype(float).fillna(0.0).to_numpy()
+        higher = (
+            table.better_response_id.map({0: 1.0, 1: -1.0}).astype(float).fillna(0.0).to_numpy()
+        )
     table, higher = table[higher != 0], higher[higher != 0]
-    gaps = [higher * (s(table.prompt, table.response_0) - s(table.prompt, table.response_1)) for s in scorers]
+    gaps = [
+        higher * (s(table.prompt, table.response_0) - s(table.prompt, table.response_1))
+        for s in scorers
+    ]
     hits = np.mean([ordered(torch.as_tensor(gap)).numpy() for gap in gaps], axis=0)
     return share(hits, table.prompt)
-
-
 
 
 def harmless_accuracy(costs, table):
@@ -241,7 +275,10 @@ def harmless_accuracy(costs, table):
     """
     _, *signs = cost_labels(table)
     sign, prompts = np.concatenate(signs), np.tile(table.prompt.to_numpy(), 2)
-    alarms = [np.concatenate([cost(table.prompt, table[f"response_{k}"]) for k in (0, 1)]) > 0 for cost in costs]
+    alarms = [
+        np.concatenate([cost(table.prompt, table[f"response_{k}"]) for k in (0, 1)]) > 0
+        for cost in costs
+    ]
     alarm = np.mean(alarms, axis=0)
     rows = {
         "accuracy": (sign != 0, np.where(sign > 0, alarm, 1 - alarm)),
@@ -251,5 +288,3 @@ def harmless_accuracy(costs, table):
     }
     out = [(name, *share(hits[there], prompts[there])) for name, (there, hits) in rows.items()]
     return pd.DataFrame(out, columns=["name", "share", "low", "high", "n"]).set_index("name")
-
-

@@ -38,8 +38,6 @@ def sources(value, parameter="data"):
     )
 
 
-
-
 def absolute(value, parameter="data"):
     """The same value with every local path written in full, for a process that stands in another
     folder."""
@@ -48,8 +46,6 @@ def absolute(value, parameter="data"):
         path = str(Path(path).resolve()) if Path(path).exists() else path
         full.append(f"{name}={path}" if name else path)
     return ",".join(full)
-
-
 
 
 def _readings(value):
@@ -61,9 +57,5 @@ def _readings(value):
             yield from ([(name, path), *more] for more in rest)
 
 
-
-
 def _stands(path):
     return Path(path).exists() or bool(HUB_ID.fullmatch(path)) and Path(path).suffix not in FILES
-
-

@@ -32,8 +32,13 @@ from . import read_pairs
 
 VERSION = "1.16.0"
 SAME = dict(
-    loss_type=["sigmoid"], label_smoothing=0.0, disable_dropout=True, bf16=False, max_grad_norm=train.CLIP,
-    max_length=None, train_sampling_strategy="sequential",
+    loss_type=["sigmoid"],
+    label_smoothing=0.0,
+    disable_dropout=True,
+    bf16=False,
+    max_grad_norm=train.CLIP,
+    max_length=None,
+    train_sampling_strategy="sequential",
 )
 
 
@@ -41,12 +46,14 @@ def _trl(exact=False):
     try:
         import trl
     except ImportError as error:
-        raise ModuleNotFoundError(f"trl is not installed; pip install trl=={VERSION} (Python 3.11 or later)") from error
+        raise ModuleNotFoundError(
+            f"trl is not installed; pip install trl=={VERSION} (Python 3.11 or later)"
+        ) from error
     if exact and trl.__version__ != VERSION:
-        raise ValueError(f"trl {trl.__version__} is installed, the recipe is tested with {VERSION}; install that one")
+        raise ValueError(
+            f"trl {trl.__version__} is installed, the recipe is tested with {VERSION}; install that one"
+        )
     return trl
-
-
 
 
 # ---------------------------------------------------------------- pairs
@@ -71,12 +78,15 @@ def to_trl(table, *, conversational=False):
     }
     if conversational:
         three = {"prompt": [turns(x) for x in three.pop("prompt")]} | {
-            column: [[{"role": "assistant", "content": y}] for y in texts] for column, texts in three.items()
+            column: [[{"role": "assistant", "content": y}] for y in texts]
+            for column, texts in three.items()
         }
-    rest = table.drop(columns=[*read_pairs.TEXT, "chosen", "p"]).assign(chosen_id=table.chosen.astype(int))
-    return Dataset.from_pandas(pd.DataFrame(three | {c: rest[c].array for c in rest}), preserve_index=False)
-
-
+    rest = table.drop(columns=[*read_pairs.TEXT, "chosen", "p"]).assign(
+        chosen_id=table.chosen.astype(int)
+    )
+    return Dataset.from_pandas(
+        pd.DataFrame(three | {c: rest[c].array for c in rest}), preserve_index=False
+    )
 
 
 def from_trl(dataset):
@@ -88,12 +98,19 @@ def from_trl(dataset):
     Raises ValueError naming the row, counted over all splits as a line.
     """
     parts = dataset if isinstance(dataset, dict) else {"": dataset}
-    rows = [{"split": split} | row if split else row for split, part in parts.items() for row in part]
-    columns = {c for part in parts.values() for c in part.column_names} | ({"split"} if dataset is parts else set())
+    rows = [
+        {"split": split} | row if split else row for split, part in parts.items() for row in part
+    ]
+    columns = {c for part in parts.values() for c in part.column_names} | (
+        {"split"} if dataset is parts else set()
+    )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trl.jsonl"
         file.write_text(
-            "".join(json.dumps(_readable(row, n), default=str) + "\n" for n, row in enumerate(rows, start=1))
+            "".join(
+                json.dumps(_readable(row, n), default=str) + "\n"
+                for n, row in enumerate(rows, start=1)
+            )
         )
         try:
             table = read_pairs.load_pairs(str(file))
@@ -101,12 +118,14 @@ def from_trl(dataset):
             raise ValueError(str(error).replace(str(file), "trl")) from None
     if "chosen_id" not in columns:
         return table
-    table = table.drop(columns=[c for c in ("source", "split", "category") if c in table and c not in columns])
-    levers = dict(chosen=[row["chosen_id"] for row in rows], p=1.0, margin=[row["margin"] for row in rows])
+    table = table.drop(
+        columns=[c for c in ("source", "split", "category") if c in table and c not in columns]
+    )
+    levers = dict(
+        chosen=[row["chosen_id"] for row in rows], p=1.0, margin=[row["margin"] for row in rows]
+    )
     more = [c for c in rows[0] if c not in {*table, "chosen_id", "margin", "chosen", "rejected"}]
     return table.assign(**levers, **{c: [row[c] for row in rows] for c in more})
-
-
 
 
 def _readable(row, number):
@@ -117,13 +136,15 @@ def _readable(row, number):
         prompt = row["prompt"] if isinstance(row["prompt"], str) else dialogue(row["prompt"])
         return row | {"prompt": prompt, "response_0": texts[0], "response_1": texts[1]}
     both = [row.get("chosen"), row.get("rejected")]
-    if row.get("prompt") is None and all(isinstance(y, str) and y and read_pairs.ANSWER not in y for y in both):
+    if row.get("prompt") is None and all(
+        isinstance(y, str) and y and read_pairs.ANSWER not in y for y in both
+    ):
         if both[0][0] != both[1][0]:
-            raise ValueError(f"data=trl, line {number}: no prompt, and no common beginning; add the column prompt")
+            raise ValueError(
+                f"data=trl, line {number}: no prompt, and no common beginning; add the column prompt"
+            )
         return row | _trl().extract_prompt(row)
     return row
-
-
 
 
 def _only_hard(p):
@@ -133,8 +154,6 @@ def _only_hard(p):
             f"p={p[row]:g} on pair {row}: TRL's chosen and rejected cannot say a probability; "
             "use hard labels (pairs.label), or train with train.align"
         )
-
-
 
 
 # ---------------------------------------------------------------- the same ids
@@ -147,20 +166,30 @@ def tokens_to_trl(tokens, *, kept=None):
     from datasets import Dataset
 
     _only_hard(tokens.p)
-    columns = {"prompt_ids": tokens.prompts, "chosen_ids": tokens.chosen, "rejected_ids": tokens.rejected}
+    columns = {
+        "prompt_ids": tokens.prompts,
+        "chosen_ids": tokens.chosen,
+        "rejected_ids": tokens.rejected,
+    }
     if kept is not None:
         columns |= {"chosen_kept": kept.chosen, "rejected_kept": kept.rejected}
     whole = lambda rows: [np.asarray(row).astype(int).tolist() for row in rows]
-    return Dataset.from_dict({c: whole(rows) for c, rows in columns.items()} | {"margin": tokens.margin.tolist()})
-
-
+    return Dataset.from_dict(
+        {c: whole(rows) for c, rows in columns.items()} | {"margin": tokens.margin.tolist()}
+    )
 
 
 def check_ids(dataset, tokens):
     """Refuse a tokenised data set (`trainer.train_dataset`) whose ids are not those of `tokens`, row by row."""
     if len(dataset) != len(tokens):
-        raise ValueError(f"dataset: {len(dataset)} rows for {len(tokens)} pairs; give the same pairs in the same order")
-    mine = {"prompt_ids": tokens.prompts, "chosen_ids": tokens.chosen, "rejected_ids": tokens.rejected}
+        raise ValueError(
+            f"dataset: {len(dataset)} rows for {len(tokens)} pairs; give the same pairs in the same order"
+        )
+    mine = {
+        "prompt_ids": tokens.prompts,
+        "chosen_ids": tokens.chosen,
+        "rejected_ids": tokens.rejected,
+    }
     for number, row in enumerate(dataset):
         for column, ids in mine.items():
             if row[column] != ids[number].tolist():
@@ -170,14 +199,12 @@ def check_ids(dataset, tokens):
                 )
 
 
-
-
 def optimizers(model, *, steps, learning_rate):
     """(AdamW, schedule) of the kit's training loop, for the argument `optimizers` of `DPOTrainer`."""
-    adamw = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=train.BETAS, weight_decay=0.0)
+    adamw = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=train.BETAS, weight_decay=0.0
+    )
     return adamw, torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: train.rate_at(step, steps))
-
-
 
 
 # ---------------------------------------------------------------- the recipe
@@ -203,7 +230,9 @@ def safealign_trainer():
     class WithLevers(DataCollatorForPreference):
         def torch_call(self, examples):
             if "margin" not in examples[0]:
-                raise ValueError("train_dataset: no column margin; make it with to_trl or tokens_to_trl")
+                raise ValueError(
+                    "train_dataset: no column margin; make it with to_trl or tokens_to_trl"
+                )
             batch = super().torch_call(examples)
             batch["margin"] = torch.tensor([x["margin"] for x in examples])
             sides = [(x, side) for side in ("chosen", "rejected") for x in examples]
@@ -211,25 +240,38 @@ def safealign_trainer():
                 if f"{side}_kept" in x:
                     kept, n = x[f"{side}_kept"], len(x[f"{side}_ids"])
                     if len(kept) != n or not set(kept) <= {0, 1}:
-                        raise ValueError(f"{side}_kept={kept}: give a 1 or a 0 for each of {n} response tokens")
+                        raise ValueError(
+                            f"{side}_kept={kept}: give a 1 or a 0 for each of {n} response tokens"
+                        )
                     mask[mask == 1] = torch.tensor(kept)[: int(mask.sum())]
             return batch
 
     class SafeAlignTrainer(trl.DPOTrainer):
         def __init__(self, model, *, args, train_dataset, keep=1.0, **others):
-            wanted = dict(loss_type=["sigmoid"], f_divergence_type="reverse_kl", ld_alpha=None, use_weighting=False,
-                          truncation_mode="keep_start")
+            wanted = dict(
+                loss_type=["sigmoid"],
+                f_divergence_type="reverse_kl",
+                ld_alpha=None,
+                use_weighting=False,
+                truncation_mode="keep_start",
+            )
             if keep < 1 or "chosen_kept" in next(iter(train_dataset)):
                 wanted["precompute_ref_log_probs"] = False  # which keeps sums over all tokens
             for name, value in wanted.items():
                 if getattr(args, name) != value:
-                    raise ValueError(f"{name}={getattr(args, name)!r}: these levers need {name}={value!r}")
+                    raise ValueError(
+                        f"{name}={getattr(args, name)!r}: these levers need {name}={value!r}"
+                    )
             self.tokens = TopTokens(keep)
             super().__init__(model, args=args, train_dataset=train_dataset, **others)
             self.data_collator = WithLevers(**vars(self.data_collator))
 
         def _prepare_dataset(self, dataset, *others):
-            return dataset if "prompt_ids" in next(iter(dataset)) else super()._prepare_dataset(dataset, *others)
+            return (
+                dataset
+                if "prompt_ids" in next(iter(dataset))
+                else super()._prepare_dataset(dataset, *others)
+            )
 
         def _set_signature_columns_if_needed(self):
             if self._signature_columns is None:
@@ -244,7 +286,9 @@ def safealign_trainer():
                 mask, read = inputs["completion_mask"], []
                 labels = given["input_ids"].masked_fill(mask == 0, -100)
                 policy = network(**given, labels=labels, fused_lm_head=True)
-                self.compute_ref_log_probs(lambda **x: read.append(reference(**x)) or read[0], inputs)  # adapter off
+                self.compute_ref_log_probs(
+                    lambda **x: read.append(reference(**x)) or read[0], inputs
+                )  # adapter off
                 ref = read[0].log_probs
                 ratio, mask = policy.log_probs.detach() - ref, mask[:, 1:] == 1
                 kept = torch.cat(self.tokens(*ratio.chunk(2), *mask.chunk(2), rows=None))
@@ -255,13 +299,17 @@ def safealign_trainer():
                 sums = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
             else:
                 sums = self.compute_ref_log_probs(reference, inputs)
-            inputs |= {"ref_chosen_logps": sums[0] + margin / self.beta, "ref_rejected_logps": sums[1]}
-            before, self.precompute_ref_logps = self.precompute_ref_logps, True  # the sums stand in the batch
+            inputs |= {
+                "ref_chosen_logps": sums[0] + margin / self.beta,
+                "ref_rejected_logps": sums[1],
+            }
+            before, self.precompute_ref_logps = (
+                self.precompute_ref_logps,
+                True,
+            )  # the sums stand in the batch
             try:
                 return super()._compute_loss(model, inputs, return_outputs)
             finally:
                 self.precompute_ref_logps = before
 
     return SafeAlignTrainer
-
-

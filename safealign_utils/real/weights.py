@@ -41,8 +41,6 @@ class NotWhole(ValueError):
     downloaded."""
 
 
-
-
 def check_files(what, folder, config, network):
     """Refuse a folder whose weights are not those of `network` (a class of transformers) with a
     configuration.
@@ -65,8 +63,6 @@ def check_files(what, folder, config, network):
     check_report(what, network, report)
 
 
-
-
 def check_report(what, network, report):
     """Refuse what `from_pretrained(..., **REPORTED)` says of missing, unexpected and misshapen
     weights."""
@@ -86,8 +82,6 @@ def check_report(what, network, report):
             else SAVE_AGAIN
         )
         raise ValueError(f"{what}: the weights do not fit {network.__name__} ({names}); {fix}")
-
-
 
 
 def weight_files(what, folder):
@@ -124,8 +118,6 @@ def weight_files(what, folder):
     return [folder / name for name in names]
 
 
-
-
 def check_no_adapter(what, id, options):
     """Refuse a folder or hub id with an adapter: alone it is no model, and beside weights it would
     be added to them."""
@@ -141,8 +133,6 @@ def check_no_adapter(what, id, options):
         f"{what}: holds an adapter only; merge it into its model (merge_and_unload, save_pretrained), save the "
         "tokenizer beside it and name that folder"
     )
-
-
 
 
 def check_not_quantised(what, config):
@@ -161,8 +151,6 @@ def check_not_quantised(what, config):
                 f"{what}: its config.json has a quantization_config ({method or 'unnamed'}); the kit trains and reads "
                 "whole weights: name the model before it was quantised"
             )
-
-
 
 
 def check_ids(what, tokenizer, config):
@@ -188,13 +176,9 @@ def check_ids(what, tokenizer, config):
         )
 
 
-
-
 def positions(config):
     """How many tokens a model's positions hold, None where its configuration names no number."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
 
 
 @contextlib.contextmanager
@@ -214,8 +198,6 @@ def loading(what, name, revision=""):
             f"{what}: cannot be loaded ({said}); the folder must hold a model and its tokenizer; a gated model needs "
             "a login at the hub"
         ) from error
-
-
 
 
 # ---------------------------------------------------------------- helpers
@@ -246,14 +228,10 @@ def _header(what, file):
     return shapes
 
 
-
-
 def _some(names):
     names = sorted(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
 
 
 @contextlib.contextmanager
@@ -265,5 +243,3 @@ def _quiet():
         yield
     finally:
         transformers.utils.logging.set_verbosity(before)
-
-

@@ -15,7 +15,10 @@ import pandas as pd
 import torch
 from IPython import get_ipython
 
-gc.collect(), gc.freeze()  # once, before kernels are forked: what is imported is never looked at again
+(
+    gc.collect(),
+    gc.freeze(),
+)  # once, before kernels are forked: what is imported is never looked at again
 INLINE = "module://matplotlib_inline.backend_inline"
 
 
@@ -28,8 +31,18 @@ def remember():
     shell.enable_matplotlib("inline")  # as a kernel does at the first figure
     dict.__setitem__(plt.rcParams, "backend", INLINE)  # it has two names
     _pandas_as_in_a_kernel()
-    modules, environment, path, here = set(sys.modules), dict(os.environ), list(sys.path), os.getcwd()
-    style, filters, printing, errors = dict(plt.rcParams), list(warnings.filters), np.get_printoptions(), np.geterr()
+    modules, environment, path, here = (
+        set(sys.modules),
+        dict(os.environ),
+        list(sys.path),
+        os.getcwd(),
+    )
+    style, filters, printing, errors = (
+        dict(plt.rcParams),
+        list(warnings.filters),
+        np.get_printoptions(),
+        np.geterr(),
+    )
     threads, kind = set(threading.enumerate()), torch.get_default_dtype()
     number, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     transformers = list(shell.input_transformers_cleanup)
@@ -41,7 +54,9 @@ def remember():
         plt.close("all")
         shell.reset(new_session=True)
         shell.input_transformers_cleanup[:] = transformers
-        for name in [name for name, module in sys.modules.items() if _is_ours(name, module, modules)]:
+        for name in [
+            name for name, module in sys.modules.items() if _is_ours(name, module, modules)
+        ]:
             del sys.modules[name]
         os.environ.clear(), os.environ.update(environment), os.chdir(here)
         sys.path[:], warnings.filters[:] = path, filters
@@ -53,7 +68,9 @@ def remember():
         torch.set_float32_matmul_precision("highest")
         _new_seeds()
         gc.collect()
-        with contextlib.suppress(OSError):  # Linux: peak memory is this run's, not that of the runs before
+        with contextlib.suppress(
+            OSError
+        ):  # Linux: peak memory is this run's, not that of the runs before
             Path("/proc/self/clear_refs").write_text("5")
 
     shell.safealign_reset = reset
@@ -61,13 +78,9 @@ def remember():
     gc.freeze()
 
 
-
-
 def _new_seeds():
     """Random generators start anywhere, as in a new process: what needs a seed sets one."""
     random.seed(), np.random.seed(), torch.seed()
-
-
 
 
 def _pandas_as_in_a_kernel():
@@ -78,8 +91,6 @@ def _pandas_as_in_a_kernel():
     pd.set_option("display.max_columns", 20)
 
 
-
-
 def _is_ours(name, module, known):
     """The kit's modules, and those that a notebook imported from elsewhere than the environment."""
     if name.partition(".")[0] == "safealign_utils":
@@ -87,5 +98,3 @@ def _is_ours(name, module, known):
     file = getattr(module, "__file__", None) or ""
     installed = file.startswith((sys.prefix, sys.base_prefix)) or "site-packages" in file
     return name not in known and bool(file) and not installed
-
-

@@ -18,8 +18,6 @@ def run(args):
     return 0
 
 
-
-
 def reproduce(args):
     """Every notebook into `out/profile`, then the report; 1 where one failed.
 
@@ -38,7 +36,10 @@ def reproduce(args):
             job, busy = outcome.job, busy + outcome.seconds
             if not job.name:
                 how = outcome.error or f"{outcome.seconds:.0f} s"
-                print(f"  {Path(job.notebook).stem}, seed {dict(job.given)['seed']}: {how}", flush=True)
+                print(
+                    f"  {Path(job.notebook).stem}, seed {dict(job.given)['seed']}: {how}",
+                    flush=True,
+                )
             elif outcome.record:
                 _report(outcome.record, outcome.folder, outcome.ran)
             else:
@@ -59,8 +60,6 @@ def reproduce(args):
     return 1 if problems else 0
 
 
-
-
 def _jobs(path, profile, out, parts):
     """What is to be done for a notebook: nothing, or its seeds one by one (where there are several) and then all."""
     _, settings, id = runner.prepare(path, _given(profile))
@@ -70,26 +69,28 @@ def _jobs(path, profile, out, parts):
         return []
     seeds = range(settings["seed"], settings["seed"] + settings["seeds"])
     split = len(seeds) > 1 and path.stem not in ONE_PIECE
-    before = [pool.Job(str(path), _given(profile, seed=s, seeds=1), str(parts)) for s in seeds if split]
-    return [*before, pool.Job(str(path), _given(profile), str(out), name=path.stem, after=tuple(before))]
-
-
+    before = [
+        pool.Job(str(path), _given(profile, seed=s, seeds=1), str(parts)) for s in seeds if split
+    ]
+    return [
+        *before,
+        pool.Job(str(path), _given(profile), str(out), name=path.stem, after=tuple(before)),
+    ]
 
 
 def _given(profile, **more):
     return (("profile", profile), *((name, str(value)) for name, value in more.items()))
 
 
-
-
 def notebooks(args):
     folders.check_cache()
-    names = args.names or [*runner.numbered(), *sorted((runner.ROOT / "notebooks" / "solutions").glob("*.ipynb"))]
+    names = args.names or [
+        *runner.numbered(),
+        *sorted((runner.ROOT / "notebooks" / "solutions").glob("*.ipynb")),
+    ]
     for path in map(runner.find, names):
         print(f"{path.name}: {'changed' if runner.regenerate(path) else 'unchanged'}", flush=True)
     return 0
-
-
 
 
 def _report(record, folder, ran):
@@ -101,5 +102,3 @@ def _report(record, folder, ran):
     for claim in record["claims"]:
         value = "" if claim["value"] is None else f": {claim['value']:.4f} (n = {claim['n']})"
         print(f"  [{claim['verdict'].replace('_', ' ')}] {claim['id']}{value}", flush=True)
-
-

@@ -35,8 +35,6 @@ def found(libraries):
     return os.path.dirname(os.path.abspath(spec.origin)) if spec and spec.origin else "", versions
 
 
-
-
 def check(client):
     """Refuse a kernel that imports another copy of the package than this process, or has other
     libraries.
@@ -73,8 +71,6 @@ def check(client):
         raise Refusal(f"the kernel python3 has {other[0]}; {FIX}")
 
 
-
-
 def _content(folder):
     """Hash of what a copy of the package would do: its source, its tables and the shipped
     weights."""
@@ -90,10 +86,6 @@ def _content(folder):
     return cache.digest([(os.path.relpath(name, folder), _bytes(name)) for name in sorted(files)])
 
 
-
-
 def _bytes(name):
     with open(name, "rb") as stream:
         return stream.read()
-
-

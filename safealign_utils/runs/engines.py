@@ -19,8 +19,6 @@ class CheckedClient(PapermillNotebookClient):
         super().papermill_execute_cells()
 
 
-
-
 class ColdEngine(NBClientEngine):
     """Executes a notebook in a new kernel."""
 

@@ -30,14 +30,10 @@ def trouble(folder):
     return ""
 
 
-
-
 def check_out(out):
     """Refuse a folder for results that cannot be written."""
     if why := trouble(out):
         raise Refusal(f"--out {out}: cannot be written ({why}); name another folder")
-
-
 
 
 def check_cache():
@@ -55,8 +51,6 @@ def check_cache():
             raise Refusal(f"{asked}: {part} cannot be written (it belongs to somebody else); {fix}")
 
 
-
-
 def stand_in_for_home():
     """Where the user's folder cannot be written, let Jupyter, IPython and matplotlib write to a
     temporary one."""
@@ -65,5 +59,3 @@ def stand_in_for_home():
             if name not in os.environ:
                 _instead[name] = tempfile.TemporaryDirectory(prefix="safealign.")
                 os.environ[name] = _instead[name].name
-
-

@@ -24,14 +24,16 @@ def fork_server():
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         server = multiprocessing.forkserver._forkserver
-        if server.get_inherited_fds() is not None:  # this process came from a server: it is the one to ask,
-            server.ensure_running = lambda: None  # as the library's documentation says, and its code does not do
+        if (
+            server.get_inherited_fds() is not None
+        ):  # this process came from a server: it is the one to ask,
+            server.ensure_running = lambda: (
+                None
+            )  # as the library's documentation says, and its code does not do
         with _deaf(), _one_thread(), _at_home():
             with _no_stderr():
                 multiprocessing.resource_tracker.ensure_running()
             server.ensure_running()
-
-
 
 
 @contextlib.contextmanager
@@ -44,8 +46,6 @@ def _deaf():
     finally:
         if mine:
             signal.signal(signal.SIGINT, before)
-
-
 
 
 @contextlib.contextmanager
@@ -61,8 +61,6 @@ def _one_thread():
             del os.environ[name]
 
 
-
-
 def is_found(path):
     """Whether an interpreter with this search path imports this very package, installed or not."""
     before = sys.path[:]
@@ -73,8 +71,6 @@ def is_found(path):
         sys.path[:] = before
     first = next((spec.origin for spec in specs if spec is not None), None)
     return first is not None and Path(first).parents[1] == HOME
-
-
 
 
 @contextlib.contextmanager
@@ -88,8 +84,6 @@ def _at_home():
         os.chdir(before)
 
 
-
-
 @contextlib.contextmanager
 def _no_stderr():
     """Standard error goes nowhere; the resource tracker would report semaphores after a Ctrl-C, and remove them."""
@@ -100,5 +94,3 @@ def _no_stderr():
     finally:
         os.dup2(kept, 2)
         os.close(kept), os.close(nowhere)
-
-

@@ -23,7 +23,9 @@ from papermill.engines import NBClientEngine, papermill_engines
 from .engines import KERNEL, CheckedClient
 from .forking import HOME, fork_server, is_found
 
-sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build a grammar for a second, to check addresses
+sys.modules.setdefault(
+    "rfc3987_syntax", None
+)  # jsonschema would build a grammar for a second, to check addresses
 NAME = "warm"
 PATH = [folder for folder in sys.path if folder]  # of the fork server, which is a plain interpreter
 _kernels = {}  # one for each thread that runs notebooks
@@ -43,7 +45,11 @@ class WarmEngine(NBClientEngine):
         except BaseException:
             discard()
             raise
-        if any(output.output_type == "error" for cell in nb_man.nb.cells for output in cell.get("outputs", [])):
+        if any(
+            output.output_type == "error"
+            for cell in nb_man.nb.cells
+            for output in cell.get("outputs", [])
+        ):
             discard()
 
 
@@ -56,14 +62,10 @@ def discard():
         kernel.stop()
 
 
-
-
 @atexit.register
 def _stop_all():
     while _kernels:
         _kernels.popitem()[1].stop()
-
-
 
 
 def _clean_kernel(kernel_name, timeout):
@@ -79,12 +81,12 @@ def _clean_kernel(kernel_name, timeout):
     return _kernels[me]
 
 
-
-
 class _Kernel:
     def __init__(self, name, timeout):
         self.manager = AsyncKernelManager(kernel_name=name, kernel_id=str(uuid.uuid4()))
-        if sys.platform == "linux" and not multiprocessing.current_process().daemon:  # a daemon may have no children
+        if (
+            sys.platform == "linux" and not multiprocessing.current_process().daemon
+        ):  # a daemon may have no children
             given = dict(kernel_id=self.manager.kernel_id, kernel_spec=self.manager.kernel_spec)
             self.manager.provisioner = _Forked(parent=self.manager, **given)
         run_sync(self.manager.start_kernel)(extra_arguments=KERNEL["extra_arguments"])
@@ -93,20 +95,30 @@ class _Kernel:
         try:
             run_sync(self.client.wait_for_ready)(timeout=timeout)
             self.client.allow_stdin = False
-            if not self._silently("from safealign_utils.runs import cleaning; cleaning.remember(); del cleaning"):
-                raise RuntimeError("the kernel cannot import safealign_utils; install the package where it runs")
+            if not self._silently(
+                "from safealign_utils.runs import cleaning; cleaning.remember(); del cleaning"
+            ):
+                raise RuntimeError(
+                    "the kernel cannot import safealign_utils; install the package where it runs"
+                )
         except BaseException:
             self.stop()
             raise
 
     def reset(self):
         """Make the kernel as it was; False if it cannot be used any more."""
-        return bool(run_sync(self.manager.is_alive)()) and self._silently("get_ipython().safealign_reset()")
+        return bool(run_sync(self.manager.is_alive)()) and self._silently(
+            "get_ipython().safealign_reset()"
+        )
 
     def _silently(self, code):
         try:
             reply = run_sync(self.client.execute_interactive)(
-                code, silent=True, store_history=False, timeout=120, output_hook=lambda message: None
+                code,
+                silent=True,
+                store_history=False,
+                timeout=120,
+                output_hook=lambda message: None,
             )
         except (TimeoutError, RuntimeError):
             return False
@@ -115,8 +127,6 @@ class _Kernel:
     def stop(self):
         self.client.stop_channels()
         run_sync(self.manager.shutdown_kernel)(now=True)
-
-
 
 
 class _Forked(LocalProvisioner):
@@ -130,8 +140,6 @@ class _Forked(LocalProvisioner):
         self.process = _Process(context.Process(target=_serve, args=given, daemon=True))
         self.pid, self.pgid, self.cwd = self.process.pid, None, os.getcwd()
         return self.connection_info
-
-
 
 
 class _Process:
@@ -156,8 +164,6 @@ class _Process:
             os.kill(self.pid, number)
 
 
-
-
 def _serve(arguments, environment, folder):
     """Be a kernel until the process that asked for it is no more."""
     os.setsid()  # a Ctrl-C is for the parent
@@ -174,5 +180,3 @@ def _serve(arguments, environment, folder):
     from ipykernel.kernelapp import IPKernelApp
 
     IPKernelApp.launch_instance(arguments)
-
-

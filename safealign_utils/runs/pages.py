@@ -24,11 +24,13 @@ def template(name):
     """A template of this folder; every value that it prints is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     env = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     return env.get_template(name)
-
-
 
 
 # ---------------------------------------------------------------- notebooks
@@ -38,8 +40,6 @@ def formula(tex, display=False):
         return Markup(convert(tex.strip(), display="block" if display else "inline"))
     except Exception:  # the converter raises what it pleases; a formula is no reason to lose a page
         return Markup("<code>{}</code>").format(tex.strip())
-
-
 
 
 class _Renderer(IPythonRenderer):
@@ -53,9 +53,9 @@ class _Renderer(IPythonRenderer):
         return formula(f"\\begin{{{name}}}{body}\\end{{{name}}}", display=True)
 
     def image(self, text, url, title=None):
-        return super().image(text, url, title) if url.startswith("data:") else str(escape(text or url))
-
-
+        return (
+            super().image(text, url, title) if url.startswith("data:") else str(escape(text or url))
+        )
 
 
 def markdown(text, attachments=None):
@@ -63,8 +63,6 @@ def markdown(text, attachments=None):
     safe = dict(escape=True, allow_harmful_protocols=False)
     renderer = _Renderer(**safe, exclude_anchor_links=True, attachments=attachments or {})
     return Markup(MarkdownWithMath(renderer=renderer).render(text))
-
-
 
 
 class _Exporter(HTMLExporter):
@@ -81,8 +79,12 @@ def notebook(path, *, known=(), back="../report.html"):
 
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []):  # where it was written is nobody's business
-            cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("out_dir"))
+        if "injected-parameters" in cell.metadata.get(
+            "tags", []
+        ):  # where it was written is nobody's business
+            cell.source = "\n".join(
+                line for line in cell.source.splitlines() if not line.startswith("out_dir")
+            )
     exporter = _Exporter(template_name="basic", log=logging.getLogger("safealign.quiet"))
     exporter.log.setLevel(logging.CRITICAL)
     body, _ = exporter.from_notebook_node(book)
@@ -92,15 +94,11 @@ def notebook(path, *, known=(), back="../report.html"):
     return template("notebook.html.j2").render(title=heading(book)[0], body=Markup(body), back=back)
 
 
-
-
 def heading(book):
     """Title and first sentences of a notebook, from its first cell: "02 · SafeDPO", as plain text, and HTML."""
     text = next((cell.source for cell in book.cells if cell.cell_type == "markdown"), "")
     title, _, rest = text.partition("\n")
     return title.lstrip("# ").strip(), markdown(rest.strip().split("\n\n")[0])
-
-
 
 
 # ---------------------------------------------------------------- tables and figures
@@ -125,29 +123,40 @@ def number(value, digits=4):
     return text.replace("-", "−")
 
 
-
-
 def table(frame):
     """A table ready to be shown: columns, rows of (text, interval, whether a number), and how much was left out.
 
     Columns q, q_low and q_high become one: the number with its interval, or alone where both ends equal it.
     """
-    ends = {f"{c}_{end}" for c in frame for end in ("low", "high") if {f"{c}_low", f"{c}_high"} <= set(frame)}
+    ends = {
+        f"{c}_{end}"
+        for c in frame
+        for end in ("low", "high")
+        if {f"{c}_low", f"{c}_high"} <= set(frame)
+    }
     columns = [c for c in frame if c not in ends]
-    kinds = [pd.api.types.is_numeric_dtype(frame[c]) and not pd.api.types.is_bool_dtype(frame[c]) for c in columns]
+    kinds = [
+        pd.api.types.is_numeric_dtype(frame[c]) and not pd.api.types.is_bool_dtype(frame[c])
+        for c in columns
+    ]
     digits = {c: _digits(frame[c]) if numeric else 0 for c, numeric in zip(columns, kinds)}
-    rows = [[_cell(record, c, digits[c]) for c in columns] for record in frame.head(ROWS).to_dict("records")]
-    return {"columns": columns, "numeric": kinds, "rows": rows, "total": len(frame), "shown": len(rows)}
-
-
+    rows = [
+        [_cell(record, c, digits[c]) for c in columns]
+        for record in frame.head(ROWS).to_dict("records")
+    ]
+    return {
+        "columns": columns,
+        "numeric": kinds,
+        "rows": rows,
+        "total": len(frame),
+        "shown": len(rows),
+    }
 
 
 def _digits(column):
     """Decimals that a column needs: one or two where every value has no more (a setting), else four."""
     values = column.dropna()
     return next((n for n in (1, 2) if (values.round(n) == values).all()), 4)
-
-
 
 
 def _cell(record, column, digits):
@@ -158,16 +167,12 @@ def _cell(record, column, digits):
     return number("" if pd.isna(value) else value, digits), between
 
 
-
-
 def read_table(path):
     """The table in a CSV file; an empty one where it cannot be read."""
     try:
         return table(pd.read_csv(path))
     except (OSError, ValueError):
         return table(pd.DataFrame({"this file cannot be read": []}))
-
-
 
 
 def figure(stem):
@@ -181,9 +186,11 @@ def figure(stem):
     small = svg.is_file() and (svg.stat().st_size <= SVG_BYTES or not png.is_file())
     kind, path = ("svg+xml", svg) if small else ("png", png)
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return {"name": stem.name.replace("_", " "), "source": f"data:image/{kind};base64,{data}", "wide": wide}
-
-
+    return {
+        "name": stem.name.replace("_", " "),
+        "source": f"data:image/{kind};base64,{data}",
+        "wide": wide,
+    }
 
 
 def interval(rule, value, low, high, *, width=220, height=26):
@@ -196,7 +203,9 @@ def interval(rule, value, low, high, *, width=220, height=26):
     a, b = (at(limit), width) if side == "above" else (0, at(limit))
     middle = height / 2
     parts = [
-        Markup('<rect class="side" x="{}" y="2" width="{}" height="{}"/>').format(a, round(b - a, 1), height - 4),
+        Markup('<rect class="side" x="{}" y="2" width="{}" height="{}"/>').format(
+            a, round(b - a, 1), height - 4
+        ),
         Markup('<line class="limit" x1="{0}" x2="{0}" y1="0" y2="{1}"/>').format(at(limit), height),
     ]
     if low is not None:
@@ -204,7 +213,7 @@ def interval(rule, value, low, high, *, width=220, height=26):
         parts.append(Markup(line).format(at(low), at(high), m=middle))
     parts.append(Markup('<circle class="value" cx="{}" cy="{}" r="4"/>').format(at(value), middle))
     words = f"{number(value)}, the rule: {side} {limit:g}"
-    start = Markup('<svg class="interval" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, words)
+    start = Markup('<svg class="interval" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+        width, height, words
+    )
     return start + Markup("").join(parts) + Markup("</svg>")
-
-

@@ -32,8 +32,6 @@ class Job:
     after: tuple = field(default=(), repr=False)
 
 
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended: its folder and record, or the error. `died` is no verdict on the notebook."""
@@ -45,8 +43,6 @@ class Outcome:
     error: str = ""
     died: bool = False
     seconds: float = 0.0
-
-
 
 
 def work(job, *before):
@@ -61,9 +57,9 @@ def work(job, *before):
             last = error
         except (runner.Failed, Refusal) as error:
             return Outcome(job, error=str(error), seconds=time.perf_counter() - start)
-    return Outcome(job, error=f"{last} ({DEATHS} times)", died=True, seconds=time.perf_counter() - start)
-
-
+    return Outcome(
+        job, error=f"{last} ({DEATHS} times)", died=True, seconds=time.perf_counter() - start
+    )
 
 
 def execute(jobs, *, workers=2, scheduler="", say=print):
@@ -74,7 +70,9 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
     from dask.distributed import CancelledError, as_completed
 
     if distributed.count() > 1:
-        raise Refusal("accelerate launch: a sweep places its own processes; launch `safealign run`, one run at a time")
+        raise Refusal(
+            "accelerate launch: a sweep places its own processes; launch `safealign run`, one run at a time"
+        )
     with _client(min(workers, len(jobs)), scheduler) as client:
         here = len(client.scheduler_info(n_workers=-1)["workers"])
         waiting = "" if here else "; it has no worker yet, and the runs wait for one"
@@ -83,7 +81,10 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
         for n, job in enumerate(jobs):  # Dask would take jobs that come together in any order
             before = [futures[b] for b in job.after]
             futures[job] = client.submit(work, job, *before, pure=False, retries=0, priority=-n)
-        asked, ended = {future.key: job for job, future in futures.items()}, as_completed(futures.values())
+        asked, ended = (
+            {future.key: job for job, future in futures.items()},
+            as_completed(futures.values()),
+        )
         futures.clear()  # a worker that dies takes nothing with it that has been read already
         for future in ended:
             try:
@@ -94,20 +95,20 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
                 lost = "the connection to the Dask scheduler was lost; the same command goes on where it stopped"
                 outcome = Outcome(asked[future.key], error=lost, died=True)
             except Exception as error:
-                outcome = Outcome(asked[future.key], error=f"{type(error).__name__}: {error}", died=True)
+                outcome = Outcome(
+                    asked[future.key], error=f"{type(error).__name__}: {error}", died=True
+                )
             future.release()
             yield outcome
 
 
-
-
 def leave():
     """End at once after Ctrl-C: the workers end with this process, and taking Dask apart in order is slow and noisy."""
-    print("safealign: interrupted; finished runs are kept, nothing is half-written", file=sys.stderr)
+    print(
+        "safealign: interrupted; finished runs are kept, nothing is half-written", file=sys.stderr
+    )
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(130)
-
-
 
 
 @contextlib.contextmanager
@@ -126,17 +127,27 @@ def _client(workers, scheduler):
                     f"--scheduler {scheduler}: no Dask scheduler answers ({error}); start one with `dask scheduler`"
                 ) from None
         else:
-            settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.worker.daemon": False}
-            settings["distributed.scheduler.worker-saturation"] = 1.0  # no run waits behind another on its worker
+            settings = {
+                "distributed.scheduler.allowed-failures": DEATHS,
+                "distributed.worker.daemon": False,
+            }
+            settings["distributed.scheduler.worker-saturation"] = (
+                1.0  # no run waits behind another on its worker
+            )
             if sys.platform == "linux":
                 settings["distributed.worker.multiprocessing-method"] = "forkserver"
                 fork_server()
             stack.enter_context(dask.config.set(settings))
-            cluster = stack.enter_context(LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0,
-                dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL, env=dict(os.environ),
-            ))
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                    env=dict(os.environ),
+                )
+            )
             client = Client(cluster)
         yield stack.enter_context(client)
-
-

@@ -23,12 +23,8 @@ class Failed(RuntimeError):
     """A notebook that stopped with an error, or ended without a complete record."""
 
 
-
-
 class Died(Failed):
     """A kernel that was killed, or never started: no verdict on the notebook."""
-
-
 
 
 def find(name):
@@ -42,13 +38,9 @@ def find(name):
     raise Refusal(f"notebook={name!r}: not found; name a file, or one of {known}")
 
 
-
-
 def numbered():
     """The project's numbered notebooks, in reading order."""
     return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-
-
 
 
 def prepare(notebook, given=(), files=()):
@@ -61,20 +53,26 @@ def prepare(notebook, given=(), files=()):
     cell = parameters.read_cell(path)
     missing = [name for name in ("profile", "out_dir") if name not in cell]
     if missing or (unknown := [name for name in cell if name not in parameters.RULES]):
-        which = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the kit does not know"
-        raise Refusal(f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py")
+        which = (
+            f"lacks {missing[0]!r}"
+            if missing
+            else f"has {unknown[0]!r}, which the kit does not know"
+        )
+        raise Refusal(
+            f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py"
+        )
     settings = parameters.resolve(parameters.collect(cell, given, files), path.stem)
     if path.stem in parameters.WORLD_ONLY and settings["data"] != "world":
         why = parameters.WORLD_ONLY[path.stem]
-        raise Refusal(f"data={settings['data']!r} for {path.stem}: {why}; use data=world, or 01_dpo_basics")
+        raise Refusal(
+            f"data={settings['data']!r} for {path.stem}: {why}; use data=world, or 01_dpo_basics"
+        )
     if settings["device"] == "cuda":
         from ..study.settings import pick_device
 
         pick_device("cuda")
     contents = inputs.check(path.stem, settings)
     return path, settings, records.run_id(path, settings, contents)
-
-
 
 
 def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=False, expect=""):
@@ -112,12 +110,12 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
         _replace(partial, final)
     except OSError as error:
         why = f"cannot be written ({error.strerror or error})"
-        raise Failed(f"{path.stem}: {final.parent} {why}; make room, or name another --out") from None
+        raise Failed(
+            f"{path.stem}: {final.parent} {why}; make room, or name another --out"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final, record, True
-
-
 
 
 def _execute(path, settings, partial, final, warm):
@@ -133,7 +131,9 @@ def _execute(path, settings, partial, final, warm):
         options = dict(engine_name=engine.NAME, request_save_on_cell_execute=False)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     target = partial / path.name
-    literal = [str(p).replace("{", "{{").replace("}", "}}") for p in (path, target)]  # papermill fills in braces
+    literal = [
+        str(p).replace("{", "{{").replace("}", "}}") for p in (path, target)
+    ]  # papermill fills in braces
     number = f".process{distributed.rank()}" if distributed.rank() else ""
     failed = final.parent / f"{final.name}{number}.failed.ipynb"
     try:
@@ -145,19 +145,21 @@ def _execute(path, settings, partial, final, warm):
         where = f"cell {error.exec_count}, {error.ename}: {error.evalue.strip()}"
         os.replace(target, failed)
         where += "; make room, and run it again" if f"Errno {errno.ENOSPC}" in error.evalue else ""
-        raise Failed(f"{path.stem} stopped in {where}\nthe executed notebook is kept as {failed}") from None
+        raise Failed(
+            f"{path.stem} stopped in {where}\nthe executed notebook is kept as {failed}"
+        ) from None
     except (Refusal, OSError):
         raise
     except Exception as error:  # the kernel died, or never started
         if target.is_file():
             os.replace(target, failed)
-        raise Died(f"{path.stem}: the kernel did not finish ({type(error).__name__}: {error})") from error
+        raise Died(
+            f"{path.stem}: the kernel did not finish ({type(error).__name__}: {error})"
+        ) from error
     if fault := _fault(records.read(partial), code):
         os.replace(target, failed)
         raise Failed(f"{path.stem} {fault}; the executed notebook is kept as {failed}")
     failed.unlink(missing_ok=True)
-
-
 
 
 def _fault(record, code):
@@ -168,8 +170,6 @@ def _fault(record, code):
     if record["provenance"].get("code", code) != code:
         return f"ran other code than {cache.PACKAGE} (edited in the meantime, or another copy?); run it again"
     return ""
-
-
 
 
 def failure(out, name):
@@ -189,8 +189,6 @@ def failure(out, name):
     return f"ended without a complete record; see {file}"
 
 
-
-
 @contextlib.contextmanager
 def _quiet():
     """papermill and its kernel manager warn about frozen modules and the like; nothing of that helps a user."""
@@ -199,8 +197,6 @@ def _quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
 
 
 def _complete(partial, id):
@@ -212,14 +208,15 @@ def _complete(partial, id):
     return record
 
 
-
-
 def _replace(partial, final):
     """Put the finished folder in its place. An older one is moved aside first, and removed after.
 
     Where the same run was finished elsewhere in the meantime, that one stays.
     """
-    id, tries = records.read(partial)["run_id"], 10  # other processes may put theirs there between two steps
+    id, tries = (
+        records.read(partial)["run_id"],
+        10,
+    )  # other processes may put theirs there between two steps
     for left in reversed(range(tries)):
         try:
             return partial.rename(final)
@@ -235,8 +232,6 @@ def _replace(partial, final):
         shutil.rmtree(old, ignore_errors=True)
 
 
-
-
 # ---------------------------------------------------------------- the committed notebooks
 def regenerate(path):
     """Execute a notebook in place at its committed parameters and keep only what is stable; True if it changed."""
@@ -248,7 +243,9 @@ def regenerate(path):
     before = path.read_bytes()
     book = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(book, kernel_name="python3", timeout=None, **engines.KERNEL, resources=where)
+    client = NotebookClient(
+        book, kernel_name="python3", timeout=None, **engines.KERNEL, resources=where
+    )
     with _quiet(), client.setup_kernel():
         copies.check(client)
         for number, cell in enumerate(book.cells):
@@ -265,5 +262,3 @@ def regenerate(path):
     nbformat.write(book, beside)
     os.replace(beside, path)
     return path.read_bytes() != before
-
-

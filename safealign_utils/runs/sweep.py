@@ -49,15 +49,11 @@ class Run:
         return shlex.join(["safealign", "run", self.notebook, *given, "--out", str(out)])
 
 
-
-
 def _text(value):
     """A value as `-p` takes it."""
     if isinstance(value, str):
         return value
     return json.dumps(list(value)) if isinstance(value, (list, tuple)) else json.dumps(value)
-
-
 
 
 # ---------------------------------------------------------------- the grid
@@ -81,11 +77,18 @@ def read(file):
                     f"grid file {file}: {key}.{name}={values!r} must be a list of values; put one value in `fixed`"
                 )
         grid[key] = part
-    plain = lambda v: isinstance(v, (str, bool, int, float)) or isinstance(v, list) and all(map(plain, v))
-    given = [*grid["fixed"].items(), *((k, v) for part in ("cross", "zip") for k, vs in grid[part].items() for v in vs)]
+    plain = lambda v: (
+        isinstance(v, (str, bool, int, float)) or isinstance(v, list) and all(map(plain, v))
+    )
+    given = [
+        *grid["fixed"].items(),
+        *((k, v) for part in ("cross", "zip") for k, vs in grid[part].items() for v in vs),
+    ]
     if bad := [(name, value) for name, value in given if not plain(value)]:
         name, value = bad[0]
-        raise Refusal(f"grid file {file}: {name}={value!r} is no text, number or list; write texts in quotes")
+        raise Refusal(
+            f"grid file {file}: {name}={value!r} is no text, number or list; write texts in quotes"
+        )
     lengths = {name: len(values) for name, values in grid["zip"].items()}
     if len(set(lengths.values())) > 1:
         raise Refusal(
@@ -93,29 +96,39 @@ def read(file):
         )
     names = [*grid["fixed"], *grid["cross"], *grid["zip"]]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise Refusal(f"grid file {file}: {twice[0]} is given twice; name it under one of fixed, cross, zip")
+        raise Refusal(
+            f"grid file {file}: {twice[0]} is given twice; name it under one of fixed, cross, zip"
+        )
     seeds = grid.get("seeds")
     if seeds is not None:
         if clash := {"seed", "seeds"} & set(names):
-            raise Refusal(f"grid file {file}: {clash.pop()} and `seeds:` both choose seeds; keep one")
+            raise Refusal(
+                f"grid file {file}: {clash.pop()} and `seeds:` both choose seeds; keep one"
+            )
         seeds = list(range(min(seeds, 10**5))) if type(seeds) is int else seeds
-        if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
-            raise Refusal(f"grid file {file}: seeds={grid['seeds']!r} must be a number above 0, or a list of seeds")
+        if (
+            not isinstance(seeds, list)
+            or not seeds
+            or not all(type(s) is int and s >= 0 for s in seeds)
+        ):
+            raise Refusal(
+                f"grid file {file}: seeds={grid['seeds']!r} must be a number above 0, or a list of seeds"
+            )
     grid["seeds"] = seeds
     for key in ("notebook", "table"):
-        grid[key] = grid[key] if isinstance(grid.get(key), list) else [grid[key]] if grid.get(key) else []
+        grid[key] = (
+            grid[key] if isinstance(grid.get(key), list) else [grid[key]] if grid.get(key) else []
+        )
     return grid
-
-
 
 
 def settings(grid):
     """The settings of a grid, seeds aside: a list of {name: value}, the last name of `cross` running fastest."""
     zipped = [dict(zip(grid["zip"], values)) for values in zip(*grid["zip"].values())] or [{}]
-    crossed = [dict(zip(grid["cross"], values)) for values in itertools.product(*grid["cross"].values())]
+    crossed = [
+        dict(zip(grid["cross"], values)) for values in itertools.product(*grid["cross"].values())
+    ]
     return [{**z, **c} for z in zipped for c in crossed]
-
-
 
 
 def runs(grid):
@@ -124,10 +137,10 @@ def runs(grid):
     one = {} if grid["seeds"] is None else {"seeds": 1}
     return [
         Run(str(notebook), {**grid["fixed"], **setting, **seed, **one}, {**setting, **seed})
-        for notebook in grid["notebook"] for setting in settings(grid) for seed in seeds
+        for notebook in grid["notebook"]
+        for setting in settings(grid)
+        for seed in seeds
     ]
-
-
 
 
 # ---------------------------------------------------------------- the command
@@ -144,14 +157,24 @@ def sweep(args):
         _check_tables(grid["table"], path)
         asked.setdefault(id, run)
     done = {id for id in asked if records.read(out / id)}
-    failed = {id: message for id in asked if id not in done and (message := runner.failure(out, id))}
+    failed = {
+        id: message for id in asked if id not in done and (message := runner.failure(out, id))
+    }
     if args.dry_run:
         for id, run in asked.items():
-            print(f"{'done' if id in done else 'failed' if id in failed else 'to do':<7}{id}  {run}")
+            print(
+                f"{'done' if id in done else 'failed' if id in failed else 'to do':<7}{id}  {run}"
+            )
     seeds = f" x {_many(len(grid['seeds']), 'seed')}" if grid["seeds"] else ""
-    same = f" ({len(every) - len(asked)} of them the same as another)" if len(every) > len(asked) else ""
-    print(f"{_many(len(settings(grid)) * len(grid['notebook']), 'setting')}{seeds} = {_many(len(every), 'run')}{same}: "
-          f"{len(done)} done, {len(failed)} failed, {len(asked) - len(done) - len(failed)} to do")
+    same = (
+        f" ({len(every) - len(asked)} of them the same as another)"
+        if len(every) > len(asked)
+        else ""
+    )
+    print(
+        f"{_many(len(settings(grid)) * len(grid['notebook']), 'setting')}{seeds} = {_many(len(every), 'run')}{same}: "
+        f"{len(done)} done, {len(failed)} failed, {len(asked) - len(done) - len(failed)} to do"
+    )
     if args.dry_run:
         return 0
     runner.remove_leftovers(out)
@@ -169,12 +192,16 @@ def sweep(args):
     _remember(out, args.file)
     print(*paths, sep="\n", end="\n" * bool(paths))
     for id, message in problems.items():
-        print(f"\nfailed: {asked[id]}\n  {message}\n  again: {asked[id].command(_short(out))}", file=sys.stderr)
+        print(
+            f"\nfailed: {asked[id]}\n  {message}\n  again: {asked[id].command(_short(out))}",
+            file=sys.stderr,
+        )
     if problems:
-        print(f"\n{len(problems)} of {len(asked)} runs failed; --retry repeats them, and only them", file=sys.stderr)
+        print(
+            f"\n{len(problems)} of {len(asked)} runs failed; --retry repeats them, and only them",
+            file=sys.stderr,
+        )
     return 1 if problems else 0
-
-
 
 
 def _remembered(out):
@@ -183,15 +210,11 @@ def _remembered(out):
     return out.with_name(f"{out.name}.grid.yaml")
 
 
-
-
 def _remember(out, file):
     """Write down which grid a sweep's folder is of; the path is relative, so that both may move
     together."""
     path = os.path.relpath(Path(file).resolve(), out.parent)
     write_whole(_remembered(out), f"# {json.dumps(path)}\n{Path(file).read_text(encoding='utf-8')}")
-
-
 
 
 def _grid_of(out, file):
@@ -209,40 +232,41 @@ def _grid_of(out, file):
         owner = (out.parent / json.loads(first.lstrip("# "))).resolve()
         tables = read(memory)["table"]
     except (ValueError, TypeError):
-        raise Refusal(f"{memory}: is damaged; remove it, and {out} is taken for the folder of {file}") from None
+        raise Refusal(
+            f"{memory}: is damaged; remove it, and {out} is taken for the folder of {file}"
+        ) from None
     if owner != Path(file).resolve() and text != Path(file).read_text(encoding="utf-8"):
         if owner.is_file():
             raise Refusal(
                 f"grid file {file}: {out} holds the runs of {owner}, another grid of this name; "
                 "rename one of them, or give --out another folder"
             )
-        print(f"{out} held the runs of {owner}, which is gone; it goes on with {file}", file=sys.stderr)
+        print(
+            f"{out} held the runs of {owner}, which is gone; it goes on with {file}",
+            file=sys.stderr,
+        )
     return tables
-
-
 
 
 def _check_tables(names, notebook):
     """Refuse a table that the notebook does not save."""
-    source = "".join("".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"])
+    source = "".join(
+        "".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    )
     for name in names:
         if name == "table" or f'"{name}"' not in source:
             known = ", ".join(dict.fromkeys(re.findall(r'study\.table\("(\w+)"', source)))
-            raise Refusal(f"table={name!r}: {notebook.stem} saves no table of that name; it has {known or 'none'}")
-
-
+            raise Refusal(
+                f"table={name!r}: {notebook.stem} saves no table of that name; it has {known or 'none'}"
+            )
 
 
 def _many(n, word):
     return f"{n} {word}{'s' * (n != 1)}"
 
 
-
-
 def _short(path):
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
-
-
 
 
 def _execute(todo, out, args):
@@ -264,17 +288,16 @@ def _execute(todo, out, args):
         if live:
             print(f"\r{line}\033[K", end="" if n < len(jobs) else "\n", file=sys.stderr, flush=True)
         else:
-            print(f"{line}: {todo[id]}: {'failed' if outcome.error else f'{outcome.seconds:.0f} s'}", flush=True)
+            print(
+                f"{line}: {todo[id]}: {'failed' if outcome.error else f'{outcome.seconds:.0f} s'}",
+                flush=True,
+            )
     return problems
-
-
 
 
 def _absolute(texts):
     """Files that parameters name, by their full paths: a worker may stand in another folder."""
     return tuple((name, _full(name, text) if name in PATHS else text) for name, text in texts)
-
-
 
 
 def _full(name, text):
@@ -283,13 +306,11 @@ def _full(name, text):
     return absolute(text, name) if name in ("data", "eval_prompts") and "=" in text else text
 
 
-
-
 def _clock(seconds):
-    unit, word = next((u, w) for u, w in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * u or u == 1)
+    unit, word = next(
+        (u, w) for u, w in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * u or u == 1
+    )
     return f"{seconds / unit:.{int(unit == 3600)}f} {word}"
-
-
 
 
 # ---------------------------------------------------------------- the tables
@@ -315,7 +336,9 @@ def gather(finished, out, tables=()):
             method, _, quantity = name.rpartition(".")
             methods.setdefault(method, {})[quantity] = value
         for method, values in methods.items():
-            measured = {f"measured_{q}" if q in head or q == "method" else q: v for q, v in values.items()}
+            measured = {
+                f"measured_{q}" if q in head or q == "method" else q: v for q, v in values.items()
+            }
             rows.append({**head, "method": method, **measured})
         for name in tables:
             if (out / id / f"{name}.csv").is_file():
@@ -326,8 +349,6 @@ def gather(finished, out, tables=()):
     for name, parts in own.items():
         paths += _write(pd.concat(parts, ignore_index=True), out / name)
     return paths
-
-
 
 
 def _write(frame, target):
@@ -346,5 +367,3 @@ def _write(frame, target):
         finally:
             beside.unlink(missing_ok=True)
     return paths
-
-

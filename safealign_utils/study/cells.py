@@ -1,9 +1,10 @@
 """Cells for one kind of data: those that begin with `# world only` or `# real text only` are passed over elsewhere."""
 
-
-
 WORLD, TEXT = "# world only", "# real text only"
-SAID = {WORLD: "not run: this cell needs the made world (data=world)", TEXT: "not run: this cell is for real text"}
+SAID = {
+    WORLD: "not run: this cell needs the made world (data=world)",
+    TEXT: "not run: this cell is for real text",
+}
 
 
 def pass_over(mark):
@@ -15,7 +16,9 @@ def pass_over(mark):
 
     shell = get_ipython()
     if shell is not None:
-        others = [t for t in shell.input_transformers_cleanup if getattr(t, "__name__", "") != "passed_over"]
+        others = [
+            t
+            for t in shell.input_transformers_cleanup
+            if getattr(t, "__name__", "") != "passed_over"
+        ]
         shell.input_transformers_cleanup[:] = [*others, passed_over]
-
-

@@ -50,7 +50,11 @@ class Claim:
     @property
     def source(self):
         """(kit), or (paper, place; evidence): printed before what it says."""
-        return "(kit)" if (self.paper, self.evidence) == ("kit", "bar") else f"({self.paper}; {self.evidence})"
+        return (
+            "(kit)"
+            if (self.paper, self.evidence) == ("kit", "bar")
+            else f"({self.paper}; {self.evidence})"
+        )
 
     @property
     def bar(self):
@@ -68,14 +72,14 @@ def read(text):
     if not isinstance(entries, list):
         raise ValueError(f"{LEDGER.name}: write a list of claims, each starting with `- id:`")
     for number, entry in enumerate(entries, start=1):
-        name = str(entry.get("id")) if isinstance(entry, dict) and "id" in entry else f"entry {number}"
+        name = (
+            str(entry.get("id")) if isinstance(entry, dict) and "id" in entry else f"entry {number}"
+        )
         wrong = "in the ledger twice; give it an id of its own" if name in out else _wrong(entry)
         if wrong:
             raise ValueError(f"{LEDGER.name}: {name}: {wrong}")
         out[name] = Claim(**entry | {"range": tuple(entry.get("range", ()))})
     return out
-
-
 
 
 def _wrong(entry):
@@ -87,10 +91,16 @@ def _wrong(entry):
     if missing := [k for k, needed in FIELDS.items() if needed and k not in entry]:
         return f"{missing[0]} is missing; every claim has {', '.join(k for k, needed in FIELDS.items() if needed)}"
     for k in FIELDS:
-        if k not in ("rule", "range") and k in entry and not (isinstance(entry[k], str) and entry[k].strip()):
+        if (
+            k not in ("rule", "range")
+            and k in entry
+            and not (isinstance(entry[k], str) and entry[k].strip())
+        ):
             return f"{k}: {entry[k]!r} is no text; write some"
     if not re.fullmatch(r"[a-z0-9_.]+", entry["id"]):
-        return "id: small letters, digits, _ and . only; a setting is given where the claim is judged"
+        return (
+            "id: small letters, digits, _ and . only; a setting is given where the claim is judged"
+        )
     for k, known in (("scope", SCOPES), ("evidence", EVIDENCE)):
         if entry[k] not in known:
             return f"{k}: {entry[k]!r}; choose one of {', '.join(known)}"
@@ -105,10 +115,10 @@ def _wrong(entry):
     if NOTEBOOKS.is_dir() and not (NOTEBOOKS / f"{entry['notebook']}.ipynb").is_file():
         return f"notebook: {entry['notebook']!r} is not in {NOTEBOOKS.name}/; name one without its ending"
     if (entry["scope"] == "only at scale") != ("profile" in entry):
-        return "profile: say what would test it where the scope is 'only at scale', and nowhere else"
+        return (
+            "profile: say what would test it where the scope is 'only at scale', and nowhere else"
+        )
     return ""
-
-
 
 
 def _is_range(given, limit):
@@ -116,19 +126,18 @@ def _is_range(given, limit):
         return False
     low, high = given
     numbers = [low] if high is None else [low, high]
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not np.isfinite(v) for v in numbers):
+    if any(
+        isinstance(v, bool) or not isinstance(v, (int, float)) or not np.isfinite(v)
+        for v in numbers
+    ):
         return False
     return low <= limit and (high is None or low < high and limit <= high)
-
-
 
 
 @once
 def ledger():
     """{id: Claim}, in the order of the file. Raises ValueError on an entry that cannot be judged."""
     return read(LEDGER.read_text(encoding="utf-8"))
-
-
 
 
 def judge(id, values=None, *, measured=None, **setting):
@@ -147,14 +156,25 @@ def judge(id, values=None, *, measured=None, **setting):
     name = id + (f"[{','.join(f'{k}={_text(v)}' for k, v in setting.items())}]" if setting else "")
     if claim.scope == "only at scale":
         if values is not None or measured is not None:
-            raise ValueError(f"claim {id}: open only at scale, so no value settles it here; see its profile")
-        return {"id": name, "verdict": "needs_scale", "value": None, "low": None, "high": None, "n": 0}
+            raise ValueError(
+                f"claim {id}: open only at scale, so no value settles it here; see its profile"
+            )
+        return {
+            "id": name,
+            "verdict": "needs_scale",
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": 0,
+        }
     if (values is None) == (measured is None):
         raise ValueError(f"claim {id}: give either values, one a seed, or a measured interval")
     if values is not None:
         values = np.asarray(values, dtype=float)
         if len(values) == 0 or not np.isfinite(values).all():
-            raise ValueError(f"claim {id}: judged on {values.tolist()}; one finite value a seed is needed")
+            raise ValueError(
+                f"claim {id}: judged on {values.tolist()}; one finite value a seed is needed"
+            )
         try:
             mean, low, high = intervals.over_seeds(values, tuple(claim.range) or None)
         except ValueError as error:
@@ -165,21 +185,26 @@ def judge(id, values=None, *, measured=None, **setting):
     value, low, high, n = measured
     if not np.isfinite([v for v in (value, low, high) if v is not None]).all():
         raise ValueError(f"claim {id}: measured as {measured}; finite numbers are needed")
-    return {"id": name, "verdict": _verdict(claim.rule, low, high), "value": value, "low": low, "high": high, "n": n}
-
-
+    return {
+        "id": name,
+        "verdict": _verdict(claim.rule, low, high),
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": n,
+    }
 
 
 def found(judged, scope):
     """What was judged, in words: "0.0017, 0.0012 to 0.0025, n = 3"."""
     parts = (judged[k] for k in ("value", "low", "high"))
-    value, low, high = (None if v is None else f"{round(v, 4) + 0.0:.4f}" for v in parts)  # never -0.0
+    value, low, high = (
+        None if v is None else f"{round(v, 4) + 0.0:.4f}" for v in parts
+    )  # never -0.0
     between = "" if low is None else f", {low} to {high}"
     if scope == "statistical" and low is not None and judged["low"] == judged["high"]:
         between = ", no variation"
     return f"{value}{between}, n = {judged['n']}"
-
-
 
 
 def _verdict(rule, low, high):
@@ -191,9 +216,5 @@ def _verdict(rule, low, high):
     return "holds" if ends[0] > 0 else "does_not_hold" if ends[1] < 0 else "undecided"
 
 
-
-
 def _text(value):
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-

@@ -11,8 +11,6 @@ def _tables(seed=0, P=3, R=7):
     return optimum.normalise(g.normal(size=(P, R))), g.normal(size=(P, R)), g.normal(size=(P, R))
 
 
-
-
 def _judge(name, answer, wanted, hint):
     if answer is None:
         print(f"{name}: not answered yet. Hint: {hint}")
@@ -24,8 +22,6 @@ def _judge(name, answer, wanted, hint):
         print(f"{name}: correct")
 
 
-
-
 def kl(f):
     logp, x, _ = _tables()
     logq = optimum.normalise(x)
@@ -33,14 +29,12 @@ def kl(f):
     _judge("kl", f(logp, logq), optimum.kl(logp, logq), hint)
 
 
-
-
 def optimum_of(f):
     logp, r, _ = _tables()
-    hint = "add r / beta to log pi_ref, then subtract the log of the sum of exponentials of each row"
+    hint = (
+        "add r / beta to log pi_ref, then subtract the log of the sum of exponentials of each row"
+    )
     _judge("optimum", f(logp, r, 0.5), optimum.optimal(logp, r, beta=0.5), hint)
-
-
 
 
 def multiplier(f):
@@ -49,24 +43,25 @@ def multiplier(f):
     hint = "E[c] under pi*_lambda falls as lambda grows: halve the interval in which it crosses 0"
     wanted = optimum.lambda_star(logp, r, c, beta=0.5)
     answer = f(logp, r, c, 0.5)
-    _judge("multiplier", None if answer is None else round(float(answer), 5), round(wanted, 5), hint)
-
-
+    _judge(
+        "multiplier", None if answer is None else round(float(answer), 5), round(wanted, 5), hint
+    )
 
 
 def loss(f):
     h = np.array([-2.0, 0.0, 0.7])
-    _judge("loss", f(h, 0.5), -np.log(expit(0.5 * h)), "minus the log of the logistic function of beta times h")
-
-
+    _judge(
+        "loss",
+        f(h, 0.5),
+        -np.log(expit(0.5 * h)),
+        "minus the log of the logistic function of beta times h",
+    )
 
 
 def gradient_weight(f):
     h = np.array([-2.0, 0.0, 0.7])
     hint = "differentiate -log sigma(beta h) by h: beta times the probability that the pair is ordered wrongly"
     _judge("gradient weight", f(h, 0.5), 0.5 * expit(-0.5 * h), hint)
-
-
 
 
 def implicit_reward(f):
@@ -77,51 +72,62 @@ def implicit_reward(f):
     _judge("implicit reward", f(theta, logp, 0.5), wanted, hint)
 
 
-
-
 def transform(f):
     pairs = [(0, 0), (0, 1), (1, 0), (1, 1)]
     answers, wanted = [f(*u) for u in pairs], ["keep", "keep", "swap", "drop"]
-    word = "not answered yet" if None in answers else "correct" if answers == wanted else "not right yet"
-    print(f"transform: {word}" + ("" if word == "correct" else ". Hint: look at the winner first, then at the loser"))
-
-
+    word = (
+        "not answered yet"
+        if None in answers
+        else "correct"
+        if answers == wanted
+        else "not right yet"
+    )
+    print(
+        f"transform: {word}"
+        + ("" if word == "correct" else ". Hint: look at the winner first, then at the loser")
+    )
 
 
 def margin(f):
     cases = [(5.0, 0, 0), (5.0, 0, 1), (5.0, 1, 0), (5.0, 1, 1), (0.0, 0, 1)]
     answers = [f(*case) for case in cases]
     hint = "it is 0 where both have the same status, and changes its sign when the two are swapped"
-    _judge("margin", None if None in answers else np.array(answers, float), np.array([0.0, 5.0, -5.0, 0.0, 0.0]), hint)
-
-
+    _judge(
+        "margin",
+        None if None in answers else np.array(answers, float),
+        np.array([0.0, 5.0, -5.0, 0.0, 0.0]),
+        hint,
+    )
 
 
 def safe_optimum(f):
     logp, r, c = _tables()
     c[:, 0] = -1.0  # every prompt has a safe response
     hint = "weights pi_ref exp(r / beta), set to 0 where c > 0, then divided by the sum of each row"
-    _judge("safe optimum", f(logp, r, c, 0.5), np.exp(optimum.safe_optimal(logp, r, c, beta=0.5)), hint)
-
-
+    _judge(
+        "safe optimum", f(logp, r, c, 0.5), np.exp(optimum.safe_optimal(logp, r, c, beta=0.5)), hint
+    )
 
 
 def dual_step(f):
     cases = [(0.5, 0.2, 0.0, 1.0), (0.1, -0.5, 0.0, 1.0), (0.3, -0.4, -0.4, 2.0)]
     answers = [f(*case) for case in cases]
     hint = "too costly: lambda rises; and it never falls below 0"
-    _judge("dual step", None if None in answers else np.array(answers, float), np.array([0.7, 0.0, 0.3]), hint)
-
-
+    _judge(
+        "dual step",
+        None if None in answers else np.array(answers, float),
+        np.array([0.7, 0.0, 0.3]),
+        hint,
+    )
 
 
 def label_probability(f):
     r, c = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[0.5, -0.5], [1.0, 1.0]])
     gap = (r - 0.8 * c) @ [1.0, -1.0]
-    hint = "the logistic function of the gap of r - lambda c between the first and the second response"
+    hint = (
+        "the logistic function of the gap of r - lambda c between the first and the second response"
+    )
     _judge("label probability", f(r, c, 0.8), expit(gap), hint)
-
-
 
 
 def dual(f):
@@ -132,15 +138,16 @@ def dual(f):
     _judge("dual", None if answer is None else round(float(answer), 6), round(wanted, 6), hint)
 
 
-
-
 def token_scores(f):
     w, sw, wl, sl = (np.array(x) for x in ([-1.0, -0.2], [-0.5, -0.4], [-0.3, -2.0], [-1.0, -1.0]))
     answer = f(w, sw, wl, sl)
     hint = "chosen: score reference minus policy; rejected: policy minus score reference"
-    _judge("token scores", None if answer is None else np.concatenate(answer), np.array([0.5, -0.2, 0.7, -1.0]), hint)
-
-
+    _judge(
+        "token scores",
+        None if answer is None else np.concatenate(answer),
+        np.array([0.5, -0.2, 0.7, -1.0]),
+        hint,
+    )
 
 
 def top_share(f):
@@ -148,33 +155,44 @@ def top_share(f):
     wanted = np.concatenate([[1, 0, 1, 0, 0], [0, 1, 1, 0, 0], [1, 1]]).astype(float)
     answers = [f(np.array(scores), keep) for scores, keep in cases]
     missing = any(a is None for a in answers)
-    _judge("top share", None if missing else np.concatenate(answers).astype(float), wanted, "a stable sort of -scores")
-
-
+    _judge(
+        "top share",
+        None if missing else np.concatenate(answers).astype(float),
+        wanted,
+        "a stable sort of -scores",
+    )
 
 
 def advantages(f):
     answer = f(np.array([0.5, 0.9, 0.9, -0.1, 1.0]))
-    _judge("advantages", answer, np.array([0.4, 0.0, -1.0, 1.1]), "what each token changes: value after minus before")
-
-
+    _judge(
+        "advantages",
+        answer,
+        np.array([0.4, 0.0, -1.0, 1.1]),
+        "what each token changes: value after minus before",
+    )
 
 
 def direction(f):
     answer = f(np.array([3.0, 1.0, 0.0]), np.array([0.0, 1.0, 4.0]))
-    _judge("direction", answer, np.array([0.6, 0.0, -0.8]), "chosen minus rejected, divided by its length")
-
-
+    _judge(
+        "direction",
+        answer,
+        np.array([0.6, 0.0, -0.8]),
+        "chosen minus rejected, divided by its length",
+    )
 
 
 def gain(f):
     F, row = np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([0.0, 1.0])
-    before, after = (np.linalg.slogdet(np.eye(2) + m.T @ m / 0.5)[1] for m in (F, np.vstack([F, row])))
+    before, after = (
+        np.linalg.slogdet(np.eye(2) + m.T @ m / 0.5)[1] for m in (F, np.vstack([F, row]))
+    )
     answer = f(F, row, 0.5)
     hint = "log(1 + row M^-1 row / ridge) with M = I + F^T F / ridge"
-    _judge("gain", None if answer is None else round(float(answer), 6), round(after - before, 6), hint)
-
-
+    _judge(
+        "gain", None if answer is None else round(float(answer), 6), round(after - before, 6), hint
+    )
 
 
 def first_front(f):
@@ -185,14 +203,10 @@ def first_front(f):
     _judge("first front", None if answer is None else np.asarray(answer, dtype=float), wanted, hint)
 
 
-
-
 def labels_needed(f):
     unsafe = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [0, 0], [1, 0]])
     hint = "where one response is unsafe or both are, T's answer is the same whichever was called more helpful"
     _judge("labels needed", f(unsafe), np.array([1, 0, 0, 0, 1, 0]), hint)
-
-
 
 
 def interaction(f):
@@ -202,12 +216,8 @@ def interaction(f):
     _judge("interaction", None if answer is None else float(answer), 0.275, hint)
 
 
-
-
 def margin_optimum(f):
     logp, r, c = _tables(seed=5)
     hint = "the margin asks for delta more from safe over unsafe, so it is a reward: r - delta where c > 0"
     wanted = optimum.lagrangian_optimal(logp, r, c > 0, lam=2.0, beta=0.5)
     _judge("margin optimum", f(logp, r, c, 2.0, 0.5), np.exp(wanted), hint)
-
-

@@ -16,10 +16,10 @@ def design(levers):
     """All combinations of `levers` {name: (first level, second level)}: a list of dicts {name: level}."""
     for name, levels in levers.items():
         if len(set(levels)) != 2:
-            raise ValueError(f"{name}={list(levels)}: a lever of a factorial has two different levels")
+            raise ValueError(
+                f"{name}={list(levels)}: a lever of a factorial has two different levels"
+            )
     return [dict(zip(levers, levels)) for levels in product(*levers.values())]
-
-
 
 
 def effects(table, levers, quantities):
@@ -30,14 +30,20 @@ def effects(table, levers, quantities):
     cells, rows = len(design(levers)), []
     for seed, part in table.groupby("seed"):
         if len(part) != cells or len(part.drop_duplicates(list(levers))) != cells:
-            raise ValueError(f"seed {seed}: {len(part)} rows; a factorial needs each of its {cells} cells once")
+            raise ValueError(
+                f"seed {seed}: {len(part)} rows; a factorial needs each of its {cells} cells once"
+            )
         sign = {name: np.where(part[name] == second, 1, -1) for name, (_, second) in levers.items()}
         sign |= {f"{a} x {b}": sign[a] * sign[b] for a, b in combinations(levers, 2)}
         for effect, s in sign.items():
-            rows.append({"seed": seed, "effect": effect, **{q: 2 * float((s * part[q]).mean()) for q in quantities}})
+            rows.append(
+                {
+                    "seed": seed,
+                    "effect": effect,
+                    **{q: 2 * float((s * part[q]).mean()) for q in quantities},
+                }
+            )
     return pd.DataFrame(rows)
-
-
 
 
 def reading(first, second, both):
@@ -50,11 +56,11 @@ def reading(first, second, both):
     intervals = np.array([first, second, both], dtype=float)
     if not np.isfinite(intervals).all():
         return "undecided"
-    one, other, inter = np.where((intervals[:, 1] <= 0) & (intervals[:, 2] >= 0), 0, np.sign(intervals[:, 0]))
+    one, other, inter = np.where(
+        (intervals[:, 1] <= 0) & (intervals[:, 2] >= 0), 0, np.sign(intervals[:, 0])
+    )
     if inter == 0:
         return "add up"
     if one * other == 0:
         return "interact"
     return "fight" if one != other else "strengthen" if inter == one else "do the same work"
-
-

@@ -23,9 +23,10 @@ def check(notebook, settings):
     except ValueError as error:
         message = str(error)
         raise Refusal(f"eval_{message}" if message.startswith("prompts=") else message) from None
-    return {name: records.content(value, kind, revision) for name, value, kind, revision in _named(settings)}
-
-
+    return {
+        name: records.content(value, kind, revision)
+        for name, value, kind, revision in _named(settings)
+    }
 
 
 def commits(settings):
@@ -40,21 +41,26 @@ def commits(settings):
     return {name: commit for name, commit in found.items() if commit}
 
 
-
-
 def _named(settings):
     """(parameter, value, kind of hub id, revision) of what the settings take from outside."""
     from ..real.prompts import SETS
 
-    kinds = dict(data="dataset", model="model", reward_model="model", cost_model="model", eval_prompts="dataset")
+    kinds = dict(
+        data="dataset",
+        model="model",
+        reward_model="model",
+        cost_model="model",
+        eval_prompts="dataset",
+    )
     for name, kind in kinds.items():
-        value, revision = settings.get(name, ""), settings["revision"] if name in ("data", "model") else ""
+        value, revision = (
+            settings.get(name, ""),
+            settings["revision"] if name in ("data", "model") else "",
+        )
         if name == "eval_prompts" and value in SETS:
             value, revision = SETS[value].hub, SETS[value].revision
         if value not in ("world", "scratch", "kit", ""):
             yield name, value, kind, revision
-
-
 
 
 def _check_pairs(notebook, settings, tokenizer):
@@ -62,20 +68,26 @@ def _check_pairs(notebook, settings, tokenizer):
     from ..methods.safedpo import transform
     from ..real import read_pairs
 
-    loaded = read_pairs.load_pairs(settings["data"], revision=settings["revision"], tokenizer=tokenizer)
+    loaded = read_pairs.load_pairs(
+        settings["data"], revision=settings["revision"], tokenizer=tokenizer
+    )
     training, test, _ = pairs.split_pairs(pairs.label(loaded, settings["label"]))
     training = pairs.some_of_every_source(training, settings["pairs"])
-    _check_template(f"data={settings['data']}", [*training.prompt, *test.prompt], settings, tokenizer)
+    _check_template(
+        f"data={settings['data']}", [*training.prompt, *test.prompt], settings, tokenizer
+    )
     if notebook in NEEDS_SAFETY:
         transform(pairs.with_safety(training))
     if notebook in NEEDS_REWARD:
         unknown = lambda columns: training[list(columns)].isna().all(axis=None)
         if settings["reward_model"] == "kit" and unknown(["better_response_id"]):
-            raise Refusal("reward_model='kit': no training pair says which response is better; name a reward model")
+            raise Refusal(
+                "reward_model='kit': no training pair says which response is better; name a reward model"
+            )
         if settings["cost_model"] == "kit" and unknown(pairs.SAFE):
-            raise Refusal("cost_model='kit': no training pair has a safety label; name a cost model")
-
-
+            raise Refusal(
+                "cost_model='kit': no training pair has a safety label; name a cost model"
+            )
 
 
 def _check_eval_prompts(settings, tokenizer):
@@ -86,10 +98,10 @@ def _check_eval_prompts(settings, tokenizer):
     what = f"eval_prompts={settings['eval_prompts']}"
     table = load_prompts(settings["eval_prompts"], tokenizer=tokenizer)
     if table.turns.map(len).max() > 1 and settings["template"] == "safe_rlhf":
-        raise Refusal(f"{what}: has several turns, template='safe_rlhf' takes one; use template=dialogue")
+        raise Refusal(
+            f"{what}: has several turns, template='safe_rlhf' takes one; use template=dialogue"
+        )
     _check_template(what, table.prompt, settings, tokenizer)
-
-
 
 
 def _check_template(what, prompts, settings, tokenizer):
@@ -105,8 +117,6 @@ def _check_template(what, prompts, settings, tokenizer):
         raise Refusal(f"{what}: {error}") from None
 
 
-
-
 def _check_model(settings):
     """The model's tokenizer; what the model cannot do is refused."""
     import transformers
@@ -120,5 +130,3 @@ def _check_model(settings):
     check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
     id, options = hub.located(settings["model"], settings["revision"])
     return transformers.AutoTokenizer.from_pretrained(id, **options)
-
-

@@ -18,7 +18,9 @@ from ..engine import cache
 from . import settings as parameters
 
 SCHEMA = 1
-COMMITTED = cache.PACKAGE.parent / "tests" / "benchmarks" / "results"  # tables of sweeps that were run once
+COMMITTED = (
+    cache.PACKAGE.parent / "tests" / "benchmarks" / "results"
+)  # tables of sweeps that were run once
 VERDICTS = ("holds", "does_not_hold", "undecided", "needs_scale")
 PACKAGES = (
     "torch",
@@ -40,12 +42,16 @@ def run_id(notebook, settings, contents=()):
     `contents` {parameter: hash} stands for the content of the files that settings name.
     """
     cells = [
-        (c["cell_type"], "".join(c["source"])) for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        (c["cell_type"], "".join(c["source"]))
+        for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     ]
     asked = {k: v for k, v in settings.items() if k != "out_dir"} | dict(contents)
-    return cache.digest(cells, asked, _package(), _committed("".join(text for kind, text in cells if kind == "code")))
-
-
+    return cache.digest(
+        cells,
+        asked,
+        _package(),
+        _committed("".join(text for kind, text in cells if kind == "code")),
+    )
 
 
 def _committed(source):
@@ -57,25 +63,24 @@ def _committed(source):
     return {name: (COMMITTED / name).read_bytes() for name in names if (COMMITTED / name).is_file()}
 
 
-
-
 def _package():
     """Hash of what the package would do: its source, the ledger, the shipped weights, the libraries' versions."""
     kinds, found = (".py", ".yaml", ".safetensors"), []
     for folder, _, names in os.walk(cache.PACKAGE):
         found += [os.path.join(folder, name) for name in names if name.endswith(kinds)]
     stats = [(name, os.stat(name)) for name in sorted(found)]
-    return cache.digest(_read_package(tuple((n, s.st_mtime_ns, s.st_size) for n, s in stats)), cache.library_versions())
-
-
+    return cache.digest(
+        _read_package(tuple((n, s.st_mtime_ns, s.st_size) for n, s in stats)),
+        cache.library_versions(),
+    )
 
 
 @once
 def _read_package(files):
     """Hash of the files' bytes, read again only where one has changed: a sweep asks for every run."""
-    return cache.digest([(os.path.relpath(name, cache.PACKAGE), Path(name).read_bytes()) for name, *_ in files])
-
-
+    return cache.digest(
+        [(os.path.relpath(name, cache.PACKAGE), Path(name).read_bytes()) for name, *_ in files]
+    )
 
 
 def content(name, kind="model", revision=""):
@@ -92,14 +97,14 @@ def content(name, kind="model", revision=""):
     for label, path in sources(name) if kind == "dataset" else [("", str(name))]:
         if Path(path).is_dir():
             own = Path(path).resolve().stem if kind == "dataset" else ""
-            out.append([label or own, [[inner, _content_hash(file)] for inner, file in _files(path)]])
+            out.append(
+                [label or own, [[inner, _content_hash(file)] for inner, file in _files(path)]]
+            )
         elif Path(path).is_file():
             out.append([label, [Path(path).name, _content_hash(path)]])
         else:
             out.append([label, path, hub.commit(path, kind, revision)])
     return cache.digest(out)
-
-
 
 
 def _files(folder, above=()):
@@ -115,7 +120,9 @@ def _files(folder, above=()):
     return found
 
 
-RECENT = 2 * 10**9  # ns: a file that changed so lately may change again within one tick of its clock
+RECENT = (
+    2 * 10**9
+)  # ns: a file that changed so lately may change again within one tick of its clock
 
 
 def _content_hash(file):
@@ -129,8 +136,6 @@ def _content_hash(file):
     return read(os.path.realpath(file), s.st_dev, s.st_ino, s.st_ctime_ns, s.st_mtime_ns, s.st_size)
 
 
-
-
 @once
 def _file_hash(file, *stat):
     """Hash of a file's bytes, read in parts (weights are large); `stat` says of which state of the
@@ -142,27 +147,42 @@ def _file_hash(file, *stat):
     return h.hexdigest()
 
 
-
-
-def write(folder, *, notebook, run_id, parameters, metrics, timings, claims, tables, figures, provenance):
+def write(
+    folder, *, notebook, run_id, parameters, metrics, timings, claims, tables, figures, provenance
+):
     """Check and write `record.json` as the last file of a run's folder. Raises ValueError on a bad entry."""
     for kind, values in (("metrics", metrics), ("timings", timings)):
         for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"{kind}[{name!r}] = {value!r}: a record holds finite numbers only")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not math.isfinite(value)
+            ):
+                raise ValueError(
+                    f"{kind}[{name!r}] = {value!r}: a record holds finite numbers only"
+                )
     for claim in claims:
         if claim["verdict"] not in VERDICTS:
-            raise ValueError(f"claim {claim['id']}: verdict {claim['verdict']!r} is none of {VERDICTS}")
+            raise ValueError(
+                f"claim {claim['id']}: verdict {claim['verdict']!r} is none of {VERDICTS}"
+            )
     record = dict(
-        schema=SCHEMA, status="complete", notebook=notebook, run_id=run_id, parameters=parameters, metrics=metrics,
-        timings=timings, claims=claims, tables=tables, figures=figures, provenance=provenance,
+        schema=SCHEMA,
+        status="complete",
+        notebook=notebook,
+        run_id=run_id,
+        parameters=parameters,
+        metrics=metrics,
+        timings=timings,
+        claims=claims,
+        tables=tables,
+        figures=figures,
+        provenance=provenance,
     )
     beside = Path(folder) / "record.json.partial"
     beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(beside, Path(folder) / "record.json")
     return record
-
-
 
 
 def read(folder):
@@ -172,10 +192,12 @@ def read(folder):
     except (OSError, ValueError):
         return None
     listed = isinstance(record, dict) and [*record.get("tables", []), *record.get("figures", [])]
-    whole = listed is not False and record.get("status") == "complete" and record.get("schema") == SCHEMA
+    whole = (
+        listed is not False
+        and record.get("status") == "complete"
+        and record.get("schema") == SCHEMA
+    )
     return record if whole and all((Path(folder) / name).is_file() for name in listed) else None
-
-
 
 
 def provenance(*, device="cpu", data_hash, reference_hash, **more):
@@ -196,8 +218,6 @@ def provenance(*, device="cpu", data_hash, reference_hash, **more):
     }
 
 
-
-
 def git_commit():
     """Commit of the checkout that the package lies in, `-dirty` where it was changed; "" outside one."""
     ask = lambda *words: subprocess.run(
@@ -210,12 +230,12 @@ def git_commit():
     return commit.stdout.strip() if commit.returncode == 0 else ""
 
 
-
-
 def _cpu():
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -230,5 +250,3 @@ def committed(name):
             f"table={name!r}: {COMMITTED} holds none; run the notebook from a clone of the project"
         )
     return pd.read_csv(COMMITTED / name)
-
-

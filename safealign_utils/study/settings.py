@@ -20,9 +20,13 @@ WORLD_ONLY = {  # notebooks that need the made world, and why
     "00_the_world": "it is about the made world",
     "06_one_loss_four_levers": "it holds every combination against exact optima, which only the world has",
 }
-ONE_PIECE = ("00_the_world",)  # notebooks of which little belongs to a seed: no use in splitting them
+ONE_PIECE = (
+    "00_the_world",
+)  # notebooks of which little belongs to a seed: no use in splitting them
 NEEDS_SAFETY = ("02_safedpo",)  # notebooks that need safety labels
-NEEDS_REWARD = ("03_cdpo_dual_gradient_descent",)  # and those that need a reward and a cost of every response
+NEEDS_REWARD = (
+    "03_cdpo_dual_gradient_descent",
+)  # and those that need a reward and a cost of every response
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,8 @@ class Rule:
     profile: bool = False
 
 
-
-
 def is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 
 
 def _one_of(*names, profile=False):
@@ -57,23 +57,77 @@ _NUMBERS = Rule(
     True,
 )
 _FROM_ZERO = Rule(
-    "list", lambda v: all(is_number(b) and 0 <= b < float("inf") for b in v), "numbers, 0 or above, as [0.0, 5.0]", True
+    "list",
+    lambda v: all(is_number(b) and 0 <= b < float("inf") for b in v),
+    "numbers, 0 or above, as [0.0, 5.0]",
+    True,
 )
 SCORE_REFERENCES = ("weaker", "equal", "aligned", "larger", "optimum")
-TOKEN_RULES = ("signed", "random", "beta", "oracle", "inverted", "absolute", "frozen", "chosen", "rejected",
-               "shuffled", "choices", "rho", "sepo", "tis", "averaged", "plain")
-SELECTIONS = ("random", "random_copies", "dog", "dog_d", "literal", "log_det", "sharp_log_det", "safety_log_det",
-              "k_means", "facility", "k_centre", "largest_margin", "smallest_margin", "easiest_half", "stratified",
-              "all_epochs", "ablation")
-METHODS = ("dpo", "dpo_harmless", "dpo_safebetter", "safedpo", "safedpo_delta", "bfpo", "modpo", "sacpo", "mocan",
-           "cdpo", "cdpo_coin", "selective", "dog_d_dpo", "dog_d_safedpo", "ppo_lagrangian")
+TOKEN_RULES = (
+    "signed",
+    "random",
+    "beta",
+    "oracle",
+    "inverted",
+    "absolute",
+    "frozen",
+    "chosen",
+    "rejected",
+    "shuffled",
+    "choices",
+    "rho",
+    "sepo",
+    "tis",
+    "averaged",
+    "plain",
+)
+SELECTIONS = (
+    "random",
+    "random_copies",
+    "dog",
+    "dog_d",
+    "literal",
+    "log_det",
+    "sharp_log_det",
+    "safety_log_det",
+    "k_means",
+    "facility",
+    "k_centre",
+    "largest_margin",
+    "smallest_margin",
+    "easiest_half",
+    "stratified",
+    "all_epochs",
+    "ablation",
+)
+METHODS = (
+    "dpo",
+    "dpo_harmless",
+    "dpo_safebetter",
+    "safedpo",
+    "safedpo_delta",
+    "bfpo",
+    "modpo",
+    "sacpo",
+    "mocan",
+    "cdpo",
+    "cdpo_coin",
+    "selective",
+    "dog_d_dpo",
+    "dog_d_safedpo",
+    "ppo_lagrangian",
+)
 
 
 def _names(known):
-    return Rule("list", lambda v: all(x in known for x in v), "names among " + ", ".join(known), True)
+    return Rule(
+        "list", lambda v: all(x in known for x in v), "names among " + ", ".join(known), True
+    )
 
 
-_SHARES = Rule("list", lambda v: all(is_number(x) and 0 < x <= 1 for x in v), "shares above 0, up to 1", True)
+_SHARES = Rule(
+    "list", lambda v: all(is_number(x) and 0 < x <= 1 for x in v), "shares above 0, up to 1", True
+)
 _RANK = Rule("int", lambda v: v >= 1, "a whole number, at least 1")
 RULES = {
     "profile": _one_of("small", "full"),
@@ -83,14 +137,18 @@ RULES = {
     "steps": _COUNT,
     "pairs": _COUNT,
     "batch_size": _COUNT,
-    "learning_rate": Rule("float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True),
+    "learning_rate": Rule(
+        "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
+    ),
     "dtype": _one_of("float64", "float32", "bfloat16", profile=True),
     "model": Rule("str", bool, "world, scratch, a folder or a hub id"),
     "revision": _ANY,
     "data": Rule("str", bool, "world, a file, a hub id, or several as name=path,name=path"),
     "label": _one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
     "template": _one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
-    "max_length": Rule("int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True),
+    "max_length": Rule(
+        "int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True
+    ),
     "device": _one_of("auto", "cpu", "cuda"),
     "accumulate": Rule("int", lambda v: v >= 1, "a whole number of parts, at least 1"),
     "checkpointing": Rule("bool"),
@@ -104,15 +162,22 @@ RULES = {
     "delta": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
     "deltas": _FROM_ZERO,
     "length_factors": _NUMBERS,
-    "recipe_factor": Rule("float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True),
+    "recipe_factor": Rule(
+        "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
+    ),
     "ppo_iterations": _COUNT,
     "kl_coeffs": _NUMBERS,
     "cost_limit": Rule("float", lambda v: abs(v) < float("inf"), "a finite number"),
-    "cost_limits": Rule("list", lambda v: all(is_number(x) and abs(x) < float("inf") for x in v), "numbers", True),
+    "cost_limits": Rule(
+        "list", lambda v: all(is_number(x) and abs(x) < float("inf") for x in v), "numbers", True
+    ),
     "clipped_limits": _NUMBERS,
     "dual_lr": Rule("float", lambda v: 0 < v <= 1000, "a number above 0, at most 1000"),
     "dual_lrs": Rule(
-        "list", lambda v: all(is_number(b) and 0 < b <= 1000 for b in v), "numbers above 0, to 1000", True
+        "list",
+        lambda v: all(is_number(b) and 0 < b <= 1000 for b in v),
+        "numbers above 0, to 1000",
+        True,
     ),
     "rounds": _COUNT,
     "round_steps": _COUNT,
@@ -120,7 +185,9 @@ RULES = {
     "reward_model": Rule("str", bool, "kit, a folder or a hub id"),
     "cost_model": Rule("str", bool, "kit, a folder or a hub id"),
     "scorer_steps": _COUNT,
-    "scorer_rate": Rule("float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True),
+    "scorer_rate": Rule(
+        "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
+    ),
     "eval_prompts": _ANY,
     "eval_size": _COUNT,
     "new_tokens": _COUNT,
@@ -128,14 +195,19 @@ RULES = {
     "round_samples": _COUNT,
     "lambdas": _FROM_ZERO,
     "cost_samples": Rule(
-        "list", lambda v: all(is_number(x) and x >= 1 and x == int(x) for x in v), "whole numbers", True
+        "list",
+        lambda v: all(is_number(x) and x >= 1 and x == int(x) for x in v),
+        "whole numbers",
+        True,
     ),
     "keep": Rule("float", lambda v: 0 < v <= 1, "a share of tokens above 0, up to 1"),
     "keeps": _SHARES,
     "score_reference": _one_of(*SCORE_REFERENCES),
     "score_references": _names(SCORE_REFERENCES),
     "token_rules": _names(TOKEN_RULES),
-    "label_noise": Rule("float", lambda v: 0 <= v <= 0.5, "a share of flipped labels, from 0 to 0.5"),
+    "label_noise": Rule(
+        "float", lambda v: 0 <= v <= 0.5, "a share of flipped labels, from 0 to 0.5"
+    ),
     "world_size": _one_of("default", "large"),
     "budget": Rule("float", lambda v: 0 < v <= 1, "a share of pairs above 0, up to 1"),
     "budgets": _SHARES,
@@ -150,24 +222,76 @@ RULES = {
 }
 # `full` holds the headline cell of each notebook; the larger grids are files in notebooks/sweeps.
 PROFILES = {
-    "small": dict(seeds=1, dtype="float64", pairs=1500, steps=60, batch_size=32, learning_rate=3e-3, max_length=256,
-                  betas=[0.5, 1.0], pair_shares=[0.25, 1.0], step_factors=[1.0], deltas=[0.0, 5.0],
-                  length_factors=[1.0], recipe_factor=1.0, ppo_iterations=2, kl_coeffs=[], rounds=5, round_steps=20,
-                  cost_limits=[0.0], clipped_limits=[0.05], dual_lrs=[], lambdas=[1.0], cost_samples=[],
-                  keeps=[0.4], score_references=["weaker", "equal", "aligned", "optimum"],
-                  token_rules=[*TOKEN_RULES[:7], "shuffled", "choices", "rho", "plain"], budgets=[0.11],
-                  selections=[r for r in SELECTIONS if r not in ("easiest_half", "all_epochs")],
-                  scorer_steps=60, scorer_rate=1e-3, eval_size=32, new_tokens=48, round_samples=32,
-                  methods=["dpo", "safedpo", "cdpo", "dog_d_safedpo"]),
-    "full": dict(seeds=3, dtype="float32", pairs=6000, steps=200, batch_size=32, learning_rate=3e-3, max_length=256,
-                 betas=[0.25, 0.5, 2.0], pair_shares=[0.25, 1.0], step_factors=[1.0], deltas=[0.0, 5.0, 20.0],
-                 length_factors=[1.0], recipe_factor=1.0, ppo_iterations=60, kl_coeffs=[], rounds=8, round_steps=100,
-                 cost_limits=[0.0], clipped_limits=[0.05], dual_lrs=[], lambdas=[1.0], cost_samples=[],
-                 keeps=[0.4], score_references=["weaker", "equal", "aligned", "optimum"],
-                 token_rules=["signed", "random", "oracle", "frozen", "shuffled"], budgets=[0.11],
-                 selections=["random", "dog", "dog_d", "literal", "log_det", "k_means", "stratified"],
-                 scorer_steps=200, scorer_rate=1e-3, eval_size=200, new_tokens=128, round_samples=200,
-                 methods=list(METHODS)),
+    "small": dict(
+        seeds=1,
+        dtype="float64",
+        pairs=1500,
+        steps=60,
+        batch_size=32,
+        learning_rate=3e-3,
+        max_length=256,
+        betas=[0.5, 1.0],
+        pair_shares=[0.25, 1.0],
+        step_factors=[1.0],
+        deltas=[0.0, 5.0],
+        length_factors=[1.0],
+        recipe_factor=1.0,
+        ppo_iterations=2,
+        kl_coeffs=[],
+        rounds=5,
+        round_steps=20,
+        cost_limits=[0.0],
+        clipped_limits=[0.05],
+        dual_lrs=[],
+        lambdas=[1.0],
+        cost_samples=[],
+        keeps=[0.4],
+        score_references=["weaker", "equal", "aligned", "optimum"],
+        token_rules=[*TOKEN_RULES[:7], "shuffled", "choices", "rho", "plain"],
+        budgets=[0.11],
+        selections=[r for r in SELECTIONS if r not in ("easiest_half", "all_epochs")],
+        scorer_steps=60,
+        scorer_rate=1e-3,
+        eval_size=32,
+        new_tokens=48,
+        round_samples=32,
+        methods=["dpo", "safedpo", "cdpo", "dog_d_safedpo"],
+    ),
+    "full": dict(
+        seeds=3,
+        dtype="float32",
+        pairs=6000,
+        steps=200,
+        batch_size=32,
+        learning_rate=3e-3,
+        max_length=256,
+        betas=[0.25, 0.5, 2.0],
+        pair_shares=[0.25, 1.0],
+        step_factors=[1.0],
+        deltas=[0.0, 5.0, 20.0],
+        length_factors=[1.0],
+        recipe_factor=1.0,
+        ppo_iterations=60,
+        kl_coeffs=[],
+        rounds=8,
+        round_steps=100,
+        cost_limits=[0.0],
+        clipped_limits=[0.05],
+        dual_lrs=[],
+        lambdas=[1.0],
+        cost_samples=[],
+        keeps=[0.4],
+        score_references=["weaker", "equal", "aligned", "optimum"],
+        token_rules=["signed", "random", "oracle", "frozen", "shuffled"],
+        budgets=[0.11],
+        selections=["random", "dog", "dog_d", "literal", "log_det", "k_means", "stratified"],
+        scorer_steps=200,
+        scorer_rate=1e-3,
+        eval_size=200,
+        new_tokens=128,
+        round_samples=200,
+        methods=list(METHODS),
+    ),
 }
 SHORTER = {
     ("small", "01_dpo_basics"): dict(steps=40),
@@ -190,7 +314,13 @@ __all__ = [
     "resolve",
 ]
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
-PATHS = ("data", "model", "reward_model", "cost_model", "eval_prompts")  # may name files and folders
+PATHS = (
+    "data",
+    "model",
+    "reward_model",
+    "cost_model",
+    "eval_prompts",
+)  # may name files and folders
 # What `-p` takes for a number: Python's own int() and float() take 1_000, 007, blanks and the digits of any script.
 INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -206,12 +336,8 @@ class Refusal(ValueError):
     """A parameter that cannot be used: the message names it, its value and the fix."""
 
 
-
-
 def _plain(value):
     return value if isinstance(value, (int, float, str, bool)) else repr(value)
-
-
 
 
 # ---------------------------------------------------------------- the parameters cell
@@ -221,15 +347,25 @@ def read_cell(notebook):
     Raises Refusal unless exactly one code cell carries the tag `parameters` and holds annotated literals only.
     """
     try:
-        cells = [c for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+        cells = [
+            c
+            for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+            if c["cell_type"] == "code"
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"notebook={str(notebook)!r}: not a readable notebook ({error})") from None
     tags = [c.get("metadata", {}).get("tags", []) for c in cells]
     found = [c for c, t in zip(cells, tags) if "parameters" in t]
     if len(found) != 1:
         near = [t for tag in tags for t in tag if t.lower() == "parameters" and t != "parameters"]
-        fix = f"rename its tag {near[0]!r} to 'parameters'" if near else "tag exactly one cell 'parameters'"
-        raise Refusal(f"notebook={Path(notebook).name}: {len(found)} cells are tagged 'parameters'; {fix}")
+        fix = (
+            f"rename its tag {near[0]!r} to 'parameters'"
+            if near
+            else "tag exactly one cell 'parameters'"
+        )
+        raise Refusal(
+            f"notebook={Path(notebook).name}: {len(found)} cells are tagged 'parameters'; {fix}"
+        )
     source, out = "".join(found[0]["source"]), {}
     try:
         body = ast.parse(source).body
@@ -254,11 +390,11 @@ def read_cell(notebook):
                 "derive values below it"
             ) from None
         if node.target.id in out:
-            raise Refusal(f"notebook={Path(notebook).name}: {node.target.id} is given twice in the parameters cell")
+            raise Refusal(
+                f"notebook={Path(notebook).name}: {node.target.id} is given twice in the parameters cell"
+            )
         out[node.target.id] = (node.annotation.id, value)
     return out
-
-
 
 
 # ---------------------------------------------------------------- values given
@@ -277,17 +413,20 @@ def collect(cell, given, files=()):
         loaded = {} if loaded is None else loaded
         if not isinstance(loaded, dict):
             raise Refusal(f"-f {file}: holds no names; write one `name: value` a line")
-        others = [name for name in loaded if name in RULES and name not in cell]  # one profile serves several notebooks
+        others = [
+            name for name in loaded if name in RULES and name not in cell
+        ]  # one profile serves several notebooks
         if others:
-            print(f"-f {file}: left out, as other notebooks have them: {', '.join(others)}", file=sys.stderr)
+            print(
+                f"-f {file}: left out, as other notebooks have them: {', '.join(others)}",
+                file=sys.stderr,
+            )
         for name, value in loaded.items():
             if name not in others:
                 values[name] = _typed(name, value, _known(name, cell), f" in {file}")
     for name, text in given:  # the last one wins, as on every command line
         values[name] = _parse(name, text, _known(name, cell))
     return {name: _at_home(value) if name in PATHS else value for name, value in values.items()}
-
-
 
 
 def _at_home(value):
@@ -298,15 +437,11 @@ def _at_home(value):
     return re.sub(r"(?:^|(?<=[=,]))~(?=/)", lambda _: os.path.expanduser("~"), value)
 
 
-
-
 def nearest(name, known):
     """The known name that was meant, capital letters and blanks aside: "did you mean 'beta'?", or
     all of them."""
     near = difflib.get_close_matches(str(name).strip().casefold(), known, n=1)
     return f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(known)
-
-
 
 
 def _known(name, cell):
@@ -319,14 +454,16 @@ def _known(name, cell):
     return cell[name][0]
 
 
-
-
 def _parse(name, text, kind):
     """The text of `-p name=text` as the annotated type."""
     try:
         if kind in ("int", "float"):
             plain = (INT if kind == "int" else FLOAT).fullmatch(text)
-            if not plain and text not in ("nan", "inf", "-inf"):  # those are for the parameter's own rule to refuse
+            if not plain and text not in (
+                "nan",
+                "inf",
+                "-inf",
+            ):  # those are for the parameter's own rule to refuse
                 raise ValueError
             return TYPES[kind](text)
         if kind == "bool":
@@ -338,12 +475,12 @@ def _parse(name, text, kind):
             if all(word.isidentifier() for word in names):
                 return names
             value = json.loads(text if text.lstrip().startswith("[") else f"[{text}]")
-            return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+            return [
+                float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value
+            ]
         return text
     except (ValueError, KeyError, OverflowError, RecursionError):
         raise Refusal(f"{name}={text!r}: must be {FORMS[kind]}") from None
-
-
 
 
 def _typed(name, value, kind, where=""):
@@ -353,8 +490,12 @@ def _typed(name, value, kind, where=""):
             return float(value)
         if kind == "list" and isinstance(value, (list, tuple)):
             if texts := [v for v in value if isinstance(v, str) and FLOAT.fullmatch(v)]:
-                raise Refusal(f"{name}={value!r}{where}: {texts[0]!r} is text{_number_fix(texts[0])}")
-            return [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+                raise Refusal(
+                    f"{name}={value!r}{where}: {texts[0]!r} is text{_number_fix(texts[0])}"
+                )
+            return [
+                float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value
+            ]
     except OverflowError:
         raise Refusal(f"{name}={value!r}{where}: is too large; write a smaller number") from None
     if isinstance(value, bool) != (kind == "bool") or not isinstance(value, TYPES[kind]):
@@ -363,12 +504,16 @@ def _typed(name, value, kind, where=""):
             fix = "; give a value, or leave the line out"
         elif isinstance(value, str) and (FLOAT if kind == "float" else INT).fullmatch(value):
             fix = _number_fix(value)
-        elif isinstance(value, str) and kind in ("int", "float") and re.fullmatch(r"[-+]?[0-9]+", value):
+        elif (
+            isinstance(value, str)
+            and kind in ("int", "float")
+            and re.fullmatch(r"[-+]?[0-9]+", value)
+        ):
             fix = "; write it without quotes or leading zeros"
-        raise Refusal(f"{name}={value!r}{where}: must be of type {kind}, is {type(value).__name__}{fix}")
+        raise Refusal(
+            f"{name}={value!r}{where}: must be of type {kind}, is {type(value).__name__}{fix}"
+        )
     return value
-
-
 
 
 def _number_fix(text):
@@ -380,8 +525,6 @@ def _number_fix(text):
     whole, _, decimals = mantissa.lstrip("+-").partition(".")
     power = (exponent if exponent[0] in "+-" else f"+{exponent}") if e else ""
     return f"; YAML reads {text} as text: write {sign}{whole or 0}.{decimals or 0}{e}{power}"
-
-
 
 
 # ---------------------------------------------------------------- settings
@@ -408,11 +551,17 @@ def resolve(values, notebook=""):
             f"model='world' with data={out['data']!r}: the world's model knows only its own words; use model=scratch"
         )
     if out.get("template") == "chat" and out["model"] in ("world", "scratch"):
-        raise Refusal(f"template='chat' with model={out['model']!r}: its tokenizer has no chat template; use auto")
+        raise Refusal(
+            f"template='chat' with model={out['model']!r}: its tokenizer has no chat template; use auto"
+        )
     if not world[0] and out.get("labels") == "soft":
-        raise Refusal("labels='soft': soft labels need the world's oracle; use labels=hard on real text")
+        raise Refusal(
+            "labels='soft': soft labels need the world's oracle; use labels=hard on real text"
+        )
     if world == (False, True):
-        raise Refusal(f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id")
+        raise Refusal(
+            f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id"
+        )
     if world[1] and out["label"] not in ("auto", "better"):
         raise Refusal(
             f"label={out['label']!r} with data='world': the optimum here is that of the reward; use label=better"
@@ -426,8 +575,6 @@ def resolve(values, notebook=""):
     return out
 
 
-
-
 def _check_selection(settings):
     """Refuse a pool that is too small, and what the kit's own networks do not have."""
     from ..policy import WORLD_MODEL
@@ -435,24 +582,26 @@ def _check_selection(settings):
     from ..world.redundant import SMALLEST
 
     if settings["data"] == "world" and settings["pairs"] < SMALLEST:
-        raise Refusal(f"pairs={settings['pairs']}: a pool of four data sets needs at least {SMALLEST}")
+        raise Refusal(
+            f"pairs={settings['pairs']}: a pool of four data sets needs at least {SMALLEST}"
+        )
     if settings["model"] in ("world", "scratch"):
         shape = WORLD_MODEL if settings["model"] == "world" else SCRATCH_MODEL
         check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
-
-
 
 
 def check_network(settings, *, layers, width):
     """Refuse a layer or a rank that the network does not have."""
     layer = settings.get("layer", -1)
     if not -layers - 1 <= layer <= layers:
-        raise Refusal(f"layer={layer}: the network has layers 0 to {layers}, or {-layers - 1} to -1 from the end")
+        raise Refusal(
+            f"layer={layer}: the network has layers 0 to {layers}, or {-layers - 1} to -1 from the end"
+        )
     for name in ("anchor_rank", "residual_rank"):
         if settings.get(name, 1) > width:
-            raise Refusal(f"{name}={settings[name]}: the network's hidden states have {width} dimensions")
-
-
+            raise Refusal(
+                f"{name}={settings[name]}: the network's hidden states have {width} dimensions"
+            )
 
 
 def _check_limits(settings):
@@ -464,7 +613,9 @@ def _check_limits(settings):
     cost = world.cost[world.select("train")]
     asked = [("cost_limit", settings["cost_limit"], cost)]
     asked += [("cost_limits", limit, cost) for limit in settings.get("cost_limits", ())]
-    asked += [("clipped_limits", limit, cost.clip(0)) for limit in settings.get("clipped_limits", ())]
+    asked += [
+        ("clipped_limits", limit, cost.clip(0)) for limit in settings.get("clipped_limits", ())
+    ]
     for name, limit, costs in asked:
         try:
             optimum.check_limit(limit, optimum.lowest_cost(costs))
@@ -472,13 +623,9 @@ def _check_limits(settings):
             raise Refusal(str(error).replace("cost_limit", name, 1)) from None
 
 
-
-
 def from_notebook(namespace, notebook=""):
     """Settings from a notebook's own variables (its `globals()`), checked in the same way."""
     return resolve({name: namespace[name] for name in RULES if name in namespace}, notebook)
-
-
 
 
 def pick_device(wanted):
@@ -486,7 +633,7 @@ def pick_device(wanted):
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise Refusal("device='cuda': no CUDA device is visible to torch; use device=auto or device=cpu")
+        raise Refusal(
+            "device='cuda': no CUDA device is visible to torch; use device=auto or device=cpu"
+        )
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-
-

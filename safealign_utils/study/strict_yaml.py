@@ -50,8 +50,6 @@ def read(file):
     return parse(text, file)
 
 
-
-
 def parse(text, where):
     """What a YAML text holds; `where` names it in the ValueError that is raised for what cannot be
     used."""
@@ -67,8 +65,6 @@ def parse(text, where):
         raise ValueError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from None
 
 
-
-
 def _words(error):
     if "'\\t'" in str(error.problem):
         return "a tab; write blanks"
@@ -77,12 +73,8 @@ def _words(error):
     return " ".join(str(error.problem or error.context).split())
 
 
-
-
 class _Misread(yaml.MarkedYAMLError):
     """A value that YAML and a person read differently."""
-
-
 
 
 class _Strict(yaml.SafeLoader):
@@ -125,16 +117,10 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-
-
 def _refuse(words, place):
     raise _Misread(problem=words, problem_mark=place.start_mark)
-
-
 
 
 def _misread(text):
     """Why a bare value is refused, with the fix; "" where everybody reads it as YAML does."""
     return next((why for form, why in MISREAD if re.fullmatch(form, text)), "")
-
-

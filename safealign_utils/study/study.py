@@ -23,8 +23,24 @@ from . import cells, claims, inputs, records
 from . import settings as parameters
 from .settings import pick_device
 
-NOT_A_METRIC = ("method", "seed", "beta", "pairs", "steps", "delta", "split", "limit", "setting", "rule", "keep",
-                "score_reference", "when", "reference", "labels", "budget")
+NOT_A_METRIC = (
+    "method",
+    "seed",
+    "beta",
+    "pairs",
+    "steps",
+    "delta",
+    "split",
+    "limit",
+    "setting",
+    "rule",
+    "keep",
+    "score_reference",
+    "when",
+    "reference",
+    "labels",
+    "budget",
+)
 HELD_OUT_PAIRS = 400  # drawn in the world for pair accuracy
 
 
@@ -42,8 +58,6 @@ class Setup:
     report: dict
 
 
-
-
 class Study:
     """Opens what the parameters name, prints a short stable block, collects results, writes the record.
 
@@ -58,7 +72,14 @@ class Study:
         self.world = World(getattr(s, "world_size", "default")) if s.data == "world" else None
         cells.pass_over(cells.TEXT if self.world else cells.WORLD)
         self.seeds = list(range(s.seed, s.seed + s.seeds))
-        self.metrics, self.timings, self.claims, self.tables, self.figures, self.texts = {}, {}, [], {}, {}, {}
+        self.metrics, self.timings, self.claims, self.tables, self.figures, self.texts = (
+            {},
+            {},
+            [],
+            {},
+            {},
+            {},
+        )
         self._setups, self._started = {}, time.perf_counter()
         first = self.setup(self.seeds[0])
         kind = (
@@ -80,7 +101,9 @@ class Study:
         """Everything that belongs to one seed, made once."""
         if seed not in self._setups:
             with self.timed("setup"):
-                self._setups[seed] = self._world_setup(seed) if self.world else self._text_setup(seed)
+                self._setups[seed] = (
+                    self._world_setup(seed) if self.world else self._text_setup(seed)
+                )
         return self._setups[seed]
 
     @property
@@ -109,7 +132,9 @@ class Study:
             table = self.world.pairs(s.pairs, seed=seed, label_noise=getattr(s, "label_noise", 0.0))
         test = self.world.pairs(HELD_OUT_PAIRS, seed=seed + 2**31, split="heldout")
         table, test = (pairs.label(t, "better") for t in (table, test))
-        return Setup(seed, reference, origin, table, test, evaluate.exact(reference, self.heldout), {})
+        return Setup(
+            seed, reference, origin, table, test, evaluate.exact(reference, self.heldout), {}
+        )
 
     def _text_setup(self, seed):
         s = self.settings
@@ -153,10 +178,15 @@ class Study:
             learning_rate=s.learning_rate,
             seed=setup.seed,
         )
-        asked |= {"leak_weight": getattr(s, "leak_weight", 0.0) if self.world else 0.0, **self.memory} | changes
+        asked |= {
+            "leak_weight": getattr(s, "leak_weight", 0.0) if self.world else 0.0,
+            **self.memory,
+        } | changes
         with self.timed("training"):
             trained = train.align(reference, tokens, **asked)
-        if not (self.world or self.memory["lora"]):  # a GPU has no room for all policies of a notebook
+        if not (
+            self.world or self.memory["lora"]
+        ):  # a GPU has no room for all policies of a notebook
             trained.policy.model.to("cpu")
         return trained
 
@@ -173,7 +203,9 @@ class Study:
     def exact(self, setup, trained_policy, *, target=None, split="heldout", reference=None):
         """The standard metrics of a policy on a split's prompts; `target` is its own exact optimum [P, R]."""
         ref = self.responses(reference or setup.reference, split)
-        return evaluate.metrics(self.responses(trained_policy, split), ref, self.world, target=target)
+        return evaluate.metrics(
+            self.responses(trained_policy, split), ref, self.world, target=target
+        )
 
     def margins(self, setup, trained_policy):
         """Full log-ratio of chosen minus rejected on the held-out pairs, nats [N]."""
@@ -193,20 +225,26 @@ class Study:
     def metric(self, method, per_seed):
         """Record the mean over seeds of each quantity as `method.quantity`; `per_seed` is a list of dicts."""
         for quantity in per_seed[0]:
-            self.metrics[f"{method}.{quantity}"] = float(np.mean([row[quantity] for row in per_seed]))
+            self.metrics[f"{method}.{quantity}"] = float(
+                np.mean([row[quantity] for row in per_seed])
+            )
 
     def metrics_of(self, rows, name):
         """Record rows (dicts with `seed`, settings and quantities) under `name(row)`, each name's mean over seeds."""
         groups = {}
         for row in rows:
-            groups.setdefault(name(row), []).append({q: row[q] for q in row if q not in NOT_A_METRIC})
+            groups.setdefault(name(row), []).append(
+                {q: row[q] for q in row if q not in NOT_A_METRIC}
+            )
         for method, per_seed in groups.items():
             self.metric(method, per_seed)
 
     @property
     def tolerance(self):
         """How exactly a first loss can equal ln 2 in this run's precision, nats."""
-        return {"float64": 1e-6, "float32": 1e-5 if self.world else 1e-4}.get(self.settings.dtype, 2e-2)
+        return {"float64": 1e-6, "float32": 1e-5 if self.world else 1e-4}.get(
+            self.settings.dtype, 2e-2
+        )
 
     def check(self, words, passed):
         """A fact of mathematics, an invariant or the notebook's own lesson: raises where it fails."""
@@ -248,19 +286,25 @@ class Study:
         for name, answers in self.texts.items():
             write_answers(folder, answers, name=name)
         self.timings["total"] = time.perf_counter() - self._started
-        self.timings["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.timings["peak_memory_bytes"] = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
         setups = [self.setup(seed) for seed in self.seeds]
         records.write(
-            folder, notebook=self.notebook, run_id="",
+            folder,
+            notebook=self.notebook,
+            run_id="",
             parameters={k: v for k, v in vars(self.settings).items() if k != "out_dir"},
-            metrics=self.metrics, timings=self.timings, claims=self.claims,
-            tables=[f"{name}.csv" for name in self.tables], figures=names,
+            metrics=self.metrics,
+            timings=self.timings,
+            claims=self.claims,
+            tables=[f"{name}.csv" for name in self.tables],
+            figures=names,
             provenance=records.provenance(
-                device=self.device, data_hash=cache.digest([pairs.data_hash(x.train) for x in setups]),
+                device=self.device,
+                data_hash=cache.digest([pairs.data_hash(x.train) for x in setups]),
                 reference_hash=cache.digest([x.reference.hash for x in setups]),
                 **({} if self.world else {"commits": inputs.commits(vars(self.settings))}),
             ),
         )
         print("complete; record written")
-
-

@@ -29,8 +29,6 @@ def build_trie(sequences):
     return paths, np.array(parent)
 
 
-
-
 @dataclass(frozen=True)
 class Forest:
     """The trie cut into G rows of at most T tokens: inputs are the inner nodes, targets all K nodes.
@@ -46,8 +44,6 @@ class Forest:
     row: np.ndarray
     place: np.ndarray
     target: np.ndarray
-
-
 
 
 class Grammar:
@@ -70,7 +66,9 @@ class Grammar:
         for c, responses in enumerate(texts):
             for path, words in zip(self.paths, responses):
                 self.tokens[c, path[: len(words)]] = [token_id[w] for w in words]
-        self.allowed = np.zeros((len(CATEGORIES), len(self.parent) + 1, self.vocabulary), dtype=bool)
+        self.allowed = np.zeros(
+            (len(CATEGORIES), len(self.parent) + 1, self.vocabulary), dtype=bool
+        )
         for c in range(len(CATEGORIES)):
             self.allowed[c, self.parent + 1, self.tokens[c]] = True
         self.allowed = self.allowed.reshape(-1, self.vocabulary)
@@ -79,7 +77,15 @@ class Grammar:
 
     def cache_content(self):
         """The world, and which tokens may follow which prefix."""
-        return [self.world, self.tokens, self.paths, self.parent, self.length, self.category, self.allowed]
+        return [
+            self.world,
+            self.tokens,
+            self.paths,
+            self.parent,
+            self.length,
+            self.category,
+            self.allowed,
+        ]
 
     def response(self, prompt_id, y):
         """Token ids and grammar states of response number y to a prompt, both [length]."""
@@ -159,5 +165,3 @@ class Grammar:
             inner.update(int(n) for n in path[:-1])
         inner = sorted(inner)
         return inner, [level[n] for n in inner], sorted(level)
-
-

@@ -24,8 +24,6 @@ class Category:
     risk: float
 
 
-
-
 def _category(name, verb, nouns, risk, **clauses):
     words = {key: tuple(text.split(" | ")) for key, text in clauses.items()}
     return Category(name, verb, tuple(nouns.split()), words, risk)
@@ -86,7 +84,12 @@ BEHAVIOUR = {
         "refuse_b": (7, 12, 15),
     },
     "first": {"S1": (60, 45, 30), "H1": (15, 35, 50), "F": (25, 20, 20)},
-    "first after a refusal": {"": (30, 30, 30), "S1": (40, 40, 40), "H1": (10, 10, 10), "F": (20, 20, 20)},
+    "first after a refusal": {
+        "": (30, 30, 30),
+        "S1": (40, 40, 40),
+        "H1": (10, 10, 10),
+        "F": (20, 20, 20),
+    },
     "second": {"": (30, 30, 30), "S2": (50, 40, 30), "H2": (20, 30, 40)},
     "last": {"": (40, 40, 40), "C": (30, 30, 30), "G": (30, 30, 30)},
 }
@@ -122,7 +125,13 @@ class Response:
     def text(self, category):
         parts = [OPENINGS[self.opening]]
         for n, (kind, wording) in enumerate(self.clauses):
-            joint = CONNECTORS[self.connector] if kind in ("S2", "H2") else ", finally" if kind in ("C", "G") else ""
+            joint = (
+                CONNECTORS[self.connector]
+                if kind in ("S2", "H2")
+                else ", finally"
+                if kind in ("C", "G")
+                else ""
+            )
             parts += [
                 ", but" if self.refuses and n == 0 else joint,
                 {**category.clauses, **SHARED}[kind][wording],
@@ -130,11 +139,11 @@ class Response:
         return " ".join(" ".join([*parts, CLOSINGS[self.closing]]).split())
 
 
-
-
 def responses(large):
     """All responses, in the order of their slots."""
-    wordings = lambda kinds: [(kind, w) for kind in kinds for w in range(1 if kind in SHARED else 2)]
+    wordings = lambda kinds: [
+        (kind, w) for kind in kinds for w in range(1 if kind in SHARED else 2)
+    ]
     for opening in OPENINGS:
         refuses = opening.startswith("refuse")
         first = wordings(("S1", "H1", "F")) + [None] * refuses
@@ -145,8 +154,6 @@ def responses(large):
             for link in range((3 if large else 2) if b else 1):
                 for closing in range(3 if large else 2):
                     yield Response(opening, tuple(k for k in (a, b, z) if k), link, closing)
-
-
 
 
 def oracle(y, category, i):
@@ -160,11 +167,11 @@ def oracle(y, category, i):
     return round(r, 9), round(c, 9)
 
 
-
-
 def behaviour(y, i, *, connectors, closings):
     """Probability of a response, for intent number i; `connectors` and `closings` count the alternatives."""
-    slot = lambda name, kinds: BEHAVIOUR[name][next((k for k in y.kinds if k in kinds), "")][i] / 100
+    slot = lambda name, kinds: (
+        BEHAVIOUR[name][next((k for k in y.kinds if k in kinds), "")][i] / 100
+    )
     b = BEHAVIOUR["opening"][y.opening][i] / 100 * WORDINGS[closings][y.closing] / 100
     b *= slot("first after a refusal" if y.refuses else "first", ("S1", "H1", "F"))
     if not y.refuses:
@@ -173,6 +180,6 @@ def behaviour(y, i, *, connectors, closings):
         b *= WORDINGS[connectors][y.connector] / 100
     if y.clauses:
         b *= slot("last", ("C", "G"))
-    return b * math.prod(WORDINGS[1 if kind in SHARED else 2][wording] / 100 for kind, wording in y.clauses)
-
-
+    return b * math.prod(
+        WORDINGS[1 if kind in SHARED else 2][wording] / 100 for kind, wording in y.clauses
+    )

@@ -12,7 +12,10 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 LARGEST = 1e150  # a multiplier beyond it would overflow
-FLATTEST, STEEPEST = 1e6, 1e-15  # beta over the spread of the rewards: the reference, the best responses alone
+FLATTEST, STEEPEST = (
+    1e6,
+    1e-15,
+)  # beta over the spread of the rewards: the reference, the best responses alone
 
 
 def normalise(logp):
@@ -20,10 +23,10 @@ def normalise(logp):
     nothing has weight."""
     total = logsumexp(logp, axis=1, keepdims=True)
     for x, _ in np.argwhere(~np.isfinite(total))[:1]:
-        raise ValueError(f"logp: the log-weights of prompt {x} sum to {total[x, 0]}; leave the prompt out")
+        raise ValueError(
+            f"logp: the log-weights of prompt {x} sum to {total[x, 0]}; leave the prompt out"
+        )
     return logp - total
-
-
 
 
 # ---------------------------------------------------------------- what can be used
@@ -34,13 +37,15 @@ def _policy(logp, name="logp"):
     if logp.ndim != 2 or 0 in logp.shape:
         raise ValueError(f"{name}: shape {logp.shape}; give log-probabilities [prompts, responses]")
     for x, y in np.argwhere(np.isnan(logp) | np.isposinf(logp))[:1]:
-        raise ValueError(f"{name}: {logp[x, y]} at prompt {x}, response {y}; a log-probability is a number or -inf")
+        raise ValueError(
+            f"{name}: {logp[x, y]} at prompt {x}, response {y}; a log-probability is a number or -inf"
+        )
     total = np.exp(logsumexp(logp, axis=1))
     for (x,) in np.argwhere(~(np.abs(total - 1) <= within))[:1]:
-        raise ValueError(f"{name}: the probabilities of prompt {x} sum to {total[x]:.9g}, not 1; use optimum.normalise")
+        raise ValueError(
+            f"{name}: the probabilities of prompt {x} sum to {total[x]:.9g}, not 1; use optimum.normalise"
+        )
     return logp
-
-
 
 
 def _values(values, shape, name, *, finite=True):
@@ -48,13 +53,15 @@ def _values(values, shape, name, *, finite=True):
     as [R]."""
     values = np.asarray(values, dtype=float)
     if values.shape not in (shape, shape[1:]):
-        raise ValueError(f"{name}: shape {values.shape}; the policy has {shape[0]} prompts and {shape[1]} responses")
+        raise ValueError(
+            f"{name}: shape {values.shape}; the policy has {shape[0]} prompts and {shape[1]} responses"
+        )
     values = np.broadcast_to(values, shape)
     for x, y in np.argwhere(~np.isfinite(values) if finite else np.isnan(values))[:1]:
-        raise ValueError(f"{name}: {values[x, y]} at prompt {x}, response {y}; give a finite number")
+        raise ValueError(
+            f"{name}: {values[x, y]} at prompt {x}, response {y}; give a finite number"
+        )
     return values
-
-
 
 
 def _score(reward, cost, lam):
@@ -68,13 +75,9 @@ def _score(reward, cost, lam):
     return score
 
 
-
-
 def _check_beta(beta):
     if not (beta > 0 and np.isfinite(beta)):
         raise ValueError(f"beta={beta}: the KL strength must be positive and finite")
-
-
 
 
 # ---------------------------------------------------------------- optimal policies
@@ -89,15 +92,11 @@ def _tilted(logp_ref, score, beta):
     return logits - log_z, (top + beta * log_z)[:, 0]
 
 
-
-
 def optimal(logp_ref, reward, *, beta):
     """pi* = pi_ref exp(r / beta) / Z, the optimum of E[r] - beta KL(pi || pi_ref) (arXiv 2305.18290, Eq. 4)."""
     _check_beta(beta)
     logp_ref = _policy(logp_ref, "logp_ref")
     return _tilted(logp_ref, _values(reward, logp_ref.shape, "reward"), beta)[0]
-
-
 
 
 def safe_optimal(logp_ref, reward, cost, *, beta):
@@ -108,14 +107,14 @@ def safe_optimal(logp_ref, reward, cost, *, beta):
     """
     _check_beta(beta)
     logp_ref = _policy(logp_ref, "logp_ref")
-    reward, cost = (_values(v, logp_ref.shape, name) for v, name in ((reward, "reward"), (cost, "cost")))
+    reward, cost = (
+        _values(v, logp_ref.shape, name) for v, name in ((reward, "reward"), (cost, "cost"))
+    )
     for (x,) in np.argwhere(~((cost <= 0) & ~np.isneginf(logp_ref)).any(axis=1))[:1]:
         why = "has a safe response, but none that the reference gives any probability"
         why = why if (cost[x] <= 0).any() else "has no safe response"
         raise ValueError(f"cost: prompt {x} {why}, so pi*_c does not exist; leave the prompt out")
     return _tilted(logp_ref, np.where(cost <= 0, reward, -np.inf), beta)[0]
-
-
 
 
 def lagrangian_optimal(logp_ref, reward, cost, *, lam, beta):
@@ -125,14 +124,14 @@ def lagrangian_optimal(logp_ref, reward, cost, *, lam, beta):
     return _tilted(logp_ref, _score(reward, cost, lam), beta)[0]
 
 
-
-
 def _problem(logp_ref, reward, cost):
     """The three tables of the constrained problem, float64 [P, R]."""
     logp_ref = _policy(logp_ref, "logp_ref")
-    return logp_ref, _values(reward, logp_ref.shape, "reward"), _values(cost, logp_ref.shape, "cost")
-
-
+    return (
+        logp_ref,
+        _values(reward, logp_ref.shape, "reward"),
+        _values(cost, logp_ref.shape, "cost"),
+    )
 
 
 # ---------------------------------------------------------------- expectations and divergences
@@ -143,13 +142,9 @@ def expect(logp, values):
     return _mean(logp, _values(values, logp.shape, "values", finite=False))
 
 
-
-
 def _mean(logp, values):
     p = np.exp(logp)
     return float(np.multiply(p, values, where=p > 0, out=np.zeros_like(p)).sum(axis=1).mean())
-
-
 
 
 def kl(logp, logq):
@@ -160,14 +155,10 @@ def kl(logp, logq):
     return _kl(logp, logq)
 
 
-
-
 def _kl(logp, logq):
     with np.errstate(invalid="ignore"):
         terms = np.where(np.isneginf(logp), 0.0, np.exp(logp) * (logp - logq))
     return float(terms.sum(axis=1).mean())
-
-
 
 
 def total_variation(logp, logq):
@@ -178,8 +169,6 @@ def total_variation(logp, logq):
     return float(0.5 * np.abs(np.exp(logp) - np.exp(logq)).sum(axis=1).mean())
 
 
-
-
 # ---------------------------------------------------------------- the dual of the constrained problem
 def dual(lam, logp_ref, reward, cost, *, beta, cost_limit=0.0):
     """g(lambda) = beta E_x log sum_y pi_ref exp((r - lambda c) / beta) + lambda cost_limit; convex in lambda."""
@@ -188,14 +177,10 @@ def dual(lam, logp_ref, reward, cost, *, beta, cost_limit=0.0):
     return float(_tilted(logp_ref, _score(reward, cost, lam), beta)[1].mean() + lam * cost_limit)
 
 
-
-
 def dual_gradient(lam, logp_ref, reward, cost, *, beta, cost_limit=0.0):
     """dg/dlambda = cost_limit - E[c] under pi*_lambda; the curvature is Var(c) / beta >= 0."""
     best = lagrangian_optimal(logp_ref, reward, cost, lam=lam, beta=beta)
     return cost_limit - _mean(best, np.asarray(cost, dtype=float))
-
-
 
 
 def lowest_cost(cost, logp_ref=None):
@@ -207,8 +192,6 @@ def lowest_cost(cost, logp_ref=None):
     cost = _values(cost, cost.shape, "cost")
     never = False if logp_ref is None else np.isneginf(_policy(logp_ref, "logp_ref"))
     return float(np.where(never, np.inf, cost).min(axis=1).mean())
-
-
 
 
 def check_limit(cost_limit, lowest, scale=1.0):
@@ -224,8 +207,6 @@ def check_limit(cost_limit, lowest, scale=1.0):
         raise ValueError(
             f"cost_limit={cost_limit:.9g}: the lowest attainable E[c] is {lowest:.6f}; choose a higher limit"
         )
-
-
 
 
 def lambda_star(logp_ref, reward, cost, *, beta, cost_limit=0.0):
@@ -248,10 +229,10 @@ def lambda_star(logp_ref, reward, cost, *, beta, cost_limit=0.0):
     while slope(high) < 0:
         high *= 2
         if high > LARGEST:
-            raise ValueError(f"cost_limit={cost_limit:g}: its multiplier exceeds {LARGEST:g}; rescale reward and cost")
+            raise ValueError(
+                f"cost_limit={cost_limit:g}: its multiplier exceeds {LARGEST:g}; rescale reward and cost"
+            )
     return float(brentq(slope, 0.0, high, xtol=1e-300, rtol=1e-14, maxiter=5000))
-
-
 
 
 def kkt(logp, lam, logp_ref, reward, cost, *, beta, cost_limit=0.0):
@@ -265,11 +246,12 @@ def kkt(logp, lam, logp_ref, reward, cost, *, beta, cost_limit=0.0):
     primal = expect(logp, reward) - beta * kl(logp, logp_ref)
     best = lagrangian_optimal(logp_ref, reward, cost, lam=lam, beta=beta)
     return {
-        "slack": slack, "lam": float(lam), "complementary": lam * slack, "suboptimality": beta * kl(logp, best),
+        "slack": slack,
+        "lam": float(lam),
+        "complementary": lam * slack,
+        "suboptimality": beta * kl(logp, best),
         "gap": dual(lam, logp_ref, reward, cost, beta=beta, cost_limit=cost_limit) - primal,
     }
-
-
 
 
 # ---------------------------------------------------------------- frontiers
@@ -279,14 +261,15 @@ def reward_frontier(logp_ref, reward, betas):
     return np.array([(b, expect(p, reward), kl(p, logp_ref)) for b, p in zip(betas, policies)])
 
 
-
-
 def cost_frontier(logp_ref, reward, cost, lams, *, beta):
     """The exact reward-cost frontier at one beta: rows (lambda, E[r], E[c], P(unsafe))."""
     policies = [lagrangian_optimal(logp_ref, reward, cost, lam=lam, beta=beta) for lam in lams]
-    return np.array([(x, expect(p, reward), expect(p, cost), expect(p, cost > 0)) for x, p in zip(lams, policies)])
-
-
+    return np.array(
+        [
+            (x, expect(p, reward), expect(p, cost), expect(p, cost > 0))
+            for x, p in zip(lams, policies)
+        ]
+    )
 
 
 def frontier_gap(logp, logp_ref, reward):
@@ -299,8 +282,6 @@ def frontier_gap(logp, logp_ref, reward):
     logp, logp_ref = _policy(logp), _policy(logp_ref, "logp_ref")
     reward, own = _values(reward, logp.shape, "reward"), kl(logp, logp_ref)
     return _best_reward(logp_ref, reward, own) - _mean(logp, reward)
-
-
 
 
 def _best_reward(logp_ref, reward, own):
@@ -328,8 +309,6 @@ def _best_reward(logp_ref, reward, own):
     return _mean(_tilted(logp_ref, reward, spread * np.exp(log_beta))[0], reward)
 
 
-
-
 # ---------------------------------------------------------------- tokens
 def token_advantages(paths, logp, values):
     """Advantage of every token on the response trie: E[value | prefix and token] - E[value | prefix].
@@ -348,8 +327,6 @@ def token_advantages(paths, logp, values):
     return np.where(reached, total / mass - before_total / before_mass, 0.0)
 
 
-
-
 def token_logps(paths, logp):
     """log p(token | prefix) of every token on the trie, nats: [R, T], zero behind the end;
     arguments as above.
@@ -358,9 +335,9 @@ def token_logps(paths, logp):
     """
     mass, before = _along(paths, np.exp(_policy(np.asarray(logp)[None])[0]))
     with np.errstate(divide="ignore"):
-        return np.where((paths >= 0) & (before > 0), np.log(mass / np.where(before > 0, before, 1.0)), 0.0)
-
-
+        return np.where(
+            (paths >= 0) & (before > 0), np.log(mass / np.where(before > 0, before, 1.0)), 0.0
+        )
 
 
 def _along(paths, weight):
@@ -370,5 +347,3 @@ def _along(paths, weight):
     np.add.at(node, paths[real], np.broadcast_to(weight[:, None], paths.shape)[real])
     here = np.where(real, node[paths], 1.0)
     return here, np.concatenate([np.full((len(paths), 1), weight.sum()), here[:, :-1]], axis=1)
-
-

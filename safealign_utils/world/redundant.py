@@ -29,7 +29,9 @@ def world_pool(world, n, *, seed=0, kind="near"):
     if kind not in KINDS:
         raise ValueError(f"pool={kind!r}: choose one of {', '.join(KINDS)}")
     if n < SMALLEST:
-        raise ValueError(f"pairs={n}: a pool of four data sets with {RARE:.1%} own rows each needs at least {SMALLEST}")
+        raise ValueError(
+            f"pairs={n}: a pool of four data sets with {RARE:.1%} own rows each needs at least {SMALLEST}"
+        )
     gists = pd.Series([y.meaning[:-1] for y in world.responses])  # without the closing
     same, rows, source = gists.groupby(gists).groups, [], []
     for j, size in enumerate(np.bincount(np.arange(n) % 4)):
@@ -39,7 +41,9 @@ def world_pool(world, n, *, seed=0, kind="near"):
         templates = [_original(world, SHARED, draw(1, i)) for i in range(rare)]
         for i in range(size - rare):
             row = templates[i % rare]
-            rows.append(row if kind == "exact" or i < rare else _reworded(world, same, row, draw(2, i)))
+            rows.append(
+                row if kind == "exact" or i < rare else _reworded(world, same, row, draw(2, i))
+            )
         source += [NAMES[j]] * size
     shuffle = np.random.Generator(np.random.PCG64([seed, 2**30]))
     order = shuffle.permutation(n)
@@ -49,12 +53,10 @@ def world_pool(world, n, *, seed=0, kind="near"):
     return table.assign(source=source, category=category)
 
 
-
-
 def _prompts(world, category, intent=None):
-    return np.array([x for x in world.select("train", intent) if world.prompts[x].category == category])
-
-
+    return np.array(
+        [x for x in world.select("train", intent) if world.prompts[x].category == category]
+    )
 
 
 def _original(world, category, u):
@@ -62,8 +64,6 @@ def _original(world, category, u):
     ids = _prompts(world, category)
     x = ids[int(u[0] * len(ids))]
     return x, world.two_responses(x, u[1:3]), u[3:6]
-
-
 
 
 def _reworded(world, same, row, u):
@@ -74,5 +74,3 @@ def _reworded(world, same, row, u):
     first = a[int(u[1] * len(a))]
     rest = b[b != first]
     return ids[int(u[0] * len(ids))], [first, rest[int(u[2] * len(rest))]], u[3:6]
-
-

@@ -16,8 +16,6 @@ def all_pairs(n):
     return np.triu_indices(n, k=1)
 
 
-
-
 def fit(logp_ref, p, *, beta, margin=None, weight=None, steps=5000):
     """Minimise the one loss over all pairs of the responses to one prompt; returns log-probs [R].
 
@@ -28,8 +26,12 @@ def fit(logp_ref, p, *, beta, margin=None, weight=None, steps=5000):
     """
     first, second = (torch.from_numpy(i) for i in all_pairs(len(logp_ref)))
     p = torch.from_numpy(np.asarray(p, dtype=float))
-    margin = torch.zeros_like(p) if margin is None else torch.from_numpy(np.asarray(margin, dtype=float))
-    weight = torch.ones_like(p) if weight is None else torch.from_numpy(np.asarray(weight, dtype=float))
+    margin = (
+        torch.zeros_like(p) if margin is None else torch.from_numpy(np.asarray(margin, dtype=float))
+    )
+    weight = (
+        torch.ones_like(p) if weight is None else torch.from_numpy(np.asarray(weight, dtype=float))
+    )
     weight = weight / weight.sum()
 
     def loss_and_slope(x):
@@ -40,8 +42,8 @@ def fit(logp_ref, p, *, beta, margin=None, weight=None, steps=5000):
         return loss.item(), logratio.grad.numpy()
 
     options = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 0.0, "gtol": 1e-12, "maxcor": 50}
-    found = minimize(loss_and_slope, np.zeros(len(logp_ref)), jac=True, method="L-BFGS-B", options=options)
+    found = minimize(
+        loss_and_slope, np.zeros(len(logp_ref)), jac=True, method="L-BFGS-B", options=options
+    )
     z = logp_ref + found.x
     return z - np.logaddexp.reduce(z)
-
-

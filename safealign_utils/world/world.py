@@ -44,8 +44,6 @@ class Prompt:
     split: str
 
 
-
-
 class World:
     """Prompts, responses, oracle and behaviour; P prompts, R responses each.
 
@@ -65,11 +63,14 @@ class World:
         self.meaning = np.array([order[y.meaning] for y in self.responses])
         intents = [INTENTS.index(x.intent) for x in self.prompts]
         values = [
-            [oracle(y, self.category(x.category), i) for y in self.responses] for x, i in zip(self.prompts, intents)
+            [oracle(y, self.category(x.category), i) for y in self.responses]
+            for x, i in zip(self.prompts, intents)
         ]
         self.reward, self.cost = np.moveaxis(np.array(values), 2, 0)
         count = dict(connectors=3 if size == "large" else 2, closings=3 if size == "large" else 2)
-        self.behaviour = np.array([[behaviour(y, i, **count) for y in self.responses] for i in intents])
+        self.behaviour = np.array(
+            [[behaviour(y, i, **count) for y in self.responses] for i in intents]
+        )
 
     def category(self, name):
         return next(c for c in CATEGORIES if c.name == name)
@@ -79,14 +80,20 @@ class World:
         for id, (category, n, intent, k) in enumerate(spots):
             template = PHRASINGS[intent][(n + INTENTS.index(intent) + k) % 3]
             text = template.format(verb=category.verb, noun=category.nouns[n])
-            split = "unseen_category" if category.name == UNSEEN else "heldout" if n == 3 else "train"
-            yield Prompt(id, category.name, category.nouns[n], intent, f"user : {text} assistant :", split)
+            split = (
+                "unseen_category" if category.name == UNSEEN else "heldout" if n == 3 else "train"
+            )
+            yield Prompt(
+                id, category.name, category.nouns[n], intent, f"user : {text} assistant :", split
+            )
 
     def select(self, split="heldout", intent=None):
         """Prompt ids [P'] of a split (train, heldout, unseen_category or all) and, if given, an intent."""
         if split not in (*SPLITS, "all"):
             raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}, all")
-        chosen = [x for x in self.prompts if split in (x.split, "all") and intent in (x.intent, None)]
+        chosen = [
+            x for x in self.prompts if split in (x.split, "all") and intent in (x.intent, None)
+        ]
         return np.array([x.id for x in chosen])
 
     def text(self, prompt_id, response):
@@ -119,7 +126,9 @@ class World:
             known = [self._numbers[self.prompts[i].category] for i in x]
             for numbers, y in zip(known, responses):
                 if y not in numbers:
-                    raise ValueError(f"response={y!r}: outside the world's grammar, so the oracle has no {name} for it")
+                    raise ValueError(
+                        f"response={y!r}: outside the world's grammar, so the oracle has no {name} for it"
+                    )
             return values[x, [numbers[y] for numbers, y in zip(known, responses)]]
 
         return score
@@ -187,7 +196,12 @@ class World:
             table[f"response_{k}"] = [self.text(i, j) for i, j in zip(x, y[:, k])]
         for k in (0, 1):
             table[f"is_response_{k}_safe"] = safe[:, k]
-        table |= {"better_response_id": better, "safer_response_id": safer, "source": "world", "prompt_id": x}
+        table |= {
+            "better_response_id": better,
+            "safer_response_id": safer,
+            "source": "world",
+            "prompt_id": x,
+        }
         for name, values in (("y", y), ("reward", r), ("cost", c)):
             table |= {f"{name}_0": values[:, 0], f"{name}_1": values[:, 1]}
         return pd.DataFrame(table)
@@ -197,12 +211,22 @@ class World:
         u = np.random.Generator(np.random.PCG64([seed, 2**31])).random((n, 2))
         x = (u[:, 0] * len(self.prompts)).astype(int)
         cumulative = np.cumsum(self.behaviour, axis=1)
-        y = [np.searchsorted(cumulative[i], v * cumulative[i, -1], side="right") for i, v in zip(x, u[:, 1])]
+        y = [
+            np.searchsorted(cumulative[i], v * cumulative[i, -1], side="right")
+            for i, v in zip(x, u[:, 1])
+        ]
         return np.stack([x, np.array(y)], axis=1)
 
     def cache_content(self):
         """All texts, and the oracle and the behaviour as they are now."""
-        return [self.fingerprint, self.reward, self.cost, self.behaviour, self.refuses, self.meaning]
+        return [
+            self.fingerprint,
+            self.reward,
+            self.cost,
+            self.behaviour,
+            self.refuses,
+            self.meaning,
+        ]
 
     @cached_property
     def fingerprint(self):
@@ -213,9 +237,5 @@ class World:
         return h.hexdigest()[:12]
 
 
-
-
 def _sigmoid(z):
     return 1.0 / (1.0 + np.exp(-z))
-
-

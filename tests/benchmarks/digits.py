@@ -40,14 +40,19 @@ def main():
         for name, environment in HERE.items():
             with tempfile.TemporaryDirectory() as cache:
                 run = subprocess.run(
-                    [sys.executable, __file__, dtype], capture_output=True, text=True, check=True,
+                    [sys.executable, __file__, dtype],
+                    capture_output=True,
+                    text=True,
+                    check=True,
                     env={**os.environ, **environment, "SAFEALIGN_CACHE": cache},
                 )
             found[name] = json.loads(run.stdout.splitlines()[-1])
         own = found.pop("the machine's own")
         for name, values in found.items():
             worst = max(own, key=lambda k: abs(values[k] - own[k]))
-            print(f"{dtype}, {name:<10} largest difference {abs(values[worst] - own[worst]):.1e} ({worst})")
+            print(
+                f"{dtype}, {name:<10} largest difference {abs(values[worst] - own[worst]):.1e} ({worst})"
+            )
 
 
 if __name__ == "__main__":

@@ -33,10 +33,25 @@ from safealign_utils.study import records
 
 RESULT = Path(__file__).parent / "results" / "gpu.csv"
 # (configuration, prompt tokens, response tokens, pairs a step)
-CUDA = [("Qwen2.5-0.5B", 128, 128, 16), ("Qwen2.5-0.5B", 512, 512, 8), ("Llama-3.2-3B", 128, 128, 8)]
+CUDA = [
+    ("Qwen2.5-0.5B", 128, 128, 16),
+    ("Qwen2.5-0.5B", 512, 512, 8),
+    ("Llama-3.2-3B", 128, 128, 8),
+]
 CUDA += [("Llama-3.2-3B", 512, 512, 2)]
-COLUMNS = ["what", "prompt", "response", "pairs", "variant", "seconds", "pairs_per_s", "kit_is_faster", "peak_gb",
-           "peak_percent", "device"]
+COLUMNS = [
+    "what",
+    "prompt",
+    "response",
+    "pairs",
+    "variant",
+    "seconds",
+    "pairs_per_s",
+    "kit_is_faster",
+    "peak_gb",
+    "peak_percent",
+    "device",
+]
 
 
 def dog_rows(n, width, k, device, parts=8):
@@ -63,24 +78,40 @@ def dog_rows(n, width, k, device, parts=8):
     loads = [lambda r=r: (u[torch.from_numpy(r).to(u.device)], source[r], ids[r]) for r in dealt]
     offer = -(-2 * eleven // parts)
     name = f"all of it, {parts} parts in turn, {offer:,} offered by each, k = {eleven:,}"
-    value = timed(name, lambda: dog_partitioned.partitioned_dog_d(loads, eleven, per_part=offer)).value
+    value = timed(
+        name, lambda: dog_partitioned.partitioned_dog_d(loads, eleven, per_part=offer)
+    ).value
     print(f"{parts} parts lose {100 * (1 - value / one):.3f} % of the value of one greedy")
     return rows
 
 
 def not_measured():
-    rows = [[*c, v, "not measured", "", "", "", ""] for c in CUDA for v in ("kit, bf16", "TRL, bf16")]
-    return [*rows, ["DOG-D, 4096 wide", "", "", 200_000, "end to end", "not measured", "", "", "", ""]]
+    rows = [
+        [*c, v, "not measured", "", "", "", ""] for c in CUDA for v in ("kit, bf16", "TRL, bf16")
+    ]
+    return [
+        *rows,
+        ["DOG-D, 4096 wide", "", "", 200_000, "end to end", "not measured", "", "", "", ""],
+    ]
 
 
 def text_of(table):
     """What is needed to read the table, where and how it was made, and the table, a line a row."""
     text = lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)
     gpu = (
-        f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no CUDA device"
+        f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+        if torch.cuda.is_available()
+        else "no CUDA device"
     )
-    versions = ", ".join(f"{p} {_version(p)}" for p in ("torch", "transformers", "trl", "accelerate", "peft"))
-    how = " ".join(["python tests/benchmarks/gpu.py", *(a for a in sys.argv[1:] if a in ("--toy", "--cpu", "--write"))])
+    versions = ", ".join(
+        f"{p} {_version(p)}" for p in ("torch", "transformers", "trl", "accelerate", "peft")
+    )
+    how = " ".join(
+        [
+            "python tests/benchmarks/gpu.py",
+            *(a for a in sys.argv[1:] if a in ("--toy", "--cpu", "--write")),
+        ]
+    )
     lines = [f"date: {date.today()}", f"hardware: {gpu}; {records._cpu()}", f"versions: {versions}"]
     lines += [f"commit: {records.git_commit() or 'not stated'}", f"command: {how}", ""]
     lines.append(
@@ -91,9 +122,7 @@ def text_of(table):
             f"{r.prompt}+{r.response}" if r.prompt else "",
             f"{r.kit_is_faster:.2f}x" if r.kit_is_faster else "",
         )
-        numbers = (
-            f"{text(r.seconds):>13}{text(r.pairs_per_s):>9}{faster:>8}{text(r.peak_gb):>7}{text(r.peak_percent):>11}"
-        )
+        numbers = f"{text(r.seconds):>13}{text(r.pairs_per_s):>9}{faster:>8}{text(r.peak_gb):>7}{text(r.peak_percent):>11}"
         lines.append(f"{r.what:<17}{size:>9}{r.pairs:>8}{numbers}  {r.variant}, {r.device}")
     return "\n".join(lines) + "\n"
 
@@ -101,7 +130,10 @@ def text_of(table):
 def write(table, text, file):
     """Write the table as CSV, and beside it, as .txt, what is printed; each beside its place, then renamed."""
     rounded = table.map(lambda v: float(f"{v:.4g}") if isinstance(v, float) else v)
-    for place, content in ((file, rounded.to_csv(index=False, lineterminator="\n")), (file.with_suffix(".txt"), text)):
+    for place, content in (
+        (file, rounded.to_csv(index=False, lineterminator="\n")),
+        (file.with_suffix(".txt"), text),
+    ):
         beside = place.with_suffix(".partial")
         beside.write_text(content)
         beside.replace(place)
@@ -134,7 +166,14 @@ def main(words=None):
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--toy", action="store_true", help="everything, small, on the CPU")
     ask.add_argument("--cpu", action="store_true", help="the steps of the tiny network on the CPU")
-    ask.add_argument("--write", nargs="?", const=RESULT, type=Path, metavar="FILE", help=f"by default {RESULT.name}")
+    ask.add_argument(
+        "--write",
+        nargs="?",
+        const=RESULT,
+        type=Path,
+        metavar="FILE",
+        help=f"by default {RESULT.name}",
+    )
     given = ask.parse_args(words)
     if given.write == RESULT and (given.toy or given.cpu):
         ask.error("--write: the committed table is of a GPU; name another file")

@@ -19,19 +19,41 @@ from safealign_utils.references import word_tokenizer
 from safealign_utils.tokens import TokenPairs
 
 # Dense bf16 FLOP/s, by words in the device's name: NVIDIA's product pages, without sparsity. None: not stated there.
-PEAKS = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200 NVL": None, "H200": 989e12, "A100": 312e12}
+PEAKS = {
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200 NVL": None,
+    "H200": 989e12,
+    "A100": 312e12,
+}
 SHAPES = {  # the published configurations, in what decides speed
     "Qwen2.5-0.5B": dict(
-        model_type="qwen2", hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
-        intermediate_size=4864, vocab_size=151936,
+        model_type="qwen2",
+        hidden_size=896,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        intermediate_size=4864,
+        vocab_size=151936,
     ),
     "Llama-3.2-3B": dict(
-        model_type="llama", hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, num_key_value_heads=8,
-        intermediate_size=8192, vocab_size=128256,
+        model_type="llama",
+        hidden_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        intermediate_size=8192,
+        vocab_size=128256,
     ),
     "tiny": dict(
-        model_type="llama", hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-        intermediate_size=352, vocab_size=512,
+        model_type="llama",
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=352,
+        vocab_size=512,
     ),
 }
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the loss, in nats
@@ -41,9 +63,13 @@ LAST = "TRL, bf16, Liger"  # patches transformers for the rest of the process
 
 def new_policy(name, dtype, device, seed=0, init_std=0.02):
     """A policy with random weights of a configuration."""
-    config = transformers.AutoConfig.for_model(**SHAPES[name], tie_word_embeddings=True, initializer_range=init_std)
+    config = transformers.AutoConfig.for_model(
+        **SHAPES[name], tie_word_embeddings=True, initializer_range=init_std
+    )
     with seeded(seed), torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa", dtype=torch.float32
+        )
     return Policy(model.eval(), word_tokenizer(["word"]), bf16=dtype == "bfloat16")
 
 
@@ -77,7 +103,17 @@ def kit(reference, start, tokens, steps, **options):
     return np.diff(starts), log.loss.to_numpy()
 
 
-def trl(reference, start, tokens, steps, *, attention="sdpa", precompute=True, plain_bf16=False, **options):
+def trl(
+    reference,
+    start,
+    tokens,
+    steps,
+    *,
+    attention="sdpa",
+    precompute=True,
+    plain_bf16=False,
+    **options,
+):
     """The same of TRL's DPOTrainer, with the kit's optimiser and schedule. It trains the policy that it is given."""
     import datasets
     from transformers.trainer_callback import PrinterCallback
@@ -101,19 +137,40 @@ def trl(reference, start, tokens, steps, *, attention="sdpa", precompute=True, p
     rate = dict(lr=SETTING["learning_rate"], betas=train.BETAS, weight_decay=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), **rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: train.rate_at(s, steps))
-    columns = {"prompt_ids": tokens.prompts, "chosen_ids": tokens.chosen, "rejected_ids": tokens.rejected}
+    columns = {
+        "prompt_ids": tokens.prompts,
+        "chosen_ids": tokens.chosen,
+        "rejected_ids": tokens.rejected,
+    }
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = dict(
-            output_dir=folder, max_steps=steps, per_device_train_batch_size=len(tokens), beta=SETTING["beta"],
-            max_length=None, max_grad_norm=train.CLIP, bf16=reference.bf16, gradient_checkpointing=False, seed=0,
-            precompute_ref_log_probs=precompute, train_sampling_strategy="sequential", save_strategy="no",
-            logging_strategy="no", report_to="none", disable_tqdm=True, use_cpu=device == "cpu",
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=len(tokens),
+            beta=SETTING["beta"],
+            max_length=None,
+            max_grad_norm=train.CLIP,
+            bf16=reference.bf16,
+            gradient_checkpointing=False,
+            seed=0,
+            precompute_ref_log_probs=precompute,
+            train_sampling_strategy="sequential",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=device == "cpu",
         )
         trainer = Timed(
-            model, frozen, DPOConfig(**settings | options), processing_class=reference.tokenizer,
-            train_dataset=datasets.Dataset.from_dict({k: [x.tolist() for x in v] * steps for k, v in columns.items()}),
+            model,
+            frozen,
+            DPOConfig(**settings | options),
+            processing_class=reference.tokenizer,
+            train_dataset=datasets.Dataset.from_dict(
+                {k: [x.tolist() for x in v] * steps for k, v in columns.items()}
+            ),
             optimizers=(optimizer, schedule),
         )
         trainer.remove_callback(PrinterCallback)
@@ -129,8 +186,10 @@ def variants(device):
     """{name: (dtype, block of steps, its options, the row of the kit that it is held against)}."""
     default = dict(gradient_checkpointing=True, precompute=False)
     half = {
-        "kit, bf16": (kit, {}), "TRL default (bf16, checkpointing, live reference)": (trl, default),
-        "TRL, bf16": (trl, {}), "TRL, bf16, eager attention": (trl, dict(attention="eager")),
+        "kit, bf16": (kit, {}),
+        "TRL default (bf16, checkpointing, live reference)": (trl, default),
+        "TRL, bf16": (trl, {}),
+        "TRL, bf16, eager attention": (trl, dict(attention="eager")),
     }
     twice = {"kit, {}, checkpointing": (kit, dict(checkpointing=True))}
     twice |= {"TRL, {}, checkpointing": (trl, dict(gradient_checkpointing=True))}
@@ -140,16 +199,21 @@ def variants(device):
     else:
         full = {}
         half |= {"TRL, bf16, compiled": (trl, dict(torch_compile=True))}
-        half |= {"TRL, weights in bf16": (trl, dict(plain_bf16=True)), "kit, bf16, LoRA": (kit, dict(lora=16))}
+        half |= {
+            "TRL, weights in bf16": (trl, dict(plain_bf16=True)),
+            "kit, bf16, LoRA": (kit, dict(lora=16)),
+        }
         half |= {name.format("bf16"): way for name, way in twice.items()}
         if transformers.utils.is_flash_attn_2_available():
             half["TRL, bf16, flash attention 2"] = (trl, dict(attention="flash_attention_2"))
         if importlib.util.find_spec("liger_kernel"):
             half[LAST] = (trl, dict(use_liger_kernel=True))
-    against = lambda name, plain: f"{plain}, checkpointing" if name.endswith(", checkpointing") else plain
-    return {name: ("float32", *way, against(name, "kit, float32")) for name, way in full.items()} | {
-        name: ("bfloat16", *way, against(name, "kit, bf16")) for name, way in half.items()
-    }
+    against = lambda name, plain: (
+        f"{plain}, checkpointing" if name.endswith(", checkpointing") else plain
+    )
+    return {
+        name: ("float32", *way, against(name, "kit, float32")) for name, way in full.items()
+    } | {name: ("bfloat16", *way, against(name, "kit, bf16")) for name, way in half.items()}
 
 
 # ---------------------------------------------------------------- all of them, in turn
@@ -163,7 +227,10 @@ def check_losses(name, tokens, device, ways):
             continue  # other arithmetic
         tolerance = TOLERANCE[dtype]
         try:
-            both = new_policy(name, dtype, device), new_policy(name, dtype, device, seed=1, init_std=0.05)
+            both = (
+                new_policy(name, dtype, device),
+                new_policy(name, dtype, device, seed=1, init_std=0.05),
+            )
             losses = block(*both, tokens, 2, **options)[1]
         except Exception as error:
             print(f"  losses of {variant}: not compared ({reason(error)})")
@@ -171,13 +238,18 @@ def check_losses(name, tokens, device, ways):
         print(f"  losses of {variant}: {losses[0]:.4f}, after a step {losses[1]:.4f}", flush=True)
         gap = np.abs(losses - wanted.setdefault(dtype, losses)).max()
         if not gap <= tolerance * max(1.0, *losses) or abs(losses[0] - np.log(2)) < tolerance:
-            raise SystemExit(f"{name}: losses of {variant} {losses} are not {wanted[dtype]}; nothing was timed")
+            raise SystemExit(
+                f"{name}: losses of {variant} {losses} are not {wanted[dtype]}; nothing was timed"
+            )
 
 
 def in_turn(name, prompt, response, n, *, device, rounds, steps, ways=None):
     """One row of `gpu.COLUMNS` for every variant, but for the device: medians over rounds, ratios within a round."""
     tokens, ways = random_tokens(name, prompt, response, n), ways or variants(device)
-    print(f"{name}, {prompt} + {response} tokens, {n} pairs a step, {rounds} rounds of {steps} steps", flush=True)
+    print(
+        f"{name}, {prompt} + {response} tokens, {n} pairs a step, {rounds} rounds of {steps} steps",
+        flush=True,
+    )
     check_losses(name, tokens, device, ways)
     seconds, memory, failed = {variant: [] for variant in ways}, {}, {}
     for names in ([v for v in ways if v != LAST], [v for v in ways if v == LAST]):
@@ -198,8 +270,19 @@ def in_turn(name, prompt, response, n, *, device, rounds, steps, ways=None):
         middle = statistics.median(seconds[variant])
         ratios = [a / b for a, b in zip(seconds[variant], seconds[against])]
         unknown = device == "cpu" or "LoRA" in variant  # an adapter's step has other FLOPs
-        share = "" if unknown else peak_share(name, prompt, response, n / middle, shared=block is kit)
-        rows.append([*row, middle, n / middle, statistics.median(ratios) if ratios else "", memory[variant], share])
+        share = (
+            "" if unknown else peak_share(name, prompt, response, n / middle, shared=block is kit)
+        )
+        rows.append(
+            [
+                *row,
+                middle,
+                n / middle,
+                statistics.median(ratios) if ratios else "",
+                memory[variant],
+                share,
+            ]
+        )
     return rows
 
 
@@ -226,9 +309,14 @@ def flops(name, prompt, response, *, shared):
     c = SHAPES[name]
     D, L = c["hidden_size"], c["num_hidden_layers"]
     kv = D // c["num_attention_heads"] * c["num_key_value_heads"]
-    seen = lambda first, last: (last * (last + 1) - first * (first + 1)) // 2  # keys of the queries first + 1 to last
+    seen = lambda first, last: (
+        (last * (last + 1) - first * (first + 1)) // 2
+    )  # keys of the queries first + 1 to last
     if shared:
-        tokens, keys = prompt + 2 * (response - 1), seen(0, prompt) + 2 * seen(prompt, prompt + response - 1)
+        tokens, keys = (
+            prompt + 2 * (response - 1),
+            seen(0, prompt) + 2 * seen(prompt, prompt + response - 1),
+        )
     else:
         tokens, keys = 2 * (prompt + response), 2 * seen(0, prompt + response)
     layer = 2 * (2 * D * D + 2 * D * kv + 3 * D * c["intermediate_size"]) * tokens + 4 * D * keys
@@ -238,7 +326,11 @@ def flops(name, prompt, response, *, shared):
 def peak_share(name, prompt, response, pairs_per_second, *, shared):
     """% of the chip's dense bf16 peak, or "not stated" for a chip whose peak is not known here."""
     peak = peak_of(torch.cuda.get_device_name())
-    return 100 * pairs_per_second * flops(name, prompt, response, shared=shared) / peak if peak else "not stated"
+    return (
+        100 * pairs_per_second * flops(name, prompt, response, shared=shared) / peak
+        if peak
+        else "not stated"
+    )
 
 
 def peak_of(device):

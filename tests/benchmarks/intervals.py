@@ -38,22 +38,40 @@ def populations(g, runs, n):
         yield f"share {mean:g}".replace("0.", "."), intervals.SHARE, mean, values
     yield "share .002, wide", intervals.SHARE, 0.002, g.beta(0.25, 0.25 * 499, (runs, n))
     for name, sigma in (("KL", 0.47), ("KL, long tail", 1.0)):
-        yield name, intervals.POSITIVE, float(np.exp(sigma**2 / 2)), g.lognormal(0, sigma, (runs, n))
+        yield (
+            name,
+            intervals.POSITIVE,
+            float(np.exp(sigma**2 / 2)),
+            g.lognormal(0, sigma, (runs, n)),
+        )
     yield "|x|", intervals.POSITIVE, float(np.sqrt(2 / np.pi)), np.abs(g.normal(size=(runs, n)))
-    yield "difference of shares", intervals.DIFFERENCE, -0.48, g.beta(10, 10, (runs, n)) - g.beta(98, 2, (runs, n))
+    yield (
+        "difference of shares",
+        intervals.DIFFERENCE,
+        -0.48,
+        g.beta(10, 10, (runs, n)) - g.beta(98, 2, (runs, n)),
+    )
     yield "reward", None, 0.0, g.normal(size=(runs, n))
 
 
 def of_prompts(g, n):
     """(name, bounds, mean, one draw: (values, prompts)) over prompts."""
     for p in (0.02, 0.5, 0.8, 0.98):
-        yield f"independent pairs, share {p:g}", intervals.SHARE, p, (g.random(n) < p) * 1.0, np.arange(n)
+        yield (
+            f"independent pairs, share {p:g}",
+            intervals.SHARE,
+            p,
+            (g.random(n) < p) * 1.0,
+            np.arange(n),
+        )
     group = np.repeat(np.arange(n), g.integers(1, 7, n))
     for p in (0.1, 0.6, 0.98):
         share = g.beta(1.5 * p, 1.5 * (1 - p), n)
         hits = (g.random(len(group)) < share[group]) * 1.0
         yield f"clustered pairs (ICC .4), share {p:g}", intervals.SHARE, p, hits, group
-    one, other = (g.random(len(group)) < g.beta(1.5 * p, 1.5 * (1 - p), n)[group] for p in (0.6, 0.5))
+    one, other = (
+        g.random(len(group)) < g.beta(1.5 * p, 1.5 * (1 - p), n)[group] for p in (0.6, 0.5)
+    )
     yield "clustered pairs, difference", intervals.DIFFERENCE, 0.1, one * 1.0 - other, group
     yield "scores, normal", None, 0.0, g.normal(size=n), np.arange(n)
     yield "scores, long tail", None, 1.0, g.exponential(size=n), np.arange(n)
@@ -75,11 +93,19 @@ def row(kind, name, n, bounds, truth, old, new):
     """One line of the table, from the ends [runs, 2] of both engines."""
     out = {"over": kind, "quantity": name, "n": n}
     for engine, ends in (("old", np.array(old)), ("new", np.array(new))):
-        below, above = 100 * np.mean(ends[:, 1] < truth - 1e-12), 100 * np.mean(ends[:, 0] > truth + 1e-12)
+        below, above = (
+            100 * np.mean(ends[:, 1] < truth - 1e-12),
+            100 * np.mean(ends[:, 0] > truth + 1e-12),
+        )
         low, high = bounds or (-np.inf, np.inf)
-        outside = (ends[:, 0] < low - 1e-9) | (ends[:, 1] > (np.inf if high is None else high) + 1e-9)
+        outside = (ends[:, 0] < low - 1e-9) | (
+            ends[:, 1] > (np.inf if high is None else high) + 1e-9
+        )
         out |= {engine: 100 - below - above, f"{engine}_above": above, f"{engine}_below": below}
-        out |= {f"{engine}_outside": 100 * outside.mean(), f"{engine}_width": float(np.median(ends[:, 1] - ends[:, 0]))}
+        out |= {
+            f"{engine}_outside": 100 * outside.mean(),
+            f"{engine}_width": float(np.median(ends[:, 1] - ends[:, 0])),
+        }
     reasons = TOO_FEW if out["new"] < 93 else TOO_MANY if out["new"] > 97 else {}
     return out | {"why": next((text for word, text in reasons.items() if word in name), "")}
 

@@ -44,10 +44,18 @@ def main(steps=20, iterations=2):
 
     for repeat in range(4):  # the first warms up
         for name in tables:
-            clock(f"{name} step", steps, lambda name=name: train.align(reference, tokens[name], steps=steps, **setting))
+            clock(
+                f"{name} step",
+                steps,
+                lambda name=name: train.align(reference, tokens[name], steps=steps, **setting),
+            )
         clock("C-DPO E[c]", 1, lambda repeat=repeat: cost_of(reference, repeat))
         ask = dict(cost_limit=0.0, beta=0.5, iterations=iterations, learning_rate=1e-3, seed=repeat)
-        clock("PPO iteration", iterations, lambda ask=ask: ppo.ppo_lagrangian(reference, prompts, **scorers, **ask))
+        clock(
+            "PPO iteration",
+            iterations,
+            lambda ask=ask: ppo.ppo_lagrangian(reference, prompts, **scorers, **ask),
+        )
     middle = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     whole = {
         "SafeDPO": 200 * middle["SafeDPO step"],

@@ -24,13 +24,21 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path("tests/benchmarks/results")
 PERCENT = ("05_selection_full.csv", "05_budgets_full.csv", "dog_pools.csv")
 DIFFERENCES = (
-    "04_differences_to_dpo_full.csv", "token_noise.csv", "token_nuisance.csv", "06_effects_full.csv",
-    "06_effects_all_tokens_full.csv", "06_simple_effects_full.csv",
+    "04_differences_to_dpo_full.csv",
+    "token_noise.csv",
+    "token_nuisance.csv",
+    "06_effects_full.csv",
+    "06_effects_all_tokens_full.csv",
+    "06_simple_effects_full.csv",
 )
 VERDICTS = "verdicts_full.csv"  # its intervals are judged anew by the next full run; here they explain the README
 TABLES = {  # of a section of the README, the first that holds a number wins
-    "Levers together": ("06_effects_full", "06_methods", "06_"), "SafeDPO": ("02_",), "C-DPO": ("03_",),
-    "Selective-DPO": ("04_", "token_"), "DOG-DPO, a reconstruction": ("05_selection", "05_", "dog_"), "DPO": ("01_",),
+    "Levers together": ("06_effects_full", "06_methods", "06_"),
+    "SafeDPO": ("02_",),
+    "C-DPO": ("03_",),
+    "Selective-DPO": ("04_", "token_"),
+    "DOG-DPO, a reconstruction": ("05_selection", "05_", "dog_"),
+    "DPO": ("01_",),
     "Real text": ("refusals", "0"),
 }
 SETTINGS = ("beta", "budget", "delta", "keep", "limit", "pairs", "steps")
@@ -46,7 +54,11 @@ def before(path):
 
 def names():
     listed = subprocess.run(
-        ["git", "ls-tree", "--name-only", f"{BEFORE}:{RESULTS}"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-tree", "--name-only", f"{BEFORE}:{RESULTS}"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.split()
     return [name for name in listed if name.endswith(".csv")]
 
@@ -62,7 +74,9 @@ def convert(name):
     digits = 5 if name in ("dog_pools.csv", "token_noise.csv", "token_nuisance.csv") else None
     for q in [c for c in table if {f"{c}_low", f"{c}_high"} <= set(table)]:
         means = pd.to_numeric(table[q])
-        bounds = intervals.range_of(q, means.dropna(), percent=name in PERCENT, difference=name in DIFFERENCES)
+        bounds = intervals.range_of(
+            q, means.dropna(), percent=name in PERCENT, difference=name in DIFFERENCES
+        )
         for row in rows:
             if row[q] == "" or row[f"{q}_low"] == "":
                 continue
@@ -72,8 +86,12 @@ def convert(name):
                 new = intervals.from_half_width(mean, (high - low) / 2, bounds)
                 new = new if digits is None else tuple(round(v, digits) for v in new)
                 row[f"{q}_low"], row[f"{q}_high"] = map(repr, new)
-            where = " ".join(v for c, v in list(row.items())[:4] if re.match("[^-0-9]", v) or c in SETTINGS)
-            cells.append((f"{name}: {where}", q, mean, (low, high), None if bootstrapped(name) else new))
+            where = " ".join(
+                v for c, v in list(row.items())[:4] if re.match("[^-0-9]", v) or c in SETTINGS
+            )
+            cells.append(
+                (f"{name}: {where}", q, mean, (low, high), None if bootstrapped(name) else new)
+            )
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -92,14 +110,19 @@ def judged():
         new = low, high
         if claim.scope == "statistical" and "bootstrap" not in claim.metric:
             new = intervals.from_half_width(mean, (high - low) / 2, claim.range or None)
-        cells.append((f"{VERDICTS}: {row['id']} {row['setting']}".strip(), "value", mean, (low, high), new))
+        cells.append(
+            (f"{VERDICTS}: {row['id']} {row['setting']}".strip(), "value", mean, (low, high), new)
+        )
     return cells
 
 
 def rounds():
     """The cells of C-DPO's errors at each limit: this table has a row a seed."""
     cells, table = [], pd.read_csv(io.StringIO(before(RESULTS / "03_kkt_full.csv")))
-    errors = {"lambda_error": (table.lam - table.lam_star).abs(), "train_cost_error": table.slack.abs()}
+    errors = {
+        "lambda_error": (table.lam - table.lam_star).abs(),
+        "train_cost_error": table.slack.abs(),
+    }
     for limit, rows in table.groupby("limit"):
         for q, error in errors.items():
             mean, *old = intervals.over_seeds(error[rows.index])
@@ -114,7 +137,10 @@ def real_text():
     for row in refusals.error_table().itertuples():
         ends = row.low, row.high
         cells.append((f"refusals.MEASURED: {row.group}", "share", row.share, ends, ends))
-    for name, keys, q in (("02_real_text_scorers.csv", 2, "value"), ("05_real_text_accuracy.csv", 2, "accuracy")):
+    for name, keys, q in (
+        ("02_real_text_scorers.csv", 2, "value"),
+        ("05_real_text_accuracy.csv", 2, "accuracy"),
+    ):
         for row in csv.DictReader(io.StringIO(before(RESULTS / name))):
             where = " ".join(list(row.values())[:keys])
             ends = float(row["low"]), float(row["high"])
@@ -142,8 +168,12 @@ def candidates(cells, low, high, units=0):
 
 def _preferred(fits, section, left):
     """Of the cells that fit, those of the section's own tables; in a row, of the method that it names."""
-    row = re.sub(r"[^a-z0-9]+", "_", left.split("|")[1].lower() if left.startswith("|") else "").strip("_")
-    named = lambda fit: row.startswith(re.split(r"[ .]", fit[0][0].partition(": ")[2])[0]) * len(fit[0][0])
+    row = re.sub(
+        r"[^a-z0-9]+", "_", left.split("|")[1].lower() if left.startswith("|") else ""
+    ).strip("_")
+    named = lambda fit: (
+        row.startswith(re.split(r"[ .]", fit[0][0].partition(": ")[2])[0]) * len(fit[0][0])
+    )
     fits = sorted(fits, key=named, reverse=True)
     for start in (*TABLES.get(section, ()), VERDICTS):
         if mine := [(cell, scale) for cell, scale in fits if cell[0].startswith(start)]:
@@ -165,17 +195,24 @@ def page(text, cells):
             near = []
             for units in (0, 1):
                 fits = candidates(cells, low, high, units)
-                near = near or [(c, s) for c, s in fits if value and _equal(value, written(c[2], value, s, "-"))]
+                near = near or [
+                    (c, s) for c, s in fits if value and _equal(value, written(c[2], value, s, "-"))
+                ]
             near = _preferred(near, section, left)
             if not near:
                 if "(" in left[-3:] or "," in left[-3:] or "|" in left[-3:]:
-                    rows.append((section, _words(left), value, found[0], "", "no table holds what it needs"))
+                    rows.append(
+                        (section, _words(left), value, found[0], "", "no table holds what it needs")
+                    )
                 return found[0]
             minus = "-" if "-" in low + high + value else "−"
             options = {}
             for cell, scale in near:
                 if cell[4] is None:
-                    options.setdefault(found[0], (cell, "a bootstrap over pairs: needs every outcome, so a new run"))
+                    options.setdefault(
+                        found[0],
+                        (cell, "a bootstrap over pairs: needs every outcome, so a new run"),
+                    )
                     continue
                 ends = cell[4] if scale > 0 else cell[4][::-1]
                 shown = " to ".join(written(v, t, scale, minus) for v, t in zip(ends, (low, high)))
@@ -195,7 +232,9 @@ def _equal(a, b):
 def _words(left):
     """The words before a number: the row of a table, else the end of the sentence."""
     cells = [c.strip() for c in left.split("|")]
-    return " | ".join([cells[1], str(len(cells) - 2)]) if left.startswith("|") else left[-60:].strip()
+    return (
+        " | ".join([cells[1], str(len(cells) - 2)]) if left.startswith("|") else left[-60:].strip()
+    )
 
 
 def main():

@@ -38,14 +38,27 @@ def exact_parts(world):
             evaluate.exact(reference, train).logp, world.reward[train], world.cost[train], beta=BETA
         )
         at = lambda c, lam, ref=ref: optimum.lagrangian_optimal(ref, reward, c, lam=lam, beta=BETA)
-        best = {"π*": at(cost, 0.0), "π*_λ": at(cost, lam), "π*_c": optimum.safe_optimal(ref, reward, cost, beta=BETA)}
-        ends.append([(100 * (1 - optimum.expect(p, unsafe)), optimum.expect(p, reward)) for p in best.values()])
+        best = {
+            "π*": at(cost, 0.0),
+            "π*_λ": at(cost, lam),
+            "π*_c": optimum.safe_optimal(ref, reward, cost, beta=BETA),
+        }
+        ends.append(
+            [
+                (100 * (1 - optimum.expect(p, unsafe)), optimum.expect(p, reward))
+                for p in best.values()
+            ]
+        )
         frontiers.append(optimum.reward_frontier(ref, reward, strengths))
         for rows, c, top, column in zip(lines.values(), (cost, unsafe), (4.0, 8.0), (3, 2)):
             own = optimum.cost_frontier(ref, reward, c, np.linspace(0, top, 50), beta=BETA)
             rows.append(np.stack([100 * (1 - own[:, column]), own[:, 1]], axis=1))
     stars = [(x, y, words) for (x, y), words in zip(np.mean(ends, axis=0), best)]
-    return np.mean(frontiers, axis=0), {words: np.mean(rows, axis=0) for words, rows in lines.items()}, stars
+    return (
+        np.mean(frontiers, axis=0),
+        {words: np.mean(rows, axis=0) for words, rows in lines.items()},
+        stars,
+    )
 
 
 def main():

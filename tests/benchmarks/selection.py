@@ -106,23 +106,46 @@ def clusters(n, width=256):
     block, own = np.arange(n) % 4, g.random(n) < 0.25
     centre = np.where(own, 24 + 4 * block + rank(4), rank(24))
     u = g.normal(size=(40, width))[centre] + 0.5 * g.normal(size=(n, width))
-    return torch.nn.functional.normalize(torch.from_numpy(u).float(), dim=1), np.array(list("abcd"))[block]
+    return torch.nn.functional.normalize(torch.from_numpy(u).float(), dim=1), np.array(
+        list("abcd")
+    )[block]
 
 
 def lost(pool, u, source, budgets=(0.01, 0.11), counts=(2, 8, 32)):
     """Rows (pool, N, width, k, how dealt, parts, offered by each, % of the value lost, % lost by random)."""
     n, F, table = len(u), dog.features(dog.coordinates(u, source)), []
-    orders = {"random": pair_controls.random_pairs(n, n, seed=1), "by data set": np.argsort(source, kind="stable")}
+    orders = {
+        "random": pair_controls.random_pairs(n, n, seed=1),
+        "by data set": np.argsort(source, kind="stable"),
+    }
     for k in (dog.budget_size(b, n) for b in budgets):
         one = dog.greedy_log_det(F, k).gains.sum()
-        chance = np.mean([dog.log_det(F, pair_controls.random_pairs(n, k, seed=s)) for s in range(5)])
+        chance = np.mean(
+            [dog.log_det(F, pair_controls.random_pairs(n, k, seed=s)) for s in range(5)]
+        )
         for (how, order), count in itertools.product(orders.items(), counts):
-            dealt = [lambda r=r: (u[torch.from_numpy(r)], source[r], r) for r in np.array_split(order, count)]
+            dealt = [
+                lambda r=r: (u[torch.from_numpy(r)], source[r], r)
+                for r in np.array_split(order, count)
+            ]
             for offered in sorted({min(k, -(-2 * k // count)), k}):
                 value = dog_partitioned.partitioned_dog_d(dealt, k, per_part=offered).value
-                row = pool, n, u.shape[1], k, how, count, offered, 100 * (1 - value / one), 100 * (1 - chance / one)
+                row = (
+                    pool,
+                    n,
+                    u.shape[1],
+                    k,
+                    how,
+                    count,
+                    offered,
+                    100 * (1 - value / one),
+                    100 * (1 - chance / one),
+                )
                 table.append(row)
-                print("{:<10}{:>7}{:>6}{:>6}  {:<12}{:>5}{:>8}{:>10.3f}{:>10.2f}".format(*row), flush=True)
+                print(
+                    "{:<10}{:>7}{:>6}{:>6}  {:<12}{:>5}{:>8}{:>10.3f}{:>10.2f}".format(*row),
+                    flush=True,
+                )
     return table
 
 
@@ -132,8 +155,20 @@ def parts(toy, csv=None):
         f"{'pool':<10}{'N':>7}{'width':>6}{'k':>6}  {'dealt':<12}{'parts':>5}{'offered':>8}{'% lost':>10}{'random':>10}"
     )
     counts = (2, 4) if toy else (2, 8, 32)
-    rows = lost("world", *world_directions(n), counts=counts) + lost("clusters", *clusters(2 * n), counts=counts)
-    names = ["pool", "N", "width", "k", "dealt", "parts", "offered by each", "% of the value lost", "% lost by random"]
+    rows = lost("world", *world_directions(n), counts=counts) + lost(
+        "clusters", *clusters(2 * n), counts=counts
+    )
+    names = [
+        "pool",
+        "N",
+        "width",
+        "k",
+        "dealt",
+        "parts",
+        "offered by each",
+        "% of the value lost",
+        "% lost by random",
+    ]
     if csv:
         pd.DataFrame(rows, columns=names).round(4).to_csv(csv, index=False)
 
@@ -141,7 +176,9 @@ def parts(toy, csv=None):
 def main(toy, csv=None):
     sizes, rows = TOY if toy else SIZES, []
     print("time and memory of selection against N")
-    print(f"{'method':<20}{'device':<8}{'N':>9}{'width':>7}{'k':>7}{'seconds':>10}{'MB above data':>15}")
+    print(
+        f"{'method':<20}{'device':<8}{'N':>9}{'width':>7}{'k':>7}{'seconds':>10}{'MB above data':>15}"
+    )
     for name in METHODS | CONTROLS:
         for n, k in sizes if name in METHODS else sizes[:1]:
             with multiprocessing.get_context("fork").Pool(1) as alone:
@@ -160,11 +197,15 @@ def main(toy, csv=None):
         ]
         print("cuda: not measured (no CUDA device)")
     if csv:
-        table = pd.DataFrame(rows, columns=["method", "device", "N", "width", "k", "seconds", "MB above the data"])
+        table = pd.DataFrame(
+            rows, columns=["method", "device", "N", "width", "k", "seconds", "MB above the data"]
+        )
         table.map(lambda v: round(v, 2) if isinstance(v, float) else v).to_csv(csv, index=False)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     work = parts if "--parts" in sys.argv else main
-    work("--toy" in sys.argv, sys.argv[sys.argv.index("--csv") + 1] if "--csv" in sys.argv else None)
+    work(
+        "--toy" in sys.argv, sys.argv[sys.argv.index("--csv") + 1] if "--csv" in sys.argv else None
+    )

@@ -31,7 +31,9 @@ def main():
         "prompt shared, head at response tokens": lambda: LogProbs(policy)(shared)[0],
         "a row a response, head at response tokens": lambda: LogProbs(policy)(apart)[0],
         "a row a response, head everywhere": lambda: hidden(apart),
-        "prompt shared, and the live reference": lambda: LogProbs(policy)(shared)[0] - _frozen(policy, shared),
+        "prompt shared, and the live reference": lambda: (
+            LogProbs(policy)(shared)[0] - _frozen(policy, shared)
+        ),
     }
     spent = dict.fromkeys(variants, 0.0)
     for turn in range(12):

@@ -34,7 +34,9 @@ if out_dir:
 def measured(command, folder):
     """(wall seconds, CPU seconds) of a command and of every process that came from it."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wall = time.perf_counter() - start
     while True:  # grandchildren are handed to this process, so that their time is counted
         try:
@@ -55,16 +57,29 @@ def main():
         print(f"{RUNS} runs of {WORK} CPU s each, {RUNS * WORK:.0f} CPU s of work")
         walls = {}
         for workers in (1, 2):
-            sweep = [*kit, "sweep", "grid.yaml", "--workers", str(workers), "--out", f"out{workers}"]
+            sweep = [
+                *kit,
+                "sweep",
+                "grid.yaml",
+                "--workers",
+                str(workers),
+                "--out",
+                f"out{workers}",
+            ]
             walls[workers], cpu = measured(sweep, folder)
             over = cpu - RUNS * WORK
             print(
                 f"sweep, {workers} worker{'s' * (workers > 1)}: {walls[workers]:.1f} s, overhead {over:.1f} CPU s in all, {over / RUNS:.2f} a run"
             )
         print(f"speed-up of 2 workers over 1: {walls[1] / walls[2]:.2f}")
-        alone = [measured([*kit, "run", "busy.ipynb", "-p", f"seed={s}", "--out", "alone"], folder) for s in range(3)]
+        alone = [
+            measured([*kit, "run", "busy.ipynb", "-p", f"seed={s}", "--out", "alone"], folder)
+            for s in range(3)
+        ]
         each = sum(cpu for _, cpu in alone) / len(alone) - WORK
-        print(f"`safealign run`, a new kernel each: overhead {each:.1f} CPU s a run, {each * RUNS:.0f} for {RUNS}")
+        print(
+            f"`safealign run`, a new kernel each: overhead {each:.1f} CPU s a run, {each * RUNS:.0f} for {RUNS}"
+        )
         plain = "import papermill, sys; papermill.execute_notebook('busy.ipynb', 'o.ipynb', parameters=dict(seed=int(sys.argv[1])), progress_bar=False)"
         alone = [measured([sys.executable, "-c", plain, str(s)], folder) for s in range(3)]
         each = sum(cpu for _, cpu in alone) / len(alone) - WORK

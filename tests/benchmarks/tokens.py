@@ -37,14 +37,18 @@ def levers(world, reference, table, tokens):
     """The token lever of every variant; None is plain DPO."""
     other = references.reference_policy(world, seed=1)[0]
     responses = evaluate.exact(reference, np.unique(table.prompt_id))
-    truth = token_controls.advantages(reference.grammar, responses, table, values=world.reward).map(np.abs)
+    truth = token_controls.advantages(reference.grammar, responses, table, values=world.reward).map(
+        np.abs
+    )
     scores = {
         "equal score reference": selective.Signed(),
         "score reference's offsets": selective.Signed(selective.offset(other, reference, tokens)),
         "random masks": token_controls.Random(),
         "fixed oracle": token_controls.Fixed(truth),
     }
-    return {"plain DPO": None} | {name: selective.TopTokens(KEEP, score) for name, score in scores.items()}
+    return {"plain DPO": None} | {
+        name: selective.TopTokens(KEEP, score) for name, score in scores.items()
+    }
 
 
 def block(reference, tokens, lever, steps):
@@ -72,7 +76,10 @@ def main(n, rounds, steps):
     print(f"CPU seconds a step, {rounds} blocks of {steps} steps each, keep {KEEP}")
     for name, blocks in seconds.items():
         middle = statistics.median(s for each in blocks[1:] for s in each)
-        ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(blocks[1:], seconds["plain DPO"][1:])]
+        ratios = [
+            statistics.median(a) / statistics.median(b)
+            for a, b in zip(blocks[1:], seconds["plain DPO"][1:])
+        ]
         print(f"{name:<28}{middle:9.4f} s{statistics.median(ratios):8.3f} times plain DPO")
 
 
