@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from .engine import cache
-from .real.read_pairs import TEXT
+from .tokens import TokenPairs as TokenPairs
+from .tokens import tokenize as tokenize
 
+TEXT = ("prompt", "response_0", "response_1")
 LABELS = {"better": "better_response_id", "safer": "safer_response_id"}
 SAFE = ("is_response_0_safe", "is_response_1_safe")
 # Words in the name of a split; test_prefs, train-sft, 30k_test and the like hold one of them.

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import nbformat
 import psutil
-from toy import CELL, notebook
+from helpers.toy import CELL, notebook
 
 BODY = """import time
 from pathlib import Path

@@ -8,7 +8,7 @@ import transformers
 
 from ..logprobs import LogProbs
 from ..packing import pack
-from ..policy import Policy, torch
+from ..policy import Policy
 from ..templates import check_template
 from . import hub, weights
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..pairs import LABELS, SAFE
+from ..pairs import LABELS, SAFE, TEXT
 from ..templates import ROLES, dialogue, marker_pattern, turns
 from . import hub
 from .sources import sources
 
-TEXT = ("prompt", "response_0", "response_1")
 ANSWER = "\n\nAssistant:"
 PARTED = "the two dialogues part before the last answer"
 FIX = "give the messages as lists in prompt, chosen and rejected, or take the marks out"

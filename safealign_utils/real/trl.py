@@ -27,6 +27,7 @@ import torch
 
 from .. import train
 from ..methods.selective import TopTokens
+from ..pairs import TEXT
 from ..templates import dialogue, turns
 from . import read_pairs
 
@@ -81,9 +82,7 @@ def to_trl(table, *, conversational=False):
             column: [[{"role": "assistant", "content": y}] for y in texts]
             for column, texts in three.items()
         }
-    rest = table.drop(columns=[*read_pairs.TEXT, "chosen", "p"]).assign(
-        chosen_id=table.chosen.astype(int)
-    )
+    rest = table.drop(columns=[*TEXT, "chosen", "p"]).assign(chosen_id=table.chosen.astype(int))
     return Dataset.from_pandas(
         pd.DataFrame(three | {c: rest[c].array for c in rest}), preserve_index=False
     )

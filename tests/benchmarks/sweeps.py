@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from toy import CELL, notebook
+from helpers.toy import CELL, notebook
 
 RUNS, WORK = 50, 0.5
 BODY = f"""import time

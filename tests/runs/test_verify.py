@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import torch
-import toy as toy_notebook
-from conftest import ROOT
-from toy import CELL
+from helpers import ROOT
+from helpers import toy as toy_notebook
+from helpers.toy import CELL
 
 from safealign_utils.runs import fresh_kernel, pool, reference, runner, verify
 from safealign_utils.study import claims

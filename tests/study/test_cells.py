@@ -1,8 +1,8 @@
 """Cells for one kind of data, and a profile that serves several notebooks."""
 
 import nbformat
-from conftest import ROOT
-from toy import CELL, notebook
+from helpers import ROOT
+from helpers.toy import CELL, notebook
 
 from safealign_utils.runs import fresh_kernel, runner
 from safealign_utils.study import cells

@@ -3,7 +3,7 @@
 import json
 
 import pandas as pd
-from conftest import ROOT
+from helpers import ROOT
 
 from safealign_utils.runs import runner
 

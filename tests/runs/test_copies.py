@@ -10,9 +10,8 @@ from pathlib import Path
 
 import accelerate
 import pytest
-import test_models as models
-import toy
-from conftest import ROOT
+from helpers import ROOT, toy
+from helpers import tiny_models as models
 
 from safealign_utils import train
 from safealign_utils.engine import cache, distributed

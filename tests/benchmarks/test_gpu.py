@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from safealign_utils.logprobs import LogProbs

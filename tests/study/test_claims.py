@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 
 from safealign_utils import evaluate, intervals, pairs, references, train
 from safealign_utils.methods import cdpo, safedpo, selective

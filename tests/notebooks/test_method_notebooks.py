@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from safealign_utils import pairs, train
 from safealign_utils.methods import cdpo, safedpo

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toy import CELL, notebook
+from helpers.toy import CELL, notebook
 
 from safealign_utils.engine import live
 from safealign_utils.runs import runner

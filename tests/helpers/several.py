@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import test_models as toy
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers import tiny_models as toy
 from safealign_utils import train
 from safealign_utils.engine import distributed
 

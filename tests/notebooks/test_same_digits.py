@@ -11,7 +11,7 @@ import sys
 
 import one_ulp
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from safealign_utils.runs.reference import close
 

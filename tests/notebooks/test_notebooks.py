@@ -6,7 +6,7 @@ import re
 import statistics
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from safealign_utils.study import records
 from safealign_utils.study import settings as parameters

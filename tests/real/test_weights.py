@@ -4,10 +4,10 @@ import json
 import re
 import shutil
 
-import made_models
 import pytest
 import torch
 import transformers
+from helpers import made_models
 from safetensors.torch import load_file, save_file
 
 from safealign_utils import references

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import several
-import toy
 import yaml
+from helpers import ROOT, several, toy
 
 from safealign_utils.engine import distributed
 from safealign_utils.runs import runner
 
-PROFILES = Path(__file__).parents[1] / "notebooks" / "profiles"
+PROFILES = ROOT / "notebooks" / "profiles"
 SUMS = slice(
     1, 5
 )  # columns of align's log: loss, chosen, rejected, z; accuracy counts ties, which rounding decides

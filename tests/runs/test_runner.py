@@ -8,8 +8,8 @@ import sys
 
 import nbformat
 import pytest
-from conftest import ROOT
-from toy import CELL, notebook
+from helpers import ROOT
+from helpers.toy import CELL, notebook
 
 from safealign_utils.runs import cli, folders, runner
 from safealign_utils.study import records

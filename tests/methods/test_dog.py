@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ROOT
+from helpers import ROOT
 
 from safealign_utils.methods import dog
 from safealign_utils.methods import pair_controls as s

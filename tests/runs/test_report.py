@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from safealign_utils.figures import style
 from safealign_utils.runs import cli, pages, reference, report

@@ -2,8 +2,8 @@
 
 import json
 
-import made_models
 import pytest
+from helpers import made_models
 
 from safealign_utils.runs import fresh_kernel, runner
 from safealign_utils.study.settings import Refusal

@@ -4,11 +4,11 @@ import copy
 import dataclasses
 import math
 
-import made_models
 import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.tiny_models import made_tokens, policy_of
 from safetensors.torch import load_file
 
 from safealign_utils import train
@@ -16,9 +16,6 @@ from safealign_utils.engine import cache
 from safealign_utils.engine import lora as adapters
 from safealign_utils.logprobs import LogProbs, reference_logprobs
 from safealign_utils.packing import pack
-from safealign_utils.policy import Policy
-from safealign_utils.references import word_tokenizer
-from safealign_utils.tokens import TokenPairs
 
 KINDS = ("llama", "qwen2", "mistral", "gpt2")
 WINDOWS = {
@@ -26,29 +23,6 @@ WINDOWS = {
     "qwen2": dict(use_sliding_window=True, sliding_window=7, max_window_layers=1),
 }
 SETTING = dict(beta=0.5, steps=6, batch_size=6, learning_rate=5e-3, seed=0)
-
-
-def policy_of(kind, *, seed=0, **more):
-    """A random model of a real architecture, 40 words, 2 layers, 16 wide."""
-    tokenizer = word_tokenizer([f"w{i}" for i in range(37)])
-    config, network, shape = made_models.KINDS[kind]
-    sizes = dict(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, **shape
-    )
-    if kind == "gpt2":
-        sizes = dict(n_embd=16, n_layer=2, n_head=4, n_inner=24)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        ids = dict(pad_token_id=0, eos_token_id=2, bos_token_id=None, initializer_range=0.2)
-        return Policy(network(config(vocab_size=40, **sizes, **ids, **more)).eval(), tokenizer)
-
-
-def made_tokens(n=16, seed=0):
-    """Pairs of different lengths; every response ends in the end-of-sequence token, 2."""
-    g = np.random.default_rng(seed)
-    some = lambda low, high: [g.integers(3, 40, g.integers(low, high)) for _ in range(n)]
-    ended = lambda rows: [np.append(row, 2) for row in rows]
-    return TokenPairs(some(3, 9), ended(some(2, 8)), ended(some(2, 8)), np.ones(n), np.zeros(n))
 
 
 def plain_logprobs(model, prompt, response):

@@ -13,8 +13,8 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
-from toy import CELL, notebook
+from helpers import ROOT
+from helpers.toy import CELL, notebook
 
 from safealign_utils.runs import cli, pool, runner, sweep
 from safealign_utils.study.settings import Refusal

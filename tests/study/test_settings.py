@@ -1,7 +1,7 @@
 """What a person would misread in a YAML file or after -p is refused: the line or name, the value and the fix."""
 
 import pytest
-from toy import CELL, notebook
+from helpers.toy import CELL, notebook
 
 from safealign_utils.runs import sweep
 from safealign_utils.study import settings as parameters

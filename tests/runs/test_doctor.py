@@ -8,7 +8,7 @@ from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from safealign_utils.engine import cache
 from safealign_utils.runs import cli, doctor
