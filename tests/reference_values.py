@@ -4,7 +4,7 @@ python tests/reference_values.py                      every notebook at small, i
                                                       and the claims ledger, into tests/reference/ledger.json
 python tests/reference_values.py 02_safedpo 05_dog_selection
 python tests/reference_values.py --table new.csv --command "safealign sweep ..." --commit 1a2b3c4
-                                                      enter files of tests/benchmarks/results in its manifest
+                                                      enter files of notebooks/tables in its manifest
 """
 
 import argparse

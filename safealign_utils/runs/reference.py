@@ -2,7 +2,7 @@
 
 `tests/reference/<profile>/<notebook>/` holds `expected.json` (settings, metrics, claims, a hash of each cell) and the
 tables as CSV, all to ten significant digits; `tests/reference/ledger.json` what the ledger says. The folder
-`tests/benchmarks/results/` holds tables of larger sweeps, with a manifest of their hashes, dates, commits and commands.
+`notebooks/tables/` holds tables of larger sweeps, with a manifest of their hashes, dates, commits and commands.
 """
 
 import contextlib

@@ -18,9 +18,8 @@ from ..engine import cache
 from . import settings as parameters
 
 SCHEMA = 1
-COMMITTED = (
-    cache.PACKAGE.parent / "tests" / "benchmarks" / "results"
-)  # tables of sweeps that were run once
+# Tables of sweeps that were run once.
+COMMITTED = cache.PACKAGE.parent / "notebooks" / "tables"
 VERDICTS = ("holds", "does_not_hold", "undecided", "needs_scale")
 PACKAGES = (
     "torch",
@@ -238,9 +237,6 @@ def _cpu():
         )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-COMMITTED = COMMITTED
 
 
 def committed(name):

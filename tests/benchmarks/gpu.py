@@ -31,7 +31,7 @@ from selection import directions
 from safealign_utils.methods import dog, dog_partitioned, pair_controls
 from safealign_utils.study import records
 
-RESULT = Path(__file__).parent / "results" / "gpu.csv"
+RESULT = Path(__file__).parents[2] / "notebooks" / "tables" / "gpu.csv"
 # (configuration, prompt tokens, response tokens, pairs a step)
 CUDA = [
     ("Qwen2.5-0.5B", 128, 128, 16),

@@ -1,6 +1,6 @@
 """Give the committed tables of before the intervals of `safealign_utils.intervals`, and say what that changes on the page.
 
-    python tests/benchmarks/old_intervals.py        # the tables, the README's numbers, results/intervals_old_new.csv
+    python tests/benchmarks/old_intervals.py        # the tables, the README's numbers, notebooks/tables/intervals_old_new.csv
 
 The tables hold a mean and the ends of a plain t-interval over seeds; a new interval needs the mean, the half width and
 the quantity's range, so nothing is run again. Old tables and the old README are read from the commit BEFORE. Bootstraps
@@ -21,7 +21,7 @@ from safealign_utils.study import claims
 
 BEFORE = "ece4d6f"
 ROOT = Path(__file__).parents[2]
-RESULTS = Path("tests/benchmarks/results")
+RESULTS = Path("notebooks/tables")
 PERCENT = ("05_selection_full.csv", "05_budgets_full.csv", "dog_pools.csv")
 DIFFERENCES = (
     "04_differences_to_dpo_full.csv",

@@ -14,7 +14,7 @@ from safealign_utils.methods import baselines
 from safealign_utils.world import optimum
 from safealign_utils.world.world import World
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[2] / "notebooks" / "tables"
 SEEDS, BETA = (0, 1, 2), 0.5
 WORDS = {"unsafe": "P(unsafe)", "reward": "E[r]", "tv_safe": "TV to π*_c"}
 

@@ -162,7 +162,7 @@ def test_regenerating_is_the_only_writer():
 
 @pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
 def test_committed_tables_are_there_and_no_stub(path):
-    """What a notebook draws from tests/benchmarks/results is a measured table, and its text has no gap left."""
+    """What a notebook draws from notebooks/tables is a measured table, and its text has no gap left."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(c["source"]) for c in cells)
     assert not re.search(r"[A-Z]{4,}_READING|TODO|FIXME", text)
