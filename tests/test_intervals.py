@@ -289,7 +289,7 @@ def test_clustered_pairs_cover(n):
 
 def test_no_committed_interval_is_impossible():
     """Every table of means in the project, by the names of its columns; those of the pools are in per cent."""
-    tables = sorted((ROOT / "tests" / "benchmarks" / "results").glob("*.csv"))
+    tables = sorted((ROOT / "notebooks" / "tables").glob("*.csv"))
     for path in tables:
         table = pd.read_csv(path)
         for q in [c for c in table if {f"{c}_low", f"{c}_high"} <= set(table)]:

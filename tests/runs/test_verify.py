@@ -543,7 +543,7 @@ def test_only_the_first_failures_of_a_table_are_named():
 
 
 def test_the_committed_tables_are_as_their_manifest_says():
-    folder = ROOT / "tests" / "benchmarks" / "results"
+    folder = ROOT / "notebooks" / "tables"
     assert not [f for f in reference.compare_committed(folder) if not f.passed]
     assert all(
         set(entry) == {"sha256", "date", "commit", "command"}
