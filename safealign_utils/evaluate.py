@@ -11,6 +11,7 @@ import numpy as np
 
 from . import intervals
 from .logprobs import reference_logprobs, trie_logprobs
+from .pairs import chosen_rejected
 from .policy import at_work
 from .world import optimum
 
@@ -115,16 +116,17 @@ def bag_of_words(train, test):
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    def responses(table, wanted):
-        first = (table.chosen == 0) == wanted
-        return np.where(first, table.response_0, table.response_1)
-
     if len(train) < 2:
         return np.zeros(len(test))
     vectors = TfidfVectorizer(sublinear_tf=True, min_df=2 if len(train) > 50 else 1).fit(
         [*train.response_0, *train.response_1]
     )
-    gap = lambda t: vectors.transform(responses(t, True)) - vectors.transform(responses(t, False))
+
+    def gap(table):
+        both = chosen_rejected(table, table.response_0, table.response_1)
+        chosen, rejected = (vectors.transform(texts) for texts in both)
+        return chosen - rejected
+
     x = gap(train)
     sign = np.where(np.arange(x.shape[0]) % 2, 1.0, -1.0)
     model = LogisticRegression(fit_intercept=False, max_iter=1000).fit(

@@ -29,8 +29,9 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
+from .engine.streams import generator
+
 FEW = 20  # prompts: up to so many the bootstrap is too narrow
-STREAM = 2**30 + 14  # of the resampled prompts
 SLACK = 1e-4  # of a range's width: what rounding in float32 may put a value outside it
 SHARE, DIFFERENCE, POSITIVE = (0, 1), (-1, 1), (0, None)
 RANGES = {
@@ -207,7 +208,7 @@ def _bootstrap(total, rows, *, level, draws, seed):
         batch=max(1, 1_000_000 // n),
         confidence_level=level,
         method="BCa",
-        rng=np.random.Generator(np.random.PCG64([seed, STREAM])),
+        rng=generator(seed, "resampled prompts"),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 

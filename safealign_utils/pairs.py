@@ -13,6 +13,7 @@ import pandas as pd
 
 from .engine import cache
 from .tokens import TokenPairs as TokenPairs
+from .tokens import chosen_rejected as chosen_rejected
 from .tokens import tokenize as tokenize
 
 TEXT = ("prompt", "response_0", "response_1")

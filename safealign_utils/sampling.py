@@ -14,9 +14,8 @@ from transformers import DynamicCache
 
 from . import templates
 from .engine import cache, distributed
+from .engine.streams import generator
 from .templates import encode_prompts
-
-STREAM = 2**30 + 13  # of random numbers: apart from those of training and of C-DPO's episodes
 
 
 # ---------------------------------------------------------------- drawing
@@ -125,22 +124,16 @@ def _numbers(keys, max_tokens, seed):
     seen, out = {}, np.empty((len(keys), max_tokens))
     for i, key in enumerate(keys):
         seen[key] = seen.get(key, -1) + 1
-        out[i] = uniforms(
-            1, max_tokens, seed=[seed, STREAM, int(cache.digest(key), 16), seen[key]]
-        )[0]
+        numbers = generator(seed, "answers", int(cache.digest(key), 16), seen[key])
+        out[i] = numbers.random(max_tokens)
     return out
-
-
-def uniforms(n, max_tokens, *, seed):
-    """Uniform numbers [N, max_tokens] in [0, 1), the same on every machine; `seed` is a number or a list."""
-    return np.random.Generator(np.random.PCG64(seed)).random((n, max_tokens))
 
 
 @torch.no_grad()
 def sample(policy, prompts, u, *, categories=None, temperature=1.0, ends=()):
     """One response per prompt: a list of N int arrays, ended by the end-of-sequence token or by `u`'s width.
 
-    `prompts` list of N int arrays; `u` [N, T] `uniforms`; `categories` [N] the prompts' category in the
+    `prompts` list of N int arrays; `u` [N, T] uniform numbers in [0, 1); `categories` [N] the prompts' category in the
     world, needed where the policy is constrained; `ends` further ids that end a response (the end of a turn).
     Temperature 0 takes the likeliest token and leaves `u` unread but for its width. Raises ValueError for a
     negative temperature and for prompts that leave the model's positions no room.

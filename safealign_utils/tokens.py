@@ -77,6 +77,12 @@ class TokenPairs:
         )
 
 
+def chosen_rejected(table, of_0, of_1):
+    """What belongs to responses 0 and 1, sorted into chosen and rejected: two arrays [N]."""
+    first = (table.chosen == 0).to_numpy()
+    return np.where(first, of_0, of_1), np.where(first, of_1, of_0)
+
+
 def tokenize(table, policy, *, max_length=256):
     """Tokenise labelled pairs for a policy. In the world the grammar gives ids and states.
 
@@ -85,17 +91,13 @@ def tokenize(table, policy, *, max_length=256):
     half of the length at least. A long response loses its end and with it the token that ends it: the text did
     not stop there. Neither is dropped or emptied. Raises ValueError where max_length holds no header and token.
     """
-    first = (table.chosen == 0).to_numpy()
     levers = dict(p=table.p.to_numpy(float), margin=table.margin.to_numpy(float))
     inverse, texts = pd.factorize(table.prompt)
     if policy.grammar is not None:
         prompts = [np.array(policy.tokenizer(x)["input_ids"]) for x in texts]
-        pick = lambda mine: np.where(mine, table.y_0, table.y_1)
-        chosen, states_w = zip(
-            *[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(first))]
-        )
-        rejected, states_l = zip(
-            *[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, pick(~first))]
+        (chosen, states_w), (rejected, states_l) = (
+            zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, numbers)])
+            for numbers in chosen_rejected(table, table.y_0, table.y_1)
         )
         return TokenPairs(
             [prompts[i] for i in inverse],
@@ -111,8 +113,10 @@ def tokenize(table, policy, *, max_length=256):
             f"max_length={max_length}: the head of template={policy.template!r} takes {head} of these tokens; "
             f"use {2 * head + 2} or more"
         )
-    texts = (np.where(mine, table.response_0, table.response_1) for mine in (first, ~first))
-    chosen, rejected = (encode_responses(y, policy.tokenizer, policy.template) for y in texts)
+    chosen, rejected = (
+        encode_responses(y, policy.tokenizer, policy.template)
+        for y in chosen_rejected(table, table.response_0, table.response_1)
+    )
     room, cut, cut_prompts = [], 0, 0
     for n, (i, w, l) in enumerate(zip(inverse, chosen, rejected)):
         keep = max(max_length - max(len(w), len(l)), max_length // 2)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .engine import cache, distributed
 from .engine import lora as adapters
 from .engine.checkpoint import Damaged, Kept, accelerator_for, whole
+from .engine.streams import generator
 from .logprobs import LogProbs, log_ratios, reads_alike, reference_logprobs
 from .loss import check_levers, ordered, preference_loss
 from .packing import length_mask, pack
@@ -49,7 +50,7 @@ class NotFinite(RuntimeError):
 
 def batch_order(n, steps, batch_size, seed):
     """Row numbers int [steps, B]: one permutation of the n rows after another."""
-    g = np.random.Generator(np.random.PCG64([seed, 2**30]))
+    g = generator(seed, "batch order")
     size = min(batch_size, n)
     epochs = -(-steps * size // n)
     return np.concatenate([g.permutation(n) for _ in range(epochs)])[: steps * size].reshape(

@@ -7,6 +7,7 @@ have another link function of the same logit z, which they hand to `train.align`
 
 import numpy as np
 
+from ..pairs import chosen_rejected
 from ..world import optimum
 from .cdpo import relabel
 from .safedpo import transform, unsafe_labels, with_margin
@@ -86,9 +87,7 @@ def modpo(table, lam):
     """MODPO (2310.03708) with w0 = 1, w1 = lam and margin reward -c: a helpfulness table [N] on which the winner
     must win by lam (c_l - c_w), in units of reward. Its optimum is pi*_lambda.
     """
-    cost = table[["cost_0", "cost_1"]].to_numpy(float)
-    first = (table.chosen == 0).to_numpy()
-    c_w, c_l = np.where(first, *cost.T), np.where(first, *cost.T[::-1])
+    c_w, c_l = chosen_rejected(table, table.cost_0, table.cost_1)
     return table.assign(p=1.0, margin=lam * (c_l - c_w))
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from ..engine import distributed
+from ..engine.streams import generator
 from ..evaluate import exact
-from ..pairs import soft_label, tokenize
+from ..pairs import chosen_rejected, soft_label, tokenize
 from ..policy import Policy
-from ..sampling import draw, uniforms
+from ..sampling import draw, generate
 from ..train import align
 from ..world import optimum
 
@@ -60,10 +61,8 @@ def relabel(table, lam, *, by="soft", seed=0):
     if by == "argmax":
         return table.assign(p=1.0)
     if by == "coin":
-        first = np.where(
-            table.chosen == 0, table.p, 1 - table.p
-        )  # probability that response 0 wins
-        u = np.random.Generator(np.random.PCG64([seed, 2**30 + 7])).random(len(table))
+        first = chosen_rejected(table, table.p, 1 - table.p)[0]  # probability that response 0 wins
+        u = generator(seed, "coin flips").random(len(table))
         return table.assign(chosen=np.where(u < first, 0, 1), p=1.0)
     return table
 
@@ -101,19 +100,16 @@ class SampledCost:
     max_tokens: int = 64
 
     def __call__(self, policy, number):
-        order = np.random.Generator(np.random.PCG64([self.seed, 2**30 + 11])).permutation(
-            len(self.prompts)
-        )
+        order = generator(self.seed, "prompts of the cost").permutation(len(self.prompts))
         turn = number * self.samples + np.arange(self.samples)
         prompts = [self.prompts[i] for i in order[turn % len(order)]]
         if policy.grammar is None:  # in batches, each kept on disk
-            from ..sampling import generate
-
             texts = generate(
                 policy, prompts, max_tokens=self.max_tokens, seed=self.seed + 2**20 * number
             )
         else:
-            u = uniforms(self.samples, self.max_tokens, seed=[self.seed, 2**30 + 12, number])
+            numbers = generator(self.seed, "samples of the cost", number)
+            u = numbers.random((self.samples, self.max_tokens))
             texts = draw(policy, prompts, u).texts
         return float(np.mean(self.cost(prompts, texts)))
 

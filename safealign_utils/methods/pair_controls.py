@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
+from ..engine.streams import generator
 from .dog import (
     DIGITS,
     check_count,
@@ -27,11 +28,7 @@ from .dog import (
 def random_pairs(n, k, *, seed):
     """k of n pairs at random."""
     check_count(k, n)
-    return _generator(seed).permutation(n)[:k]
-
-
-def _generator(seed):
-    return np.random.Generator(np.random.PCG64([seed, 2**30 + 21]))
+    return generator(seed, "pair controls").permutation(n)[:k]
 
 
 # ---------------------------------------------------------------- what covers the directions

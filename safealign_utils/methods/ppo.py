@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 
 from ..engine import cache
+from ..engine.streams import generator
 from ..logprobs import LogProbs, hidden_states
 from ..packing import Packed, length_mask, pack
 from ..policy import Policy, seeded
-from ..sampling import draw, uniforms
+from ..sampling import draw
 from ..train import load_trained, store_trained
 
 GAE, CLIP_RATIO, GRADIENT_NORM, BETAS = 0.95, 0.2, 1.0, (0.9, 0.95)
@@ -168,14 +169,13 @@ def ppo_lagrangian(
         )
         for iteration in range(iterations):
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - iteration / iterations)
-            drawn = draw(
-                policy, texts, uniforms(len(texts), max_tokens, seed=[seed, 2**30 + 13, iteration])
-            )
+            u = generator(seed, "rollouts", iteration).random((len(texts), max_tokens))
+            drawn = draw(policy, texts, u)
             r, c = (scorer(texts, drawn.texts) for scorer in (reward, cost))
             costs.extend(c.tolist())
             lam = next_lambda(lam, float(np.mean(costs)), cost_limit, lambda_lr, lambda_max)
             coefficient = kl_coeff if beta is None else beta / (1 + lam)
-            g = np.random.Generator(np.random.PCG64([seed, 2**30 + 17, iteration]))
+            g = generator(seed, "minibatches", iteration)
             parts = np.array_split(g.permutation(len(texts)), -(-len(texts) // minibatch))
             batches = [
                 _rollout(drawn, rows_, policy, actor, frozen, critic, r, c, coefficient, lam)

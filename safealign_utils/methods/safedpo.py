@@ -7,7 +7,7 @@ beat an unsafe loser by delta, outside beta; pairs of equal status have none. u 
 
 import numpy as np
 
-from ..pairs import SAFE
+from ..pairs import SAFE, chosen_rejected
 
 
 def unsafe_labels(table):
@@ -17,9 +17,7 @@ def unsafe_labels(table):
             raise ValueError(
                 f"{column}: {int(table[column].isna().sum())} rows have no safety label; drop them first"
             )
-    unsafe = 1 - table[list(SAFE)].to_numpy(int)
-    first = (table.chosen == 0).to_numpy()
-    return np.where(first, *unsafe.T).astype(bool), np.where(first, *unsafe.T[::-1]).astype(bool)
+    return chosen_rejected(table, *(~table[column].to_numpy(bool) for column in SAFE))
 
 
 def transform(table):
@@ -64,7 +62,7 @@ def with_finite_target(table, penalty):
     if not 0 < penalty < np.inf:
         raise ValueError(f"penalty={penalty}: a finite number above 0, in units of reward")
     u_w, u_l = unsafe_labels(table)
-    first = (table.chosen == 0).to_numpy()
-    gap = np.where(first, 1, -1) * (table.reward_0 - table.reward_1).to_numpy()
+    r_w, r_l = chosen_rejected(table, table.reward_0, table.reward_1)
+    gap = r_w - r_l
     p = 1 / (1 + np.exp(-penalty * (u_l.astype(float) - u_w) - gap))
     return table.assign(p=np.where(u_w != u_l, p, table.p), margin=0.0)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..logprobs import reference_logprobs
+from ..pairs import chosen_rejected
 from ..world import optimum
 from .selective import Signed, TokenTable, offset, select
 
@@ -78,11 +79,12 @@ class Weights:
 def _per_token(grammar, responses, table, of_prompt):
     """A `TokenTable` of world pairs from `of_prompt(prompt id, logp [R])`: [R, T] numbers, one row a response."""
     values = {x: of_prompt(x, logp) for x, logp in zip(responses.prompts, responses.logp)}
-    rows = []
-    for wanted in (True, False):
-        y = np.where((table.chosen == 0) == wanted, table.y_0, table.y_1)
-        rows.append([values[x][r, : grammar.length[r]] for x, r in zip(table.prompt_id, y)])
-    return TokenTable(*rows)
+    return TokenTable(
+        *[
+            [values[x][r, : grammar.length[r]] for x, r in zip(table.prompt_id, y)]
+            for y in chosen_rejected(table, table.y_0, table.y_1)
+        ]
+    )
 
 
 def optimum_offset(grammar, responses, table, *, reward, beta):
@@ -113,10 +115,8 @@ def advantages(grammar, responses, table, *, values):
 def branching(grammar, table):
     """1.0 where a token was a choice, 0.0 where the grammar forces it: a `TokenTable` of world pairs."""
     choice = np.where(grammar.paths >= 0, 1.0 * grammar.branching[grammar.paths], 0.0)
-    y = np.where(
-        (table.chosen == 0).to_numpy()[:, None], table[["y_0", "y_1"]], table[["y_1", "y_0"]]
-    )
-    return TokenTable(*[[choice[r, : grammar.length[r]] for r in column] for column in y.T])
+    both = chosen_rejected(table, table.y_0, table.y_1)
+    return TokenTable(*[[choice[r, : grammar.length[r]] for r in y] for y in both])
 
 
 def auc(score, positive):

@@ -27,7 +27,7 @@ import torch
 
 from .. import train
 from ..methods.selective import TopTokens
-from ..pairs import TEXT
+from ..pairs import TEXT, chosen_rejected
 from ..templates import dialogue, turns
 from . import read_pairs
 
@@ -71,12 +71,8 @@ def to_trl(table, *, conversational=False):
     if "chosen" not in table:
         raise ValueError("table: no column chosen; label the pairs first, with pairs.label(table)")
     _only_hard(table.p.to_numpy(float))
-    first = (table.chosen == 0).to_numpy()
-    three = {
-        "prompt": list(table.prompt),
-        "chosen": list(np.where(first, table.response_0, table.response_1)),
-        "rejected": list(np.where(first, table.response_1, table.response_0)),
-    }
+    chosen, rejected = chosen_rejected(table, table.response_0, table.response_1)
+    three = {"prompt": list(table.prompt), "chosen": list(chosen), "rejected": list(rejected)}
     if conversational:
         three = {"prompt": [turns(x) for x in three.pop("prompt")]} | {
             column: [[{"role": "assistant", "content": y}] for y in texts]

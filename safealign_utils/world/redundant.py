@@ -14,6 +14,8 @@ spread  as near, but the names of the data sets are dealt out at random: they sa
 import numpy as np
 import pandas as pd
 
+from ..engine.streams import generator
+
 SHARED, OWN = "kitchen", ("garden", "workshop", "cycling", "painting")
 NAMES = ("set_a", "set_b", "set_c", "set_d")
 SMALLEST = 160  # rows: one of the own category in each data set
@@ -36,7 +38,7 @@ def world_pool(world, n, *, seed=0, kind="near"):
     same, rows, source = gists.groupby(gists).groups, [], []
     for j, size in enumerate(np.bincount(np.arange(n) % 4)):
         rare = round(RARE * size)
-        draw = lambda k, i, j=j: np.random.Generator(np.random.PCG64([seed, j, k, i])).random(10)
+        draw = lambda k, i, j=j: generator(seed, "pool", j, k, i).random(10)
         rows += [_original(world, OWN[j], draw(0, i)) for i in range(rare)]
         templates = [_original(world, SHARED, draw(1, i)) for i in range(rare)]
         for i in range(size - rare):
@@ -45,7 +47,7 @@ def world_pool(world, n, *, seed=0, kind="near"):
                 row if kind == "exact" or i < rare else _reworded(world, same, row, draw(2, i))
             )
         source += [NAMES[j]] * size
-    shuffle = np.random.Generator(np.random.PCG64([seed, 2**30]))
+    shuffle = generator(seed, "pool order")
     order = shuffle.permutation(n)
     source = np.array(source)[shuffle.permutation(n) if kind == "spread" else order]
     table = world.labelled([rows[i] for i in order])

@@ -31,6 +31,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from ..engine.streams import generator
 from .language import CATEGORIES, INTENTS, PHRASINGS, SPLITS, UNSEEN, behaviour, oracle, responses
 
 
@@ -59,8 +60,6 @@ class World:
         self.responses = tuple(responses(large=size == "large"))
         self.prompts = tuple(self._prompts(phrasings=2 if size == "large" else 1))
         self.refuses = np.array([y.refuses for y in self.responses])
-        order = {m: i for i, m in enumerate(dict.fromkeys(y.meaning for y in self.responses))}
-        self.meaning = np.array([order[y.meaning] for y in self.responses])
         intents = [INTENTS.index(x.intent) for x in self.prompts]
         values = [
             [oracle(y, self.category(x.category), i) for y in self.responses]
@@ -142,30 +141,23 @@ class World:
 
     # ------------------------------------------------------------------ preference pairs
 
-    def pairs(self, n, *, seed=0, split="train", label_noise=0.0, redundancy=0.0):
+    def pairs(self, n, *, seed=0, split="train", label_noise=0.0):
         """Draw n labelled preference pairs, a table in the columns of PKU-SafeRLHF.
 
         better_response_id follows Bradley-Terry on r (1 unit of r = 1 nat) and then flips with
         probability `label_noise`; safer_response_id is the safe response of a mixed pair, else
-        Bradley-Terry on -c. A share `redundancy` of the rows re-words an earlier row: same meaning,
-        other connectors and wordings. Pair i has a generator of its own, so the first rows do not
-        depend on n. Raises ValueError where n < 1 or a share lies outside [0, 1].
+        Bradley-Terry on -c. Pair i has a generator of its own, so the first rows do not depend on
+        n. Raises ValueError where n < 1 or `label_noise` lies outside [0, 1].
         """
-        for name, value in (("label_noise", label_noise), ("redundancy", redundancy)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: a share, between 0 and 1")
+        if not 0 <= label_noise <= 1:
+            raise ValueError(f"label_noise={label_noise}: a share, between 0 and 1")
         if n < 1:
             raise ValueError(f"n={n}: at least one pair is needed")
         ids, rows = self.select(split), []
         for i in range(n):
-            u = np.random.Generator(np.random.PCG64([seed, i])).random(10)
-            if i and u[0] < redundancy:
-                x, y, _ = rows[int(u[1] * i)]
-                y = [self._reworded(j, v) for j, v in zip(y, u[2:4])]
-            else:
-                x = ids[int(u[1] * len(ids))]
-                y = self.two_responses(x, u[2:4])
-            rows.append((x, y, u[4:7]))
+            u = generator(seed, "pair", i).random(7)  # the first one is free
+            x = ids[int(u[1] * len(ids))]
+            rows.append((x, self.two_responses(x, u[2:4]), u[4:7]))
         return self.labelled(rows, label_noise=label_noise)
 
     def two_responses(self, x, u):
@@ -178,10 +170,6 @@ class World:
         """The index that a uniform picks; where rounding would pass the end, the last one with any weight."""
         index = np.searchsorted(np.cumsum(weights), u * weights.sum(), side="right")
         return int(min(index, np.flatnonzero(weights)[-1]))
-
-    def _reworded(self, y, u):
-        same = np.flatnonzero(self.meaning == self.meaning[y])
-        return int(same[int(u * len(same))])
 
     def labelled(self, rows, *, label_noise=0.0):
         """The table of pairs: rows (prompt id, two response numbers, three uniforms: better, its noise, safer)."""
@@ -208,7 +196,7 @@ class World:
 
     def behaviour_samples(self, n, *, seed):
         """n (prompt id, response number) draws for supervised fine-tuning, over all prompts: int [n, 2]."""
-        u = np.random.Generator(np.random.PCG64([seed, 2**31])).random((n, 2))
+        u = generator(seed, "behaviour").random((n, 2))
         x = (u[:, 0] * len(self.prompts)).astype(int)
         cumulative = np.cumsum(self.behaviour, axis=1)
         y = [
@@ -225,7 +213,6 @@ class World:
             self.cost,
             self.behaviour,
             self.refuses,
-            self.meaning,
         ]
 
     @cached_property
