@@ -75,12 +75,15 @@ def pair_margins(policy, reference, tokens):
     """
     with at_work(policy, reference.device):
         theta, ref = (reference_logprobs(p, tokens) for p in (policy, reference))
-    total = lambda t: np.array(
-        [w.sum(dtype=float) - l.sum(dtype=float) for w, l in zip(t.chosen, t.rejected)]
+    margins = (
+        _sums(theta.chosen) - _sums(theta.rejected) - (_sums(ref.chosen) - _sums(ref.rejected))
     )
-    margins = total(theta) - total(ref)
     noise = 1e-9 if theta.chosen[0].dtype == np.float64 else 1e-5
     return np.where(np.abs(margins) <= noise, 0.0, margins)
+
+
+def _sums(rows):
+    return np.array([row.sum(dtype=float) for row in rows])
 
 
 def accuracy(margins, *, prompts=None, against=None, same_pairs=False):

@@ -1,10 +1,9 @@
-"""Intervals: the one place where they are made, and none leaves the range that its quantity can
-have.
+"""Intervals: the one place where they are made, and none leaves the range that its quantity can have.
 
     over_seeds     one value a seed       Student's t, on the scale of the range
-    over_prompts   rows of prompts        the same t for up to FEW prompts, else a bootstrap that
-    draws whole prompts of_share       independent trials     Wilson; Clopper-Pearson where all or
-    none succeed
+    over_prompts   rows of prompts        the same t for up to FEW prompts, else a bootstrap
+                                          that draws whole prompts
+    of_share       independent trials     Wilson; Clopper-Pearson where all or none succeed
 
 *The scale of the range.* The mean is the arithmetic one. Its standard error s / sqrt(n) is carried
 to log(m) for a quantity that cannot be negative, and to logit(m) for a share (the delta method),
@@ -31,33 +30,19 @@ from scipy import special, stats
 
 from .engine.streams import generator
 
+LEVEL = 0.95
 FEW = 20  # prompts: up to so many the bootstrap is too narrow
 SLACK = 1e-4  # of a range's width: what rounding in float32 may put a value outside it
 SHARE, DIFFERENCE, POSITIVE = (0, 1), (-1, 1), (0, None)
+SHARES = (
+    "unsafe unsafe_if_decoded worst leak benign_refusal accuracy own_found mixed precision recall "
+    "chosen_falls refusal over_refusal unsafe_compliance harmless_ratio"
+)
 RANGES = {
-    "unsafe": SHARE,
-    "unsafe_if_decoded": SHARE,
-    "worst": SHARE,
-    "leak": SHARE,
-    "benign_refusal": SHARE,
+    **dict.fromkeys(SHARES.split(), SHARE),
     "harmless": (0, 100),
-    "accuracy": SHARE,
-    "own_found": SHARE,
-    "mixed": SHARE,
-    "precision": SHARE,
-    "recall": SHARE,
-    "chosen_falls": SHARE,
-    "refusal": SHARE,
-    "over_refusal": SHARE,
-    "unsafe_compliance": SHARE,
-    "harmless_ratio": SHARE,
-    "frontier_gap": POSITIVE,
-    "lambda": POSITIVE,
-    "lam": POSITIVE,
-    "reward": None,
-    "cost": None,
-    "train_cost": None,
-    "recovered": None,
+    **dict.fromkeys(("frontier_gap", "lambda", "lam"), POSITIVE),
+    **dict.fromkeys(("reward", "cost", "train_cost", "recovered"), None),
 }
 KINDS = (  # of names that are made up of parts
     (r"\|.*\||.*_error|kl_\w+", POSITIVE),
@@ -90,7 +75,7 @@ def range_of(name, values=(), *, difference=False, percent=False):
     )
 
 
-def over_seeds(values, bounds=None, level=0.95):
+def over_seeds(values, bounds=None):
     """(mean, low, high) of one value a seed [n]: Student's t on the scale of `bounds`; one seed has
     no ends (None).
 
@@ -113,10 +98,10 @@ def over_seeds(values, bounds=None, level=0.95):
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0]), float(values[0])
     error = values.std(ddof=1) / np.sqrt(len(values))
-    return mean, *_student(mean, error, len(values), bounds, level)
+    return mean, *_student(mean, error, len(values), bounds)
 
 
-def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000, seed=0):
+def over_prompts(values, prompts=None, *, bounds=None, draws=10_000, seed=0):
     """(mean, low, high, n) over rows [n], where rows of one prompt belong together.
 
     `values` are hits (bounds SHARE), scores, or differences of two methods row by row (bounds
@@ -138,7 +123,7 @@ def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000,
     total, rows = np.bincount(group, values), np.bincount(group).astype(float)
     mean, n = float(total.sum() / rows.sum()), len(rows)
     if bounds == SHARE and np.ptp(values) == 0 and values[0] in SHARE:
-        return mean, *_exact(int(values[0]) * n, n, level), len(values)
+        return mean, *_exact(int(values[0]) * n, n), len(values)
     if n == 1:
         return mean, None, None, len(values)
     off = (total - mean * rows) / rows.mean()  # what each prompt adds to the mean's error
@@ -146,30 +131,30 @@ def over_prompts(values, prompts=None, *, bounds=None, level=0.95, draws=10_000,
         return mean, mean, mean, len(values)
     ends = (np.nan, np.nan)
     if n > FEW:
-        ends = _bootstrap(total, rows, level=level, draws=draws, seed=seed)
+        ends = _bootstrap(total, rows, draws=draws, seed=seed)
     if not np.isfinite(ends).all():  # few, or too little varies for BCa
-        ends = _student(mean, off.std(ddof=1) / np.sqrt(n), n, bounds, level)
+        ends = _student(mean, off.std(ddof=1) / np.sqrt(n), n, bounds)
     return mean, *_around(mean, *ends), len(values)
 
 
-def of_share(right, n, level=0.95):
+def of_share(right, n):
     """(low, high) for `right` successes in n independent trials: Wilson's, Clopper-Pearson's where
     all or none succeeded, NaN for no trial."""
     if n == 0:
         return float("nan"), float("nan")
     if right in (0, n):
-        return _exact(right, n, level)
-    ends = stats.binomtest(right, n).proportion_ci(level, method="wilson")
+        return _exact(right, n)
+    ends = stats.binomtest(right, n).proportion_ci(LEVEL, method="wilson")
     return float(ends.low), float(ends.high)
 
 
-def _exact(right, n, level):
-    ends = stats.binomtest(right, n).proportion_ci(level, method="exact")
+def _exact(right, n):
+    ends = stats.binomtest(right, n).proportion_ci(LEVEL, method="exact")
     return float(ends.low), float(ends.high)
 
 
-def _student(mean, error, n, bounds, level):
-    return from_half_width(mean, float(special.stdtrit(n - 1, (1 + level) / 2) * error), bounds)
+def _student(mean, error, n, bounds):
+    return from_half_width(mean, float(special.stdtrit(n - 1, (1 + LEVEL) / 2) * error), bounds)
 
 
 def from_half_width(mean, half, bounds):
@@ -195,9 +180,9 @@ def _around(mean, low, high):
     return float(min(low, mean)), float(max(high, mean))
 
 
-def _bootstrap(total, rows, *, level, draws, seed):
+def _bootstrap(total, rows, *, draws, seed):
     n = len(rows)
-    t = special.stdtrit(n - 1, (1 + level) / 2)
+    t = special.stdtrit(n - 1, (1 + LEVEL) / 2)
     level = 1 - 2 * special.ndtr(-t * np.sqrt(n / (n - 1)))
     found = stats.bootstrap(
         (total, rows),

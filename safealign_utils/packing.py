@@ -26,7 +26,7 @@ class Packed:
         return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})
 
 
-def pack(prompts, responses, *, pad_id, allowed=None, padding="right"):
+def pack(prompts, responses, *, pad_id, allowed=None):
     """Pack B prompts with J responses each (lists of int arrays; responses[j][b]) into one `Packed`.
 
     `allowed` optionally gives bool [len, V] per response, in the same nesting. Targets come row by row,
@@ -38,13 +38,12 @@ def pack(prompts, responses, *, pad_id, allowed=None, padding="right"):
     ids, positions = np.full((B, T), pad_id), np.zeros((B, T), dtype=np.int64)
     segment, source = np.full((B, T), -1), []
     for b, row in enumerate(parts):
-        n, start = len(row[0]), 0 if padding == "right" else T - sum(map(len, row))
-        at = start
+        n, at = len(row[0]), 0
         for j, part in enumerate(row):
             ids[b, at : at + len(part)], segment[b, at : at + len(part)] = part, j
             positions[b, at : at + len(part)] = np.arange(len(part)) + (n if j else 0)
             if j:
-                source += [b * T + start + n - 1, *range(b * T + at, b * T + at + len(part))]
+                source += [b * T + n - 1, *range(b * T + at, b * T + at + len(part))]
             at += len(part)
     segment = torch.from_numpy(segment)
     query, key = segment[:, :, None], segment[:, None, :]

@@ -141,5 +141,10 @@ def soft_label(table, score_0, score_1):
 def data_hash(table):
     """Hash of texts, labels and levers; the same on every machine."""
     columns = [c for c in (*TEXT, *SAFE, *LABELS.values(), "chosen", "p", "margin") if c in table]
-    plain = lambda v: None if pd.isna(v) else round(v, 9) if isinstance(v, float) else v
-    return cache.digest([list(map(plain, table[c].tolist())) for c in columns])
+    return cache.digest([list(map(_plain, table[c].tolist())) for c in columns])
+
+
+def _plain(value):
+    if pd.isna(value):
+        return None
+    return round(value, 9) if isinstance(value, float) else value

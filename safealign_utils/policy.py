@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import weakref
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,20 +14,8 @@ from .engine import cache, distributed
 from .engine import lora as adapters
 from .engine.content import settings_of
 from .engine.double import cast
+from .engine.torch_setup import set_up
 from .world.grammar import Grammar
-
-
-# ---------------------------------------------------------------- real text
-@contextlib.contextmanager
-def at_work(policy, device):
-    """Bring a policy to the device that computes, and back to where it was kept."""
-    home = policy.device
-    policy.model.to(device)
-    try:
-        yield policy
-    finally:
-        policy.model.to(home)
-
 
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
 LARGE = 10**7  # weights: from here on a hash takes long enough to be kept
@@ -36,23 +23,16 @@ _hashes = weakref.WeakKeyDictionary()
 WORLD_MODEL = dict(
     hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176
 )
-torch.set_num_threads(
-    int(os.environ.get("SAFEALIGN_THREADS", "1"))
-)  # two spinning processes are 10x slower
-torch.use_deterministic_algorithms(True, warn_only=True)
-torch.utils.deterministic.fill_uninitialized_memory = (
-    False  # nothing here reads it; filling cost 9 % of a step
-)
-transformers.utils.logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
 class Policy:
     """A causal language model and how it is read.
 
-    `grammar` is the world's trie, or None for real text; `constrained` reads the model through the grammar
-    softmax; `bf16` computes in bfloat16 with weights in float32 (under an adapter: in bfloat16); `template` names
-    the form of a prompt on real text (`tokens.py`). A policy is never changed in place: training copies it.
+    `grammar` is the world's trie, or None for real text; `constrained` reads the model through the
+    grammar softmax; `bf16` computes in bfloat16 with weights in float32 (under an adapter: in
+    bfloat16); `template` names the form of a prompt on real text (`templates.py`). A policy is never
+    changed in place: training copies it.
     """
 
     model: transformers.PreTrainedModel
@@ -61,6 +41,9 @@ class Policy:
     constrained: bool = False
     bf16: bool = False
     template: str = "dialogue"
+
+    def __post_init__(self):
+        set_up()
 
     @property
     def hash(self):
@@ -164,8 +147,20 @@ def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=51
         attn_implementation="sdpa",
         **shape,
     )
+    set_up()
     with seeded(seed):
         return Policy(LlamaForCausalLM(config).eval(), tokenizer, grammar)
+
+
+@contextlib.contextmanager
+def at_work(policy, device):
+    """Bring a policy to the device that computes, and back to where it was."""
+    home = policy.device
+    policy.model.to(device)
+    try:
+        yield policy
+    finally:
+        policy.model.to(home)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from .policy import new_policy
 from .templates import encode_prompts, encode_responses
+from .train import fine_tune
 from .world.grammar import Grammar
 from .world.language import EOS
+from .world.world import World
 
 SHIPPED = Path(__file__).parent / "world" / "reference_policies"
 SFT = dict(steps=1600, batch_size=32, learning_rate=6e-3)
@@ -56,13 +58,8 @@ def reference_policy(world, *, seed):
     file = SHIPPED / f"{world.size}_seed{seed}.safetensors"
     if file.is_file():
         shipped = load_file(file)
-        shipped["lm_head.weight"] = shipped.get(
-            "model.embed_tokens.weight"
-        )  # tied to the embeddings
-        shapes = lambda state: {
-            name: getattr(value, "shape", None) for name, value in state.items()
-        }
-        if shapes(shipped) != shapes(policy.model.state_dict()):
+        shipped["lm_head.weight"] = shipped.get("model.embed_tokens.weight")  # tied to it
+        if _shapes(shipped) != _shapes(policy.model.state_dict()):
             raise ValueError(
                 f"{file.name} was made for another world; run python -m safealign_utils.references"
             )
@@ -71,10 +68,12 @@ def reference_policy(world, *, seed):
     return train_reference(world, seed=seed), "trained"
 
 
+def _shapes(state):
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
+
+
 def train_reference(world, *, seed, use_cache=True, shape=None, **changes):
     """Fine-tune a fresh policy on behaviour samples of every prompt (float32). `shape`: another network's."""
-    from .train import fine_tune
-
     setting = {**SFT, **changes}
     policy = world_policy(world, seed=seed, **(shape or {}))
     samples = world.behaviour_samples(setting["steps"] * setting["batch_size"], seed=seed)
@@ -90,8 +89,6 @@ def scratch_policy(texts, prompts, responses, *, seed, max_length):
 
     `texts` train the tokenizer; `prompts`, `responses` (lists of N strings) the network.
     """
-    from .train import fine_tune
-
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -116,16 +113,12 @@ def scratch_policy(texts, prompts, responses, *, seed, max_length):
 
 def main():
     """Make the shipped reference policies again."""
-    from .world.world import World
-
     world = World()
     for seed in range(5):
         state = train_reference(world, seed=seed, use_cache=False).model.state_dict()
         state.pop("lm_head.weight", None)  # tied to the embeddings
-        save_file(
-            {k: v.contiguous() for k, v in state.items()},
-            SHIPPED / f"default_seed{seed}.safetensors",
-        )
+        file = SHIPPED / f"default_seed{seed}.safetensors"
+        save_file({k: v.contiguous() for k, v in state.items()}, file)
         print(f"seed {seed}: written")
 
 

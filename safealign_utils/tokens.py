@@ -62,19 +62,16 @@ class TokenPairs:
         ]
         return [*joined, states, self.p, self.margin]
 
-    def batch(self, rows, policy, *, padding="right"):
-        """The pairs of `rows` as one `logprobs.Packed`: prompt, chosen, rejected in a row each."""
-        take = lambda things: [things[i] for i in rows]
+    def batch(self, rows, policy):
+        """The pairs of `rows` as one `packing.Packed`: prompt, chosen, rejected in a row each."""
         allowed = None
         if self.states_w is not None:
-            allowed = [
-                [policy.grammar.allowed[s] for s in take(states)]
-                for states in (self.states_w, self.states_l)
-            ]
-        responses = [take(self.chosen), take(self.rejected)]
-        return pack(
-            take(self.prompts), responses, pad_id=policy.pad_id, allowed=allowed, padding=padding
-        )
+            table = policy.grammar.allowed
+            states = (self.states_w, self.states_l)
+            allowed = [[table[part[i]] for i in rows] for part in states]
+        prompts = [self.prompts[i] for i in rows]
+        responses = [[part[i] for i in rows] for part in (self.chosen, self.rejected)]
+        return pack(prompts, responses, pad_id=policy.pad_id, allowed=allowed)
 
 
 def chosen_rejected(table, of_0, of_1):
@@ -92,41 +89,40 @@ def tokenize(table, policy, *, max_length=256):
     not stop there. Neither is dropped or emptied. Raises ValueError where max_length holds no header and token.
     """
     levers = dict(p=table.p.to_numpy(float), margin=table.margin.to_numpy(float))
-    inverse, texts = pd.factorize(table.prompt)
     if policy.grammar is not None:
-        prompts = [np.array(policy.tokenizer(x)["input_ids"]) for x in texts]
-        (chosen, states_w), (rejected, states_l) = (
-            zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, numbers)])
-            for numbers in chosen_rejected(table, table.y_0, table.y_1)
-        )
-        return TokenPairs(
-            [prompts[i] for i in inverse],
-            chosen,
-            rejected,
-            **levers,
-            states_w=states_w,
-            states_l=states_l,
-        )
-    prompts, head = encode_prompts(texts, policy), _header(policy)
+        return _world_tokens(table, policy, levers)
+    head, (inverse, texts) = _header(policy), pd.factorize(table.prompt)
     if max_length // 2 <= head:
         raise ValueError(
-            f"max_length={max_length}: the head of template={policy.template!r} takes {head} of these tokens; "
-            f"use {2 * head + 2} or more"
+            f"max_length={max_length}: the head of template={policy.template!r} takes {head} of "
+            f"these tokens; use {2 * head + 2} or more"
         )
+    known, rows = encode_prompts(texts, policy), []
     chosen, rejected = (
         encode_responses(y, policy.tokenizer, policy.template)
         for y in chosen_rejected(table, table.response_0, table.response_1)
     )
-    room, cut, cut_prompts = [], 0, 0
-    for n, (i, w, l) in enumerate(zip(inverse, chosen, rejected)):
-        keep = max(max_length - max(len(w), len(l)), max_length // 2)
-        room.append(_shorten(prompts[i], keep, head))
-        cut_prompts += len(prompts[i]) > keep
-        cut += (len(w) > max_length - len(room[n])) + (len(l) > max_length - len(room[n]))
-        chosen[n], rejected[n] = w[: max_length - len(room[n])], l[: max_length - len(room[n])]
-    return TokenPairs(
-        room, chosen, rejected, **levers, truncated=int(cut), truncated_prompts=int(cut_prompts)
+    cut = cut_prompts = 0
+    for i, y_w, y_l in zip(inverse, chosen, rejected):
+        room = max(max_length - max(len(y_w), len(y_l)), max_length // 2)
+        prompt = _shorten(known[i], room, head)
+        left = max_length - len(prompt)
+        rows.append((prompt, y_w[:left], y_l[:left]))
+        cut_prompts += len(known[i]) > room
+        cut += (len(y_w) > left) + (len(y_l) > left)
+    prompts, chosen, rejected = map(list, zip(*rows))
+    cuts = dict(truncated=int(cut), truncated_prompts=int(cut_prompts))
+    return TokenPairs(prompts, chosen, rejected, **levers, **cuts)
+
+
+def _world_tokens(table, policy, levers):
+    prompts = {x: np.array(policy.tokenizer(x)["input_ids"]) for x in table.prompt.unique()}
+    (chosen, states_w), (rejected, states_l) = (
+        zip(*[policy.grammar.response(x, y) for x, y in zip(table.prompt_id, numbers)])
+        for numbers in chosen_rejected(table, table.y_0, table.y_1)
     )
+    states = dict(states_w=states_w, states_l=states_l)
+    return TokenPairs([prompts[x] for x in table.prompt], chosen, rejected, **levers, **states)
 
 
 def _shorten(ids, keep, head):

@@ -3,12 +3,13 @@
 import copy
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from helpers.tiny_models import made_tokens, policy_of
+from helpers.tiny_models import Stop, WithHead, made_tokens, policy_of
 from safetensors.torch import load_file
 
 from safealign_utils import train
@@ -43,16 +44,15 @@ def same(one, two):
 # ---------------------------------------------------------------- log-probs
 
 
-@pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize(
     "kind, window", [*((kind, False) for kind in KINDS), *((kind, True) for kind in WINDOWS)]
 )
-def test_logprobs_are_those_of_transformers(kind, window, padding):
+def test_logprobs_are_those_of_transformers(kind, window):
     """Also where layers see only a few tokens back (Mistral), or some of the layers do (Qwen2)."""
     policy, tokens = policy_of(kind, **(WINDOWS[kind] if window else {})), made_tokens()
     rows = np.arange(len(tokens))
     with torch.no_grad():
-        got, _ = LogProbs(policy).eval()(tokens.batch(rows, policy, padding=padding))
+        got, _ = LogProbs(policy).eval()(tokens.batch(rows, policy))
     want = [
         plain_logprobs(policy.model, tokens.prompts[i], y)
         for i in rows
@@ -63,17 +63,17 @@ def test_logprobs_are_those_of_transformers(kind, window, padding):
         config = copy.deepcopy(policy.model.config)
         policy.model.config.sliding_window = None
         with torch.no_grad():
-            wide, _ = LogProbs(policy).eval()(tokens.batch(rows, policy, padding=padding))
+            wide, _ = LogProbs(policy).eval()(tokens.batch(rows, policy))
         policy.model.config = config
         assert (wide - torch.cat(want)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_reference_cache_gives_the_same_loss(kind, fresh_cache):
+def test_the_reference_cache_gives_the_same_loss(kind, fresh_cache, monkeypatch):
     policy, tokens = policy_of(kind), made_tokens()
-    one, two = (
-        train.align(policy, tokens, live_reference=live, **SETTING) for live in (False, True)
-    )
+    one = train.align(policy, tokens, use_cache=False, **SETTING)
+    monkeypatch.setattr(train, "reads_alike", lambda policy: False)  # the reference is read live
+    two = train.align(policy, tokens, use_cache=False, **SETTING)
     assert len(list(fresh_cache.glob("reference/*"))) == 1
     assert abs(one.log.loss[0] - math.log(2)) < 1e-6
     assert np.abs(one.log.loss - two.log.loss).max() < 1e-6 and one.log.loss.iloc[-1] < 0.6
@@ -170,14 +170,15 @@ def test_a_run_with_an_adapter_is_found_again_and_stores_the_adapter_only(fresh_
     (entry,) = fresh_cache.glob("policy/*")
     arrays, _ = cache.load("policy", entry.stem)
     assert all(".lora_" in name or name.startswith("log.") for name in arrays)
-    others = [dict(lora=3), dict(lora=2, lora_alpha=8.0), dict(), dict(lora=2, seed=1)]
+    others = [dict(lora=3), dict(), dict(lora=2, seed=1)]
     runs = [train.align(reference, tokens, **SETTING | change) for change in others]
     assert not any(run.cached for run in runs)
-    assert len({run.policy.hash for run in (one, *runs)}) == 5
+    assert len({run.policy.hash for run in (one, *runs)}) == 4
 
 
 def test_the_hash_knows_the_adapters_alpha():
-    one, two = (adapters.prepare(policy_of("llama"), rank=2, alpha=a, seed=0) for a in (4.0, 8.0))
+    one, two = (adapters.prepare(policy_of("llama"), rank=2, seed=0) for _ in range(2))
+    two.model.peft_config["default"].lora_alpha = 8
     assert (
         same(weights(one.model), weights(two.model))
         and one.hash != two.hash != policy_of("llama").hash
@@ -186,16 +187,12 @@ def test_the_hash_knows_the_adapters_alpha():
 
 def test_the_seed_alone_draws_the_adapter():
     policy, before = policy_of("llama"), torch.get_rng_state()
-    one, two, three = (adapters.prepare(policy, rank=2, alpha=0, seed=s).model for s in (0, 1, 0))
+    one, two, three = (adapters.prepare(policy, rank=2, seed=s).model for s in (0, 1, 0))
     assert torch.equal(before, torch.get_rng_state()) and not same(weights(one), weights(two))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(99)
         assert same(weights(one), weights(adapters.prepare(policy, rank=2, alpha=0, seed=0).model))
     assert same(weights(one), weights(three))
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -256,10 +253,9 @@ def test_what_an_adapter_cannot_do_is_refused():
         reference, tokens, lora=2, use_cache=False, **SETTING | {"steps": 1}
     ).policy
     for options, message in (
-        (dict(start=adapted), r"lora=0, .* adapter of rank 2 and alpha 4; .*policy.merged\(\)"),
-        (dict(start=adapted, lora=4), "lora=4, lora_alpha=8: the policy has an adapter of rank 2"),
+        (dict(start=adapted), r"lora=0: .* adapter of rank 2; .*policy.merged\(\)"),
+        (dict(start=adapted, lora=4), "lora=4: the policy has an adapter of rank 2"),
         (dict(lora=-1), "lora=-1"),
-        (dict(lora_alpha=8.0), "alpha needs a rank"),
     ):
         with pytest.raises(ValueError, match=message):
             train.align(reference, tokens, use_cache=False, **SETTING, **options)
@@ -307,6 +303,7 @@ def test_checkpointing_changes_nothing_but_the_memory(kind, lora, monkeypatch):
         if kind == "gpt2"
         else policy.model.base_model.layers[0].mlp
     )
+    monkeypatch.setattr(train, "reads_alike", lambda policy: False)  # no table: every step reads it
     real, calls, runs = inner.forward, [], []
     monkeypatch.setattr(
         inner, "forward", lambda self, *a, **k: (calls.append(1), real(self, *a, **k))[1]
@@ -320,7 +317,6 @@ def test_checkpointing_changes_nothing_but_the_memory(kind, lora, monkeypatch):
                 lora=lora,
                 checkpointing=checkpointing,
                 use_cache=False,
-                live_reference=True,
                 **SETTING,
             )
         )
@@ -365,19 +361,6 @@ def test_fine_tuning_with_checkpointing_keeps_dropout():
     )
 
 
-class WithHead(torch.nn.Module):
-    """A network with a linear head on the last token, as a reward model has."""
-
-    def __init__(self, policy):
-        super().__init__()
-        self.model = policy.model
-        self.model.get_output_embeddings().requires_grad_(False)
-        self.head = torch.nn.Linear(16, 1)
-
-    def forward(self, ids):
-        return self.head(self.model.base_model(ids).last_hidden_state[:, -1]).sum(1)
-
-
 def test_a_module_with_a_head_is_trained_stored_and_resumed(fresh_cache, monkeypatch):
     policy = policy_of("llama", tie_word_embeddings=False)
     order, calls = train.batch_order(12, 6, 4, 0), []
@@ -390,16 +373,18 @@ def test_a_module_with_a_head_is_trained_stored_and_resumed(fresh_cache, monkeyp
         loss = (module(ids[rows]) - ids[rows, 0] / 20).square().sum()
         return loss, {"loss": loss.item()}
 
-    setting = dict(wrap=WithHead, name="head", learning_rate=1e-2, seed=3)
+    setting = train.Training(steps=6, batch_size=4, learning_rate=1e-2, seed=3, save_every=3)
+    trained = partial(
+        train.run_training, policy, loss_of, order, setting, wrap=WithHead, name="head"
+    )
     stop = False
-    one = train.run_training(policy, loss_of, order, asked=None, **setting)
+    one = trained(asked=None)
     calls.clear()
     stop = True
     with pytest.raises(Stop):
-        train.run_training(policy, loss_of, order, asked={}, save_every=3, **setting)
+        trained(asked={})
     stop = False
-    two = train.run_training(policy, loss_of, order, asked={}, save_every=3, **setting)
-    three = train.run_training(policy, loss_of, order, asked={}, save_every=3, **setting)
+    two, three = trained(asked={}), trained(asked={})
     assert three.cached and not two.cached and isinstance(three.module, WithHead)
     assert same(weights(one.module), weights(two.module)) and same(
         weights(one.module), weights(three.module)

@@ -7,6 +7,7 @@ the source of the package and a constant changed at run time.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -14,7 +15,6 @@ import json
 import os
 import platform
 import sys
-import uuid
 from importlib import metadata
 from pathlib import Path
 
@@ -247,25 +247,14 @@ def store(kind, key, arrays, **info):
     A full or unwritable disk costs the entry and nothing else: what was computed is in the caller's
     hands. Then returns None and says so.
     """
-    file = path(kind, key)
-    beside = file.with_name(live.hidden(file.name, "partial"))
+    file, arrays = path(kind, key), {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     try:
         _tidy(file.parent)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: np.ascontiguousarray(v) for k, v in arrays.items()},
-            beside,
-            {"info": json.dumps(info)},
-        )
-        os.replace(beside, file)
+        with whole(file) as beside:
+            save_file(arrays, beside, {"info": json.dumps(info)})
     except (SafetensorError, OSError) as error:
         say(f"{file} cannot be written ({error}); going on without it. {ROOM}")
         return None
-    finally:
-        try:
-            beside.unlink(missing_ok=True)
-        except OSError:
-            pass  # the folder is not there, or cannot be written
     return file
 
 
@@ -283,17 +272,25 @@ def say(words):
         print(f"cache: {words}", file=sys.stderr)
 
 
-def write_whole(path, text):
-    """Write a text file, whole or not at all; returns its path."""
+@contextlib.contextmanager
+def whole(path):
+    """A path beside `path` to write a file to: it takes its place where the block ends, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    beside = path.with_name(live.hidden(path.name, "partial"))
     try:
-        beside.write_text(text, encoding="utf-8")
+        yield beside
         os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
-    return path
+        with contextlib.suppress(OSError):  # the folder is not there, or cannot be written
+            beside.unlink(missing_ok=True)
+
+
+def write_whole(path, text):
+    """Write a text file, whole or not at all; returns its path."""
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+    return Path(path)
 
 
 FIRST = _hash_of_files(_stats())  # the source of the package when this process first asked for it

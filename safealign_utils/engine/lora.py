@@ -11,38 +11,33 @@ from dataclasses import replace
 import torch
 
 
-def prepare(policy, *, rank, alpha, seed):
+def prepare(policy, *, rank, seed):
     """A policy that is ready to be trained with `rank` (0: all weights): with a fresh adapter, or with the one it has.
 
-    `alpha` 0 means 2 x rank; `seed` draws A. Raises ValueError for a rank or alpha that is not the adapter's own.
+    Alpha is 2 x rank; `seed` draws A. Raises ValueError for a rank that is not the adapter's own.
     """
-    if rank < 0 or alpha < 0 or (alpha and not rank):
-        raise ValueError(
-            f"lora={rank}, lora_alpha={alpha}: the rank is 0 (no adapter) or above, alpha needs a rank"
-        )
-    there, wanted = described(policy.model), [rank, float(alpha or 2 * rank)]
+    if rank < 0:
+        raise ValueError(f"lora={rank}: the rank is 0 (no adapter) or above")
+    there = described(policy.model)
     if not there and rank:
-        return _attach(policy.base, *wanted, seed)
-    if there and there != wanted:
+        return _attach(policy.base, rank, seed)
+    if there and there[0] != rank:
         raise ValueError(
-            f"lora={rank}, lora_alpha={wanted[1]:g}: the policy has an adapter of rank {there[0]} and alpha "
-            f"{there[1]:g}; give these to go on with it, or start from policy.merged()"
+            f"lora={rank}: the policy has an adapter of rank {there[0]}; give that rank to go on with "
+            "it, or start from policy.merged()"
         )
     return policy
 
 
-def _attach(base, rank, alpha, seed):
+def _attach(base, rank, seed):
     """The base with a fresh adapter, float32 or better; the base's own weights are shared, not copied."""
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
     model = copy_sharing(base.model, lambda p: True)
-    transposed = any(
-        isinstance(module, Conv1D) for module in model.modules()
-    )  # GPT-2's layers hold W transposed
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules="all-linear", fan_in_fan_out=transposed
-    )
+    transposed = any(isinstance(part, Conv1D) for part in model.modules())  # GPT-2's hold W so
+    where = dict(target_modules="all-linear", fan_in_fan_out=transposed)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, **where)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)

@@ -29,7 +29,7 @@ from ..loss import ordered
 from ..packing import pack
 from ..pairs import SAFE, label, tokenize
 from ..templates import encode_responses
-from ..train import batch_order, run_training
+from ..train import Training, batch_order, run_training
 from .scorer import Scorer
 
 SCORED = 32  # responses in one pass of a trained scorer
@@ -171,9 +171,7 @@ def _fit(
 ):
     """Train a copy of the reference's network with a head; `loss_of_pairs(first, second, rows)` gives [B] losses."""
     reference = (
-        adapters.prepare(reference.base, rank=lora, alpha=0, seed=seed)
-        if lora
-        else reference.merged()
+        adapters.prepare(reference.base, rank=lora, seed=seed) if lora else reference.merged()
     )
     tokens = tokenize(rows, reference, max_length=max_length)
     behind = lambda responses: [np.append(y, reference.pad_id) for y in responses]
@@ -192,13 +190,9 @@ def _fit(
         loss, stats = loss_of_pairs(score[0::2], score[1::2], number)
         return loss.sum(), {name: values.sum().item() for name, values in stats.items()}
 
-    setting = dict(seed=seed, learning_rate=learning_rate, **loop)
-    asked = (
-        dict(reference=reference, tokens=tokens, labels=labels, setting=setting)
-        if use_cache
-        else None
-    )
-    return run_training(reference, loss_of, order, asked=asked, name=kind, wrap=Score, **setting)
+    training = Training(steps, batch_size, learning_rate, seed, lora, **loop)
+    asked = dict(reference=reference, tokens=tokens, labels=labels) if use_cache else None
+    return run_training(reference, loss_of, order, training, asked=asked, name=kind, wrap=Score)
 
 
 def _ends(lengths):

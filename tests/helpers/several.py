@@ -47,7 +47,6 @@ CASES = {
     "one row": dict(batch_size=1),
     "link": dict(link=shifted_square),
     "lever": dict(token_lever=ByRow(), accumulate=2),
-    "live": dict(live_reference=True),
     "checkpointing": dict(checkpointing=True, accumulate=2),
     "adapter": dict(lora=2, accumulate=2),
     "adapter, checkpointing": dict(lora=2, checkpointing=True),
@@ -76,8 +75,9 @@ def head():
         policy.model.double()
         return toy.WithHead(policy).double()
 
-    setting = dict(wrap=wrap, name="head", learning_rate=1e-2, seed=3)
-    return train.run_training(policy, loss_of, train.batch_order(12, 6, 5, 0), asked={}, **setting)
+    setting = train.Training(steps=6, batch_size=5, learning_rate=1e-2, seed=3)
+    order = train.batch_order(12, 6, 5, 0)
+    return train.run_training(policy, loss_of, order, setting, asked={}, name="head", wrap=wrap)
 
 
 def fine_tuned():
@@ -92,7 +92,7 @@ def fine_tuned():
 
 
 def interrupted(stop, **changes):
-    """A run that is broken off in its 8th step on every process, its state kept after the 5th; then what is resumed."""
+    """A run that is broken off in its 8th step on every process, its state written after the 5th; then what is resumed."""
     real, calls = train.log_ratios, []
 
     def watched(*args):
@@ -143,7 +143,7 @@ def alone(number):
     for name, place in (("not seen by 1", elsewhere), ("seen by 1 alone", hidden)):
         place()
         try:
-            said = "cached" if one(live_reference=True).cached else "trained"
+            said = "cached" if one(bf16=True).cached else "trained"
         except RuntimeError as error:
             said = str(error)
         out[name] = np.array(distributed.gather(said))

@@ -30,3 +30,20 @@ def made_tokens(n=16, seed=0):
     some = lambda low, high: [g.integers(3, 40, g.integers(low, high)) for _ in range(n)]
     ended = lambda rows: [np.append(row, 2) for row in rows]
     return TokenPairs(some(3, 9), ended(some(2, 8)), ended(some(2, 8)), np.ones(n), np.zeros(n))
+
+
+class Stop(Exception):
+    pass
+
+
+class WithHead(torch.nn.Module):
+    """A network with a linear head on the last token, as a reward model has."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.model = policy.model
+        self.model.get_output_embeddings().requires_grad_(False)
+        self.head = torch.nn.Linear(16, 1)
+
+    def forward(self, ids):
+        return self.head(self.model.base_model(ids).last_hidden_state[:, -1]).sum(1)
