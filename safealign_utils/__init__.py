@@ -1,4 +1,5 @@
-"""SafeAlign Kit: one preference loss with four levers, checked in a world that can be solved exactly."""
+"""SafeAlign Kit: one preference loss with four levers, checked in a world that can be solved
+exactly."""
 
 import warnings
 

@@ -1,8 +1,8 @@
 """Evaluation: exact in the language world, pair accuracy on real text.
 
-In the world every response is enumerated, so reward, cost, P(unsafe), KL and the leak (the mass that a
-policy puts outside the grammar) have no sampling noise. Metrics are over the grammar, renormalised, and
-the leak stands beside them, because renormalising hides it.
+In the world every response is enumerated, so reward, cost, P(unsafe), KL and the leak (the mass
+that a policy puts outside the grammar) have no sampling noise. Metrics are over the grammar,
+renormalised, and the leak stands beside them, because renormalising hides it.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from .world import optimum
 
 @dataclass(frozen=True)
 class Exact:
-    """Log-probs of all responses to P prompts: `logp` [P, R] renormalised, `leak` [P], `prompts` [P] ids."""
+    """Log-probs of all responses to P prompts: `logp` [P, R] renormalised, `leak` [P], `prompts`
+    [P] ids."""
 
     logp: np.ndarray
     leak: np.ndarray
@@ -41,10 +42,12 @@ def exact(policy, prompts):
 
 
 def metrics(theta, ref, world, *, target=None):
-    """The kit's standard quantities of an `Exact` policy against the reference's (same prompts), a dict.
+    """The kit's standard quantities of an `Exact` policy against the reference's (same prompts), a
+    dict.
 
-    `target` is the log-prob table of the method's own optimum; it adds `kl_opt` and `tv_opt`. Where the
-    optimum gives some responses no mass at all, kl_opt is the finite direction KL(optimum || theta).
+    `target` is the log-prob table of the method's own optimum; it adds `kl_opt` and `tv_opt`. Where
+    the optimum gives some responses no mass at all, kl_opt is the finite direction KL(optimum ||
+    theta).
     """
     x, logp = theta.prompts, theta.logp
     reward, cost = world.reward[x], world.cost[x]
@@ -87,7 +90,8 @@ def _sums(rows):
 
 
 def accuracy(margins, *, prompts=None, against=None, same_pairs=False):
-    """(share of pairs ordered rightly, low, high, n): `margins` is one array a seed; a tie counts half.
+    """(share of pairs ordered rightly, low, high, n): `margins` is one array a seed; a tie counts
+    half.
 
     The 95 % interval is over prompts (`intervals.over_prompts`), n counts pairs: those of all seeds
     together, or, where every seed has the `same_pairs`, the hits averaged over seeds. `prompts`
@@ -112,9 +116,11 @@ def _hits(margins, same_pairs):
 
 
 def bag_of_words(train, test):
-    """Margins [N] of a linear model on word counts (scikit-learn): the baseline that any text model must beat.
+    """Margins [N] of a linear model on word counts (scikit-learn): the baseline that any text model
+    must beat.
 
-    A logistic regression on the difference of the two responses' TF-IDF vectors, chosen minus rejected.
+    A logistic regression on the difference of the two responses' TF-IDF vectors, chosen minus
+    rejected.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

@@ -1,4 +1,5 @@
-"""Intervals: the one place where they are made, and none leaves the range that its quantity can have.
+"""Intervals: the one place where they are made, and none leaves the range that its quantity can
+have.
 
     over_seeds     one value a seed       Student's t, on the scale of the range
     over_prompts   rows of prompts        the same t for up to FEW prompts, else a bootstrap
@@ -88,7 +89,8 @@ def over_seeds(values, bounds=None):
         raise ValueError("values: none; an interval needs at least one")
     if not _inside(values, bounds):
         raise ValueError(
-            f"values: {values.tolist()} do not all lie in {_words(bounds)}; give the bounds they have"
+            f"values: {values.tolist()} do not all lie in {_words(bounds)}; give the bounds they "
+            "have"
         )
     mean = float(values.mean())
     if len(values) == 1:
@@ -116,7 +118,8 @@ def over_prompts(values, prompts=None, *, bounds=None, draws=10_000, seed=0):
         return float("nan"), None, None, 0
     if not np.isfinite(values).all():
         raise ValueError(
-            f"values: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite; leave them out"
+            f"values: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite; leave "
+            "them out"
         )
     if not _inside(values, bounds):
         raise ValueError(f"values: {values.min():g} to {values.max():g} is not in {_words(bounds)}")
@@ -230,7 +233,8 @@ def _words(bounds):
 
 
 def summarise(rows, by, quantities, *, difference=False, percent=False):
-    """Mean and 95 % t-interval over seeds: a table of the `by` columns, then q, q_low, q_high for each quantity.
+    """Mean and 95 % t-interval over seeds: a table of the `by` columns, then q, q_low, q_high for
+    each quantity.
 
     `rows` is a list of dicts, one per seed and setting. With one seed both ends equal the mean. The
     intervals stay in the range that `range_of` knows a quantity by its name to have; say

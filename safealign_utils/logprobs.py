@@ -1,9 +1,9 @@
 """Token log-probabilities: the hot path of training and evaluation.
 
-Several responses share one prompt, so a row holds `prompt | response | response ...` once, with a mask
-that lets a response see the prompt and itself only: a pair is a small tree, and so is a whole grammar.
-The language-model head runs at the places that are read. Log-probs are in nats, one per response token,
-the end-of-sequence token included; the prompt's last token predicts the first.
+Several responses share one prompt, so a row holds `prompt | response | response ...` once, with a
+mask that lets a response see the prompt and itself only: a pair is a small tree, and so is a whole
+grammar. The language-model head runs at the places that are read. Log-probs are in nats, one per
+response token, the end-of-sequence token included; the prompt's last token predicts the first.
 """
 
 import hashlib
@@ -14,17 +14,20 @@ import numpy as np
 import torch
 
 from .engine import cache, distributed
-from .packing import Packed, _pad, pack, split
+from .packing import Packed, pack, pad, split
 
 GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
-STORED = 2048  # responses of real text in one entry: what was computed before a run was killed is there after
+# Responses of real text in one entry: what was computed before a run was killed is there after.
+STORED = 2048
 
 
 def attention_bias(model, batch):
-    """What is added to the attention scores of a `Packed` batch, [B, 1, T, T]: 0, or the lowest number behind the mask.
+    """What is added to the attention scores of a `Packed` batch, [B, 1, T, T]: 0, or the lowest
+    number behind the mask.
 
-    Layers that see only their last `sliding_window` tokens (Mistral, some of Qwen2) get a mask of their own where a
-    row is longer; a model that has both kinds gets a dict of two, as transformers takes it.
+    Layers that see only their last `sliding_window` tokens (Mistral, some of Qwen2) get a mask of
+    their own where a row is longer; a model that has both kinds gets a dict of two, as transformers
+    takes it.
     """
     dtype, config = next(model.parameters()).dtype, model.config
     bias = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.ids.device)
@@ -39,7 +42,8 @@ def attention_bias(model, batch):
 
 
 def hidden_states(model, batch):
-    """Last hidden states [K, D] at the places of a `Packed` batch from which its tokens are predicted."""
+    """Last hidden states [K, D] at the places of a `Packed` batch from which its tokens are
+    predicted."""
     bias = attention_bias(model, batch)
     out = model.base_model(
         input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False
@@ -50,9 +54,9 @@ def hidden_states(model, batch):
 class LogProbs(torch.nn.Module):
     """A policy's network that answers a `Packed` batch with log-probs [K], in float32 or better.
 
-    Where the policy is `constrained` the softmax runs over the allowed tokens only (the grammar softmax);
-    where it is `bf16` the network computes in bfloat16. The second result is log of the mass that the
-    plain softmax gives to the allowed tokens, [K] or None.
+    Where the policy is `constrained` the softmax runs over the allowed tokens only (the grammar
+    softmax); where it is `bf16` the network computes in bfloat16. The second result is log of the
+    mass that the plain softmax gives to the allowed tokens, [K] or None.
     """
 
     def __init__(self, policy):
@@ -88,16 +92,19 @@ class ReferenceTable:
     rejected: list
 
     def rows(self, rows, like):
-        """Padded tables [B, T_w] and [B, T_l] of some pairs, in the type and on the device of `like`."""
+        """Padded tables [B, T_w] and [B, T_l] of some pairs, in the type and on the device of
+        `like`."""
         return tuple(
-            _pad([values[i] for i in rows]).to(like) for values in (self.chosen, self.rejected)
+            pad([values[i] for i in rows]).to(like) for values in (self.chosen, self.rejected)
         )
 
 
 def log_ratios(module, tokens, rows, policy, reference):
-    """Token log-ratios to the reference [B, T_w], [B, T_l] of some pairs, and log of the allowed mass [K] or None.
+    """Token log-ratios to the reference [B, T_w], [B, T_l] of some pairs, and log of the allowed
+    mass [K] or None.
 
-    `module` is a `LogProbs` of `policy`; `reference` a `ReferenceTable`, or a frozen `LogProbs` to ask anew.
+    `module` is a `LogProbs` of `policy`; `reference` a `ReferenceTable`, or a frozen `LogProbs` to
+    ask anew.
     """
     batch, lengths = (
         tokens.batch(rows, policy).to(policy.device),
@@ -113,7 +120,7 @@ def log_ratios(module, tokens, rows, policy, reference):
     return w - ref_w, l - ref_l, log_allowed
 
 
-# ---------------------------------------------------------------- all responses of the world, as a trie
+# ---------------------------------------------------------------- all responses as a trie
 @lru_cache(maxsize=4)
 def _forest(grammar, group):
     return grammar.forest(group)

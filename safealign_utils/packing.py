@@ -1,4 +1,4 @@
-"""A row of the network: a prompt and its responses side by side, each response blind to the others."""
+"""A row of the network: a prompt and its responses, each response blind to the others."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -10,8 +10,8 @@ import torch
 class Packed:
     """B rows of T input tokens with K tokens to predict.
 
-    `ids`, `positions` [B, T]; `mask` bool [B, 1, T, T] (query may see key); `source` [K] places in the
-    flattened [B * T] hidden states; `target` [K] token ids; `allowed` bool [K, V] or None.
+    `ids`, `positions` [B, T]; `mask` bool [B, 1, T, T] (query may see key); `source` [K] places in
+    the flattened [B * T] hidden states; `target` [K] token ids; `allowed` bool [K, V] or None.
     """
 
     ids: torch.Tensor
@@ -27,10 +27,11 @@ class Packed:
 
 
 def pack(prompts, responses, *, pad_id, allowed=None):
-    """Pack B prompts with J responses each (lists of int arrays; responses[j][b]) into one `Packed`.
+    """Pack B prompts with J responses each (lists of int arrays; responses[j][b]) into one
+    `Packed`.
 
-    `allowed` optionally gives bool [len, V] per response, in the same nesting. Targets come row by row,
-    response by response, in token order.
+    `allowed` optionally gives bool [len, V] per response, in the same nesting. Targets come row by
+    row, response by response, in token order.
     """
     B = len(prompts)
     parts = [[x] + [branch[b][:-1] for branch in responses] for b, x in enumerate(prompts)]
@@ -60,7 +61,8 @@ def pack(prompts, responses, *, pad_id, allowed=None):
 
 
 def split(values, lengths_w, lengths_l):
-    """Spread values [K] of a batch of pairs over two padded tables [B, T_w] and [B, T_l], zeros behind the end."""
+    """Spread values [K] of a batch of pairs over two padded tables [B, T_w] and [B, T_l], zeros
+    behind the end."""
     mask_w, mask_l = length_mask(lengths_w), length_mask(lengths_l)
     owner = np.repeat(
         np.tile([True, False], len(lengths_w)), np.stack([lengths_w, lengths_l], 1).ravel()
@@ -82,7 +84,7 @@ def length_mask(lengths):
     return torch.arange(int(max(lengths)))[None] < torch.as_tensor(np.asarray(lengths))[:, None]
 
 
-def _pad(rows):
+def pad(rows):
     table = np.zeros((len(rows), max(map(len, rows))), dtype=rows[0].dtype)
     for i, row in enumerate(rows):
         table[i, : len(row)] = row

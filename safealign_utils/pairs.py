@@ -1,9 +1,9 @@
 """Preference pairs: one table whose rows and columns are the levers of the loss.
 
 Columns of PKU-SafeRLHF (prompt, response_0, response_1, is_response_k_safe, better_response_id,
-safer_response_id), `source` (the data set), `category` (of harm), and three that the loss reads: `chosen`
-(0 or 1), `p` (probability that it wins, 1 for a hard label) and `margin`. Which *pairs*: the rows. Which
-*winner*: `chosen` and `p`. Which *margin*: `margin`. Missing labels are pandas' NA.
+safer_response_id), `source` (the data set), `category` (of harm), and three that the loss reads:
+`chosen` (0 or 1), `p` (probability that it wins, 1 for a hard label) and `margin`. Which *pairs*:
+the rows. Which *winner*: `chosen` and `p`. Which *margin*: `margin`. Missing labels are pandas' NA.
 """
 
 import re
@@ -40,7 +40,8 @@ HELD_OUT = (
 
 
 def split_pairs(table, *, heldout=0.15):
-    """(train, test, report): by the column `split`, else by a hash of the prompt. No prompt is in both.
+    """(train, test, report): by the column `split`, else by a hash of the prompt. No prompt is in
+    both.
 
     A split is held out or trained on by the word in its name (HELD_OUT, TRAINED; test_prefs is a
     test split), in any case of letters; rows without one, beside others, are trained on. Raises
@@ -57,7 +58,8 @@ def split_pairs(table, *, heldout=0.15):
     train, test = table[~test], table[test]
     if train.empty or test.empty:
         raise ValueError(
-            f"data: {len(train)} training and {len(test)} held-out pairs; both are needed, mark rows by `split`"
+            f"data: {len(train)} training and {len(test)} held-out pairs; both are needed, mark "
+            "rows by `split`"
         )
     shared = test.prompt.isin(set(train.prompt))
     train, test = train.reset_index(drop=True), test[~shared].reset_index(drop=True)
@@ -78,25 +80,30 @@ def _held_out_names(splits):
         held, trained = any(w in HELD_OUT for w in words), any(w in TRAINED for w in words)
         if name and held == trained:
             raise ValueError(
-                f"data, column 'split': {name!r} ({counts[name]} rows) says not whether it is held out; "
-                f"name it train, or one of {', '.join(HELD_OUT)}; the column has {', '.join(map(repr, counts.index))}"
+                f"data, column 'split': {name!r} ({counts[name]} rows) says not whether it is "
+                "held out; "
+                f"name it train, or one of {', '.join(HELD_OUT)}; the column has "
+                f"{', '.join(map(repr, counts.index))}"
             )
         out[name] = held
     return out
 
 
 def some_of_every_source(table, n):
-    """At most n rows, in their order: the first of each `source` in turn, so that none is left out."""
+    """At most n rows, in their order: the first of each `source` in turn, so that none is left
+    out."""
     turn = table.groupby("source").cumcount().to_numpy()
     return table.iloc[np.sort(np.argsort(turn, kind="stable")[:n])].reset_index(drop=True)
 
 
 # ---------------------------------------------------------------- labels: the winner lever
 def label(table, by="auto"):
-    """Hard labels by a column: sets `chosen`, p = 1, margin = 0; rows without that label are left out.
+    """Hard labels by a column: sets `chosen`, p = 1, margin = 0; rows without that label are left
+    out.
 
-    `by` is better (helpfulness), safer, safer_or_better or better_or_safer (for several data sets: the second where a
-    row has no first), or auto: better where any row has it. Raises ValueError where no row has the label.
+    `by` is better (helpfulness), safer, safer_or_better or better_or_safer (for several data sets:
+    the second where a row has no first), or auto: better where any row has it. Raises ValueError
+    where no row has the label.
     """
     if by not in ("auto", "safer_or_better", "better_or_safer", *LABELS):
         raise ValueError(

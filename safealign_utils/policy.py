@@ -1,4 +1,5 @@
-"""Policies: a plain transformers causal LM with its tokenizer, how it is read, copied, merged and saved."""
+"""Policies: a plain transformers causal LM with its tokenizer, how it is read, copied, merged and
+saved."""
 
 import contextlib
 import json
@@ -31,8 +32,8 @@ class Policy:
 
     `grammar` is the world's trie, or None for real text; `constrained` reads the model through the
     grammar softmax; `bf16` computes in bfloat16 with weights in float32 (under an adapter: in
-    bfloat16); `template` names the form of a prompt on real text (`templates.py`). A policy is never
-    changed in place: training copies it.
+    bfloat16); `template` names the form of a prompt on real text (`templates.py`). A policy is
+    never changed in place: training copies it.
     """
 
     model: transformers.PreTrainedModel
@@ -88,13 +89,15 @@ class Policy:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def copy(self, **changes):
-        """A copy with weights of its own; those under an adapter, which nobody changes, are shared."""
+        """A copy with weights of its own; those under an adapter, which nobody changes, are
+        shared."""
         return replace(
             self, model=adapters.copy_sharing(self.model, lambda p: not p.requires_grad), **changes
         )
 
     def to(self, dtype, device="cpu"):
-        """A copy that computes in float64, float32 or bfloat16 (weights then stay in float32) on a device."""
+        """A copy that computes in float64, float32 or bfloat16 (weights then stay in float32) on a
+        device."""
         moved = self.copy(bf16=dtype == "bfloat16")
         cast(moved.model, double=dtype == "float64").to(distributed.own_device(device))
         return moved
@@ -105,11 +108,13 @@ class Policy:
         return adapters.base(self)
 
     def merged(self):
-        """The policy with its adapter added to the weights, a plain model; itself where it has none."""
+        """The policy with its adapter added to the weights, a plain model; itself where it has
+        none."""
         return adapters.merged(self)
 
     def save(self, folder):
-        """Write model (merged) and tokenizer (safetensors) so that plain transformers can load them."""
+        """Write model (merged) and tokenizer (safetensors) so that plain transformers can load
+        them."""
         self.merged().model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -133,7 +138,8 @@ def weights_hash(net, *said):
 def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=512, **shape):
     """A Llama with fresh weights; the seed is set before the model is built.
 
-    init_std 0.08, not Llama's 0.02: the narrow start leaves a network this small far from the grammar.
+    init_std 0.08, not Llama's 0.02: the narrow start leaves a network this small far from the
+    grammar.
     """
     shape = {**WORLD_MODEL, **shape}
     config = LlamaConfig(

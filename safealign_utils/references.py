@@ -1,8 +1,10 @@
-"""Where training starts: the world's reference policies (SFT on behaviour samples), or a small model from scratch.
+"""Where training starts: the world's reference policies (SFT on behaviour samples), or a small
+model from scratch.
 
-The reference policies of the default world for seeds 0 to 4 are shipped (`world/reference_policies/`, made by
-`python -m safealign_utils.references`), because training one from scratch is chaotic: another instruction
-set ends 1e-3 away, and every later number moves as much as between two seeds.
+The reference policies of the default world for seeds 0 to 4 are shipped
+(`world/reference_policies/`, made by `python -m safealign_utils.references`), because training one
+from scratch is chaotic: another instruction set ends 1e-3 away, and every later number moves as
+much as between two seeds.
 """
 
 from pathlib import Path
@@ -29,7 +31,8 @@ SCRATCH_SFT = dict(steps=200, batch_size=16, learning_rate=3e-3)
 
 
 def word_tokenizer(words):
-    """One token per word, split at spaces; ids 0 <pad>, 1 <unk>, 2 </s>, then the words in order."""
+    """One token per word, split at spaces; ids 0 <pad>, 1 <unk>, 2 </s>, then the words in
+    order."""
     ids = {w: i for i, w in enumerate(["<pad>", "<unk>", EOS, *words])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -73,7 +76,8 @@ def _shapes(state):
 
 
 def train_reference(world, *, seed, use_cache=True, shape=None, **changes):
-    """Fine-tune a fresh policy on behaviour samples of every prompt (float32). `shape`: another network's."""
+    """Fine-tune a fresh policy on behaviour samples of every prompt (float32). `shape`: another
+    network's."""
     setting = {**SFT, **changes}
     policy = world_policy(world, seed=seed, **(shape or {}))
     samples = world.behaviour_samples(setting["steps"] * setting["batch_size"], seed=seed)
@@ -85,7 +89,8 @@ def train_reference(world, *, seed, use_cache=True, shape=None, **changes):
 
 # ---------------------------------------------------------------- from scratch on real text
 def scratch_policy(texts, prompts, responses, *, seed, max_length):
-    """A byte-pair tokenizer and a small Llama trained on nothing but the given texts, then fine-tuned.
+    """A byte-pair tokenizer and a small Llama trained on nothing but the given texts, then
+    fine-tuned.
 
     `texts` train the tokenizer; `prompts`, `responses` (lists of N strings) the network.
     """

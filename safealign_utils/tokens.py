@@ -1,15 +1,15 @@
 """Tokens: how prompts and responses become ids, and the tokenised pairs that training reads.
 
-A row is: what the template writes before the answer (a beginning-of-sequence token once, if the tokenizer has
-one), the response, and one token that ends it. Prompt and response are tokenised apart, so no token spans both.
+A row is: what the template writes before the answer (a beginning-of-sequence token once, if the
+tokenizer has one), the response, and one token that ends it. Prompt and response are tokenised
+apart, so no token spans both.
 
-| template | a prompt becomes | ended by |
-|---|---|---|
-| dialogue | `USER: {prompt} ASSISTANT:`; a dialogue that already ends in `Assistant:` stays as it is | EOS |
-| safe_rlhf | `BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:`, the format of the beaver models | EOS |
-| chat | the tokenizer's own chat template up to the assistant's turn | the template's end of turn, else EOS |
-| plain | the prompt itself, with the special tokens that it names | EOS |
-| auto | chat where the tokenizer has a chat template, else dialogue | |
+| template | a prompt becomes | ended by | |---|---|---| | dialogue | `USER: {prompt} ASSISTANT:`; a
+dialogue that already ends in `Assistant:` stays as it is | EOS | | safe_rlhf | `BEGINNING OF
+CONVERSATION: USER: {prompt} ASSISTANT:`, the format of the beaver models | EOS | | chat | the
+tokenizer's own chat template up to the assistant's turn | the template's end of turn, else EOS | |
+plain | the prompt itself, with the special tokens that it names | EOS | | auto | chat where the
+tokenizer has a chat template, else dialogue | |
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,11 @@ from .templates import check_template, encode_prompts, encode_responses, end_id
 
 @dataclass(frozen=True)
 class TokenPairs:
-    """N tokenised pairs: lists of int arrays, responses with the token that ends them; p, margin float64 [N].
+    """N tokenised pairs: lists of int arrays, responses with the token that ends them; p, margin
+    float64 [N].
 
-    `states_w`, `states_l` hold the grammar state before every token (the world only); `truncated` counts
-    the responses cut at max_length, `truncated_prompts` the pairs whose prompt lost tokens.
+    `states_w`, `states_l` hold the grammar state before every token (the world only); `truncated`
+    counts the responses cut at max_length, `truncated_prompts` the pairs whose prompt lost tokens.
     """
 
     prompts: list
@@ -83,10 +84,11 @@ def chosen_rejected(table, of_0, of_1):
 def tokenize(table, policy, *, max_length=256):
     """Tokenise labelled pairs for a policy. In the world the grammar gives ids and states.
 
-    Elsewhere the policy's template does (see above), and a pair takes at most `max_length` tokens, prompt and
-    longer response together. A long prompt loses its beginning, but keeps BOS and the header of a chat; it keeps
-    half of the length at least. A long response loses its end and with it the token that ends it: the text did
-    not stop there. Neither is dropped or emptied. Raises ValueError where max_length holds no header and token.
+    Elsewhere the policy's template does (see above), and a pair takes at most `max_length` tokens,
+    prompt and longer response together. A long prompt loses its beginning, but keeps BOS and the
+    header of a chat; it keeps half of the length at least. A long response loses its end and with
+    it the token that ends it: the text did not stop there. Neither is dropped or emptied. Raises
+    ValueError where max_length holds no header and token.
     """
     levers = dict(p=table.p.to_numpy(float), margin=table.margin.to_numpy(float))
     if policy.grammar is not None:
@@ -131,7 +133,8 @@ def _shorten(ids, keep, head):
 
 
 def _header(policy):
-    """How many ids stand before the text of any prompt and survive a cut: BOS, and the header of a chat."""
+    """How many ids stand before the text of any prompt and survive a cut: BOS, and the header of a
+    chat."""
     if check_template(policy.tokenizer, policy.template) != "chat":
         return int(policy.tokenizer.bos_token_id is not None)
     a, b = (ids.tolist() for ids in encode_prompts(["0", "z"], policy))
@@ -141,8 +144,8 @@ def _header(policy):
 def show_row(row, policy, *, max_length=256, response="chosen"):
     """The exact ids of one labelled pair as training reads them, for eyes and tests: a DataFrame.
 
-    `row` is one row of a labelled table. Columns: `id`; `token`; `what` (bos, prompt, response or end) and
-    `scored` (does the loss read its log-prob). `response` is chosen or rejected.
+    `row` is one row of a labelled table. Columns: `id`; `token`; `what` (bos, prompt, response or
+    end) and `scored` (does the loss read its log-prob). `response` is chosen or rejected.
     """
     tokens = tokenize(pd.DataFrame([row]), policy, max_length=max_length)
     x, y = tokens.prompts[0].tolist(), getattr(tokens, response)[0].tolist()

@@ -35,12 +35,14 @@ WARM_UP = 0.1  # share of the steps
 
 @dataclass(frozen=True)
 class Training:
-    """How a training runs: `steps` batches of `batch_size` rows, AdamW's highest `learning_rate`, `seed`.
+    """How a training runs: `steps` batches of `batch_size` rows, AdamW's highest `learning_rate`,
+    `seed`.
 
     `lora` is the rank of an adapter that is trained in place of the weights (0: none). A batch is
     computed in `accumulate` parts, and with `checkpointing` the layers' inner states are computed
-    twice instead of stored; neither changes the result but by rounding. The state is written to disk
-    every `save_every` steps; 0: every 30 s, or more seldom where that would take over 5 % of the time.
+    twice instead of stored; neither changes the result but by rounding. The state is written to
+    disk every `save_every` steps; 0: every 30 s, or more seldom where that would take over 5 % of
+    the time.
     """
 
     steps: int
@@ -55,9 +57,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained policy, its log (one row a step), whether it came from the cache, and the seconds it took then.
+    """A trained policy, its log (one row a step), whether it came from the cache, and the seconds
+    it took then.
 
-    `module` is what was trained: a `LogProbs` of the policy, or what `run_training` was given as `wrap`.
+    `module` is what was trained: a `LogProbs` of the policy, or what `run_training` was given as
+    `wrap`.
     """
 
     policy: Policy
@@ -73,7 +77,8 @@ class NotFinite(RuntimeError):
 
 # ---------------------------------------------------------------- what is trained
 def fine_tune(policy, prompts, responses, *, use_cache=True, **training):
-    """Supervised fine-tuning: minimise the negative log-likelihood per response (nats, summed over its tokens).
+    """Supervised fine-tuning: minimise the negative log-likelihood per response (nats, summed over
+    its tokens).
 
     `prompts`, `responses`: lists of N int arrays, responses with their end-of-sequence token.
     `training`: the fields of `Training`. Returns a `Trained`.
@@ -107,11 +112,12 @@ def align(
 ):
     """Preference optimisation with the one loss; returns a `Trained`.
 
-    `reference` is the frozen policy, `tokens` a `tokens.TokenPairs`, `start` where the policy begins
-    (default: the reference); the other levers are those of `Objective`, and `training` are the fields
-    of `Training`. With `lora` the reference is the base that the adapter stands on (`Policy.base`); a
-    `start` that has an adapter goes on with it. The cache knows levers by their content
-    (`engine/content.py`); one that has none is refused with a ValueError, but for `use_cache=False`.
+    `reference` is the frozen policy, `tokens` a `tokens.TokenPairs`, `start` where the policy
+    begins (default: the reference); the other levers are those of `Objective`, and `training` are
+    the fields of `Training`. With `lora` the reference is the base that the adapter stands on
+    (`Policy.base`); a `start` that has an adapter goes on with it. The cache knows levers by their
+    content (`engine/content.py`); one that has none is refused with a ValueError, but for
+    `use_cache=False`.
 
     Differs from the paper (arXiv 2305.18290, its authors' code): AdamW with cosine decay instead of
     RMSprop with warm-up; responses end in the tokenizer's own end-of-sequence token.
@@ -134,7 +140,8 @@ def align(
 
 @dataclass(frozen=True)
 class Objective:
-    """The one loss of pairs with its levers: called with a module and rows, it returns (their sum, sums to log).
+    """The one loss of pairs with its levers: called with a module and rows, it returns (their sum,
+    sums to log).
 
     `reference` is read from a table, or live where a number depends on its batch (below float32).
     `token_lever(logratio_w, logratio_l, mask_w, mask_l, rows)` returns token masks; `link(z, beta)`
@@ -184,15 +191,16 @@ class Objective:
 
 # ---------------------------------------------------------------- the loop
 def run_training(policy, loss_of, order, training, *, asked, name, wrap=LogProbs, dropout=False):
-    """Train a copy of a policy on the batches `order` int [steps, B], or find it in the cache: a `Trained`.
+    """Train a copy of a policy on the batches `order` int [steps, B], or find it in the cache: a
+    `Trained`.
 
-    `loss_of(module, rows)` returns the loss summed over rows and sums of what is logged. `asked` names
-    all that decides the result but for `order`, `training` and what is trained (None: no cache);
-    `name` is its kind. `wrap(policy)` builds the module that `loss_of` calls: its `model` is the
-    policy's; what else it has (a head) is trained, stored and loaded with it. A parameter that its
-    forward never uses must be frozen. `dropout` leaves the network's own dropout on; preference
-    training has it off, or it would not start at the reference. Several processes: all call this with
-    the same arguments, and all get the same back.
+    `loss_of(module, rows)` returns the loss summed over rows and sums of what is logged. `asked`
+    names all that decides the result but for `order`, `training` and what is trained (None: no
+    cache); `name` is its kind. `wrap(policy)` builds the module that `loss_of` calls: its `model`
+    is the policy's; what else it has (a head) is trained, stored and loaded with it. A parameter
+    that its forward never uses must be frozen. `dropout` leaves the network's own dropout on;
+    preference training has it off, or it would not start at the reference. Several processes: all
+    call this with the same arguments, and all get the same back.
     """
     start, folder, key = time.perf_counter(), None, None
     with seeded(training.seed):
@@ -222,7 +230,8 @@ def run_training(policy, loss_of, order, training, *, asked, name, wrap=LogProbs
 
 
 def _optimise(module, loss_of, order, training, accelerator, folder, name):
-    """Run the batches with AdamW, linear warm-up and cosine decay to 0: (the prepared module, the log)."""
+    """Run the batches with AdamW, linear warm-up and cosine decay to 0: (the prepared module, the
+    log)."""
     steps, rate = len(order), training.learning_rate
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=BETAS, weight_decay=0.0, fused=True)
@@ -247,7 +256,8 @@ def _optimise(module, loss_of, order, training, accelerator, folder, name):
 
 
 def one_batch(net, loss_of, rows, accelerator, accumulate):
-    """Backward through one batch, in `accumulate` parts, by every process its own rows: sums over all of them.
+    """Backward through one batch, in `accumulate` parts, by every process its own rows: sums over
+    all of them.
 
     The gradient is that of the mean over the whole batch.
     """
@@ -300,7 +310,8 @@ def _number(norm):
 
 @contextlib.contextmanager
 def _mode(module, dropout, checkpointing):
-    """Set a module's mode for a block. transformers checkpoints in train mode only; dropout is silenced by hand."""
+    """Set a module's mode for a block. transformers checkpoints in train mode only; dropout is
+    silenced by hand."""
     module.train(dropout or checkpointing)
     silenced = _dropouts(module) if checkpointing and not dropout else []
     if checkpointing:
@@ -328,14 +339,16 @@ def _dropouts(module):
 
 # ---------------------------------------------------------------- finished runs on disk
 def store_trained(key, module, log, **info):
-    """What training changed, and the log of a finished run, as one cache entry, with further `info`."""
+    """What training changed, and the log of a finished run, as one cache entry, with further
+    `info`."""
     arrays = {name: tensor.cpu().numpy() for name, tensor in adapters.trained_state(module).items()}
     arrays |= {f"log.{c}": log[c].to_numpy(np.float64) for c in log}
     cache.store("policy", key, arrays, log=list(log), **info)
 
 
 def load_trained(key, policy):
-    """(policy with the stored weights, log, info) of a finished run, or None. `policy` gives everything else."""
+    """(policy with the stored weights, log, info) of a finished run, or None. `policy` gives
+    everything else."""
     trained = policy.copy()
     return (trained, *found) if (found := _load(key, trained.model)) else None
 

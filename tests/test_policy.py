@@ -191,7 +191,7 @@ def test_the_seed_alone_draws_the_adapter():
     assert torch.equal(before, torch.get_rng_state()) and not same(weights(one), weights(two))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(99)
-        assert same(weights(one), weights(adapters.prepare(policy, rank=2, alpha=0, seed=0).model))
+        assert same(weights(one), weights(adapters.prepare(policy, rank=2, seed=0).model))
     assert same(weights(one), weights(three))
 
 

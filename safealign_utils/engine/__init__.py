@@ -1,1 +1,1 @@
-"""What training and evaluation rest on: the cache, several processes, checkpoints, LoRA, float64."""
+"""What training rests on: the cache, several processes, checkpoints, LoRA, float64, streams."""

@@ -47,7 +47,8 @@ def root():
 
 
 def digest(*parts):
-    """Hash (16 hex digits) of strings, numbers, None, arrays, and lists, tuples or dicts of them."""
+    """Hash (16 hex digits) of strings, numbers, None, arrays, and lists, tuples or dicts of
+    them."""
     h = hashlib.sha256()
     for part in parts:
         _feed(h, part)
@@ -274,7 +275,8 @@ def say(words):
 
 @contextlib.contextmanager
 def whole(path):
-    """A path beside `path` to write a file to: it takes its place where the block ends, whole or not at all."""
+    """A path beside `path` to write a file to: it takes its place where the block ends, whole or
+    not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(live.hidden(path.name, "partial"))

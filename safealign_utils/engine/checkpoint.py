@@ -1,8 +1,9 @@
-"""What accelerate does for the training loop: its set-up for one process or several, and checkpoints of a run.
+"""What accelerate does for the training loop: its set-up for one process or several, and
+checkpoints of a run.
 
-A checkpoint (what is trained, optimiser, schedule, random states, position, log) lies on disk and is
-resumed exactly, also with another number of processes. Process 0 decides when it is written and what
-is read.
+A checkpoint (what is trained, optimiser, schedule, random states, position, log) lies on disk and
+is resumed exactly, also with another number of processes. Process 0 decides when it is written and
+what is read.
 """
 
 import contextlib
@@ -31,9 +32,9 @@ def accelerator_for(policy):
     """An accelerate.Accelerator for a policy's device and precision, whatever the environment says
     of these.
 
-    Under FSDP the weights are gathered in their own type and the module's own autocast computes: the
-    losses are those of one process. Raises ValueError for the first version of FSDP, and for what
-    `distributed.check_environment` refuses.
+    Under FSDP the weights are gathered in their own type and the module's own autocast computes:
+    the losses are those of one process. Raises ValueError for the first version of FSDP, and for
+    what `distributed.check_environment` refuses.
     """
     distributed.check_environment()
     distributed.join()
@@ -48,7 +49,8 @@ def accelerator_for(policy):
 
 
 def whole(accelerator, net, build):
-    """The trained module without accelerate's wrapping; FSDP's parts are put together in a new one (`build()`)."""
+    """The trained module without accelerate's wrapping; FSDP's parts are put together in a new one
+    (`build()`)."""
     if not accelerator.is_fsdp2:
         return accelerator.unwrap_model(net, keep_fp32_wrapper=False)
     module = build()
@@ -61,10 +63,11 @@ def whole(accelerator, net, build):
 
 
 class Checkpoint:
-    """`step` and `log` (a dict a step) of a run, and its state in a `folder` (None: nothing is written).
+    """`step` and `log` (a dict a step) of a run, and its state in a `folder` (None: nothing is
+    written).
 
-    Made after `accelerator.prepare`; the last state on disk is then loaded. Raises Damaged, and removes
-    it, where it cannot be.
+    Made after `accelerator.prepare`; the last state on disk is then loaded. Raises Damaged, and
+    removes it, where it cannot be.
     """
 
     def __init__(self, accelerator, schedule, folder, save_every):
@@ -105,7 +108,8 @@ class Checkpoint:
         return distributed.agree(time.monotonic() - self.written > max(WAIT, self.took / SHARE))
 
     def write(self):
-        """Write the state beside its place, rename it, drop older ones. Another run may do the same. Returns where.
+        """Write the state beside its place, rename it, drop older ones. Another run may do the
+        same. Returns where.
 
         On a disk that is full or cannot be written the run goes on, and an older state stays.
         """
@@ -136,7 +140,8 @@ class Checkpoint:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _save(self, folder):
-        """Write the state of all processes into a new folder: "", or what went wrong with one of them."""
+        """Write the state of all processes into a new folder: "", or what went wrong with one of
+        them."""
         failed = ""
         if distributed.rank() == 0:
             try:

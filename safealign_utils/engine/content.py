@@ -195,7 +195,8 @@ class _Reader:
         text = repr(value)
         if re.search(r"\b0x[0-9a-fA-F]{4,}|\.\.\.|<[^>]*object", text):
             raise Unknown(
-                f"{name}: what {text[:60]!r} is made of cannot be known; hold plain values, arrays or tensors instead, "
+                f"{name}: what {text[:60]!r} is made of cannot be known; hold plain values, "
+                "arrays or tensors instead, "
                 "give its class a method cache_content(), or use_cache=False"
             )
         return _hash("as printed", _full_name(type(value)), text)
@@ -265,8 +266,10 @@ class _Reader:
             inspect.getsource(function)
         except (OSError, TypeError):
             raise Unknown(
-                f"{name}: the source of {function.__qualname__!r} is nowhere to be found, so that nobody could tell "
-                "what was asked; write it with `def` in a file or in a cell of a notebook, or use_cache=False"
+                f"{name}: the source of {function.__qualname__!r} is nowhere to be found, so that "
+                "nobody could tell "
+                "what was asked; write it with `def` in a file or in a cell of a notebook, or "
+                "use_cache=False"
             ) from None
         for used in sorted(_globals_of(function.__code__)):
             if used in function.__globals__:
@@ -303,7 +306,8 @@ class _Reader:
             return _hash("module", module.__name__)  # compiled: an inner part of a library
         if file is None:
             raise Unknown(
-                f"{name}: the module {module.__name__!r} has no file; import what is used, not the module"
+                f"{name}: the module {module.__name__!r} has no file; import what is used, not "
+                "the module"
             )
         parts = [Path(file).read_bytes()]
         for used, value in vars(module).items():

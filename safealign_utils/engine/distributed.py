@@ -1,8 +1,8 @@
 """Several processes of one run, as `accelerate launch` starts them, and what they must agree on.
 
-Every process runs the same notebook on the same data. What decides whether a collective operation follows
-(is the run in the cache, is a state kept) is decided by process 0: two answers would leave one waiting.
-With one process everything here answers at once.
+Every process runs the same notebook on the same data. What decides whether a collective operation
+follows (is the run in the cache, is a state kept) is decided by process 0: two answers would leave
+one waiting. With one process everything here answers at once.
 """
 
 import atexit
@@ -73,7 +73,8 @@ def _number(name, usual, *, fix, low=0, below=None):
 
 
 def own_device(name):
-    """This process's device: `cuda` is the GPU of its own number on the machine, where there are several processes."""
+    """This process's device: `cuda` is the GPU of its own number on the machine, where there are
+    several processes."""
     return f"cuda:{local_rank()}" if name == "cuda" and count() > 1 else name
 
 
@@ -83,7 +84,8 @@ def check_environment():
     local_rank(), rank()
     if count() > 1 and not os.environ.get("MASTER_ADDR"):
         raise ValueError(
-            f"WORLD_SIZE={count()}: MASTER_ADDR is not set; unset WORLD_SIZE for one process, or {LAUNCH}"
+            f"WORLD_SIZE={count()}: MASTER_ADDR is not set; unset WORLD_SIZE for one process, or "
+            f"{LAUNCH}"
         )
     for name, (harmless, fix) in CHANGING.items():
         text = os.environ.get(name, "").strip()
@@ -94,7 +96,8 @@ def check_environment():
             if is_on(name):
                 key = name.lower()
                 raise ValueError(
-                    f"{name}={os.environ[name]}: {key}: write {key}: false in the accelerate configuration"
+                    f"{name}={os.environ[name]}: {key}: write {key}: false in the accelerate "
+                    "configuration"
                 )
 
 
@@ -126,7 +129,8 @@ def set_aside(**given):
 
 
 def join():
-    """Enter the group of processes, once: gloo for what lies in main memory, nccl for what lies on GPUs."""
+    """Enter the group of processes, once: gloo for what lies in main memory, nccl for what lies on
+    GPUs."""
     import torch
 
     if count() == 1 or torch.distributed.is_initialized():
@@ -174,7 +178,8 @@ def total(values):
 def found(look):
     """`look()` on every process if process 0 finds something, else None on all.
 
-    Raises RuntimeError where process 0 finds what another one does not: the cache must be one folder for all.
+    Raises RuntimeError where process 0 finds what another one does not: the cache must be one
+    folder for all.
     """
     first = look() if rank() == 0 else None
     if not agree(first is not None):
@@ -196,16 +201,18 @@ def same(lacking):
 
 def _not_shared():
     return RuntimeError(
-        f"SAFEALIGN_CACHE={os.environ.get('SAFEALIGN_CACHE', '')!r}: process {rank()} does not see what process 0 "
+        f"SAFEALIGN_CACHE={os.environ.get('SAFEALIGN_CACHE', '')!r}: process {rank()} does not "
+        "see what process 0 "
         "has stored; name a folder that all processes share"
     )
 
 
 def told(question, answer):
-    """Process 0's answer (True or False) to a runner's question, without entering the notebooks' group.
+    """Process 0's answer (True or False) to a runner's question, without entering the notebooks'
+    group.
 
-    The runners start the notebooks, which form the group; they themselves ask the launcher's own store. Without
-    one (another launcher) everyone answers for itself.
+    The runners start the notebooks, which form the group; they themselves ask the launcher's own
+    store. Without one (another launcher) everyone answers for itself.
     """
     if count() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return answer

@@ -1,8 +1,9 @@
 """A Llama that computes in float64 all the way.
 
-transformers' Llama computes its norms, its softmax and its rotary angles in float32 whatever the type of
-its weights, so that a "float64" model still carries rounding errors of 1e-8, which differ between
-processors and grow in training. These two modules and the sdpa attention do not. The formulas are the same.
+transformers' Llama computes its norms, its softmax and its rotary angles in float32 whatever the
+type of its weights, so that a "float64" model still carries rounding errors of 1e-8, which differ
+between processors and grow in training. These two modules and the sdpa attention do not. The
+formulas are the same.
 """
 
 import torch
@@ -24,8 +25,9 @@ class DoubleRotary(LlamaRotaryEmbedding):
 
 
 def cast(model, double):
-    """Turn a model to float64 (`double=True`) or float32, in place. Of a Llama with plain rotary positions
-    the norms and angles are exchanged too; other models only change the type of their weights."""
+    """Turn a model to float64 (`double=True`) or float32, in place. Of a Llama with plain rotary
+    positions the norms and angles are exchanged too; other models only change the type of their
+    weights."""
     model.double() if double else model.float()
     rope = getattr(model.config, "rope_parameters", None) or {}
     if model.config.model_type == "llama" and rope.get("rope_type") == "default":

@@ -1,8 +1,9 @@
 """LoRA adapters (Hu et al., arXiv 2106.09685), made by `peft` inside a plain transformers model.
 
-W x becomes W x + (alpha / rank) B A x in every linear layer but the output head, and only A and B are trained.
-B starts at 0: a fresh adapter is the reference, to the last bit. W stays where it is: the policies that stand
-on one base share its memory, in bfloat16 where they compute in it, with A and B in float32.
+W x becomes W x + (alpha / rank) B A x in every linear layer but the output head, and only A and B
+are trained. B starts at 0: a fresh adapter is the reference, to the last bit. W stays where it is:
+the policies that stand on one base share its memory, in bfloat16 where they compute in it, with A
+and B in float32.
 """
 
 import copy
@@ -12,7 +13,8 @@ import torch
 
 
 def prepare(policy, *, rank, seed):
-    """A policy that is ready to be trained with `rank` (0: all weights): with a fresh adapter, or with the one it has.
+    """A policy that is ready to be trained with `rank` (0: all weights): with a fresh adapter, or
+    with the one it has.
 
     Alpha is 2 x rank; `seed` draws A. Raises ValueError for a rank that is not the adapter's own.
     """
@@ -23,14 +25,15 @@ def prepare(policy, *, rank, seed):
         return _attach(policy.base, rank, seed)
     if there and there[0] != rank:
         raise ValueError(
-            f"lora={rank}: the policy has an adapter of rank {there[0]}; give that rank to go on with "
-            "it, or start from policy.merged()"
+            f"lora={rank}: the policy has an adapter of rank {there[0]}; give that rank to go on "
+            "with it, or start from policy.merged()"
         )
     return policy
 
 
 def _attach(base, rank, seed):
-    """The base with a fresh adapter, float32 or better; the base's own weights are shared, not copied."""
+    """The base with a fresh adapter, float32 or better; the base's own weights are shared, not
+    copied."""
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
@@ -48,7 +51,8 @@ def _attach(base, rank, seed):
 
 
 def array(tensor):
-    """A tensor as numpy array, for hashes; numpy knows no bfloat16, so its bits are taken, under that name."""
+    """A tensor as numpy array, for hashes; numpy knows no bfloat16, so its bits are taken, under
+    that name."""
     tensor = tensor.cpu()
     return (
         ["bfloat16", tensor.view(torch.int16).numpy()]
@@ -64,7 +68,8 @@ def described(model):
 
 
 def copy_sharing(model, share):
-    """A copy of a model in which the parameters that `share(p)` selects lie in the same memory, and are frozen."""
+    """A copy of a model in which the parameters that `share(p)` selects lie in the same memory, and
+    are frozen."""
     memo = {
         id(p): torch.nn.Parameter(p.detach(), requires_grad=False)
         for p in model.parameters()
@@ -74,7 +79,8 @@ def copy_sharing(model, share):
 
 
 def base(policy):
-    """What an adapter stands on: the merged policy, held in bfloat16 where it computes in it; often just the policy."""
+    """What an adapter stands on: the merged policy, held in bfloat16 where it computes in it; often
+    just the policy."""
     policy = merged(policy)
     if not policy.bf16 or policy.model.dtype == torch.bfloat16:
         return policy
@@ -82,14 +88,16 @@ def base(policy):
 
 
 def _cast(model, dtype):
-    """Change the type of the weights, in place, and of nothing else: rotary angles in bfloat16 would be useless."""
+    """Change the type of the weights, in place, and of nothing else: rotary angles in bfloat16
+    would be useless."""
     for p in model.parameters():
         p.data = p.data.to(dtype)
     return model
 
 
 def merged(policy):
-    """The policy with its adapter added to the weights, a plain model in float32 or better; itself without one."""
+    """The policy with its adapter added to the weights, a plain model in float32 or better; itself
+    without one."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if not described(policy.model):
@@ -106,7 +114,8 @@ def merged(policy):
 
 
 def trained_state(module):
-    """What training changes: a module's state (names to tensors) without frozen parameters, each tied one once."""
+    """What training changes: a module's state (names to tensors) without frozen parameters, each
+    tied one once."""
     every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     left_out = every - {name for name, p in module.named_parameters() if p.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in left_out}

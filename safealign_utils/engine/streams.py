@@ -2,8 +2,8 @@
 
 A stream is a name and, where there are many of a kind, their indices; two streams of one seed are
 independent, and the same on every machine. NumPy reads a seed with zeros behind it as the seed
-without them, so that indices may not lead from one name into another (`tests/engine/test_streams.py`
-draws from all of them).
+without them, so that indices may not lead from one name into another
+(`tests/engine/test_streams.py` draws from all of them).
 """
 
 import numpy as np

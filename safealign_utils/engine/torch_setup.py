@@ -7,7 +7,8 @@ from functools import cache as once
 
 @once
 def set_up():
-    """One thread, deterministic kernels, no progress bars. A policy or a scorer that is made calls it.
+    """One thread, deterministic kernels, no progress bars. A policy or a scorer that is made calls
+    it.
 
     `SAFEALIGN_THREADS` asks for more threads. Raises ValueError for what is no number of threads.
     """
