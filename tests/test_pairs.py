@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safealign_utils import evaluate, pairs
+from safealign_utils import evaluate, pairs, templates
 from safealign_utils.real import read_pairs
 from safealign_utils.references import scratch_policy
 
@@ -191,7 +191,7 @@ def test_whole_dialogues_are_split_before_the_last_answer(tmp_path, capsys):
         "3 of 6 rows left out: the two dialogues part" in said
         and "1 of 6 rows left out: an empty answer" in said
     )
-    assert pairs.turns(table.prompt[0])[-1] == {"role": "user", "content": "And soup?"}
+    assert templates.turns(table.prompt[0])[-1] == {"role": "user", "content": "And soup?"}
     write(tmp_path / "none.jsonl", rows[4:])
     with pytest.raises(
         ValueError, match="no pairs: 2 of 2 rows left out: the two dialogues part before"
@@ -227,7 +227,7 @@ def test_lists_of_messages_become_a_dialogue(tmp_path, capsys):
     )
     assert table.prompt[5] == table.prompt[6] == table.prompt[4]
     assert table.response_0[5] == table.response_1[5] == table.response_0[6] == "Hello."
-    assert pairs.turns(table.prompt[4]) == talk
+    assert templates.turns(table.prompt[4]) == talk
     assert sorted(table.attrs["left_out"].values()) == [1, 1, 1] and len(table) == 7
     for bad in ([m("tool", "x")], ["Hello."], [m("assistant", None)]):
         with pytest.raises(ValueError, match="line 1, column 'chosen': a message has a role"):
@@ -401,8 +401,8 @@ def test_real_dialogues_written_whole_load_as_they_were(real_data, tmp_path):
     assert len(again) == 1428 and again.attrs["left_out"] == {}
     assert (again.response_0 == table.response_0.str.strip()).all()
     assert (again.response_1 == table.response_1.str.strip()).all()
-    turns = again.prompt.map(lambda x: len(pairs.turns(x)))
-    assert (turns == table.prompt.map(lambda x: len(pairs.turns(x)))).all() and (
+    turns = again.prompt.map(lambda x: len(templates.turns(x)))
+    assert (turns == table.prompt.map(lambda x: len(templates.turns(x)))).all() and (
         turns == 1
     ).sum() > 400
     assert (again.prompt[turns == 1] == table.prompt[turns == 1].str.strip()).all()
