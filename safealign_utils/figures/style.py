@@ -58,6 +58,13 @@ NAMES = {
     "ppo_lagrangian": "PPO-Lagrangian",
     "fixed_lambda": "fixed λ",
 }
+VERDICTS = {  # verdict: (its words, a sign that needs no colour, colour)
+    "holds": ("holds", "✓", "#1a6b35"),
+    "does_not_hold": ("does not hold", "✕", "#b3352b"),
+    "undecided": ("undecided", "?", "#946b00"),
+    "needs_scale": ("needs scale", "↗", "#2f5597"),
+    "not_measured": ("not measured", "–", "#69717a"),
+}
 STYLE = {
     "svg.hashsalt": "safealign",
     "svg.fonttype": "path",
