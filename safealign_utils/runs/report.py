@@ -166,7 +166,7 @@ class Report:
             "counts once for each; one about seeds stays undecided where there is one seed."
         )
         if missing:
-            text += f"\n\n> **Not here:** {missing}. `{self.again}` runs them, and nothing else."
+            text += f"\n\n> **Not here:** {missing}. `{self.again}` runs those only."
         if codes > 1:
             text += f"\n\n> **Mixed code:** made by {codes} versions of the package. "
             text += f"`{self.again}` runs again what is out of date."
@@ -199,7 +199,8 @@ class Report:
         facts["MB"] = round(record["timings"]["peak_memory_bytes"] / 2**20)
         facts = {k: v if isinstance(v, str) else f"{v:,g}" for k, v in facts.items()}
         items = "".join(f"<li>{k} <b>{escape(v)}</b></li>" for k, v in facts.items())
-        items += f'<li><a href="{self.pages}/{name}.html">the executed notebook</a></li>'
+        page = escape(f"{self.pages}/{name}.html")
+        items += f'<li><a href="{page}">the executed notebook</a></li>'
         stems = dict.fromkeys(Path(file).stem for file in record["figures"])
         drawn = "".join(_figure(folder / stem) for stem in stems)
         tables = "".join(_file(folder / file) for file in record["tables"])
