@@ -1,4 +1,9 @@
-"""The one style of all figures: colours, names and how a figure is made and saved."""
+"""The one style of all figures: colours, names, intervals, and how a figure is made and saved.
+
+Every drawing takes tables and returns a Figure. A quantity q has the ends of its 95 % interval over
+seeds in q_low and q_high; with one seed there is none, and the label says n = 1. PNG and SVG are
+byte-stable: no date, no version, a fixed hash salt.
+"""
 
 import contextlib
 import functools
@@ -9,55 +14,73 @@ import numpy as np
 import seaborn
 from matplotlib.figure import Figure
 
-COLOURS = {
-    "ref": "#7f7f7f",
-    "exact": "#222222",
-    "dpo": "#3b6fb6",
-    "dpo_soft": "#e0872b",
-    "ml_on_optimum": "#4c9a6a",
-    "chosen": "#4c9a6a",
-    "rejected": "#c4504b",
-    "bag_of_words": "#8d6bb0",
-    "behaviour": "#4c9a6a",
-    "dpo_harmless": "#c4504b",
-    "dpo_safebetter": "#4c9a6a",
-    "safedpo": "#e0872b",
-    "cdpo": "#8d3fa0",
-    "sacpo": "#2f9c95",
-    "psacpo": "#7cc5c0",
-    "mocan": "#d76fb0",
-    "pecan": "#eeb0d6",
-    "modpo": "#6f8a2c",
-    "bfpo": "#a0a83a",
-    "bso": "#b58b6b",
-    "bso[margin=5]": "#6e4a2f",
-    "ppo_lagrangian": "#111111",
-    "fixed_lambda": "#9fb4d6",
-    "mocan_soft": "#9c2f73",
+METHODS = {  # what is compared, the same colour everywhere: (colour, name)
+    "ref": ("#7f7f7f", "reference"),
+    "exact": ("#222222", "exact optimum"),
+    "behaviour": ("#4c9a6a", "behaviour"),
+    "chosen": ("#4c9a6a", "chosen"),
+    "rejected": ("#c4504b", "rejected"),
+    "ml_on_optimum": ("#4c9a6a", "maximum likelihood on samples of the optimum"),
+    "bag_of_words": ("#8d6bb0", "bag of words"),
+    "dpo": ("#3b6fb6", "DPO, hard labels"),
+    "dpo_soft": ("#e0872b", "DPO, soft labels"),
+    "dpo_harmless": ("#c4504b", "DPO-harmless"),
+    "dpo_safebetter": ("#4c9a6a", "DPO-safebetter"),
+    "safedpo": ("#e0872b", "SafeDPO"),
+    "safedpo_delta": ("#a85a10", "SafeDPO, with Δ"),
+    "cdpo": ("#8d3fa0", "C-DPO"),
+    "cdpo_coin": ("#c79ad6", "C-DPO, coins"),
+    "sacpo": ("#2f9c95", "SACPO"),
+    "psacpo": ("#7cc5c0", "P-SACPO"),
+    "mocan": ("#d76fb0", "MoCAN"),
+    "mocan_soft": ("#9c2f73", "MoCAN, soft labels"),
+    "pecan": ("#eeb0d6", "PeCAN"),
+    "modpo": ("#6f8a2c", "MODPO"),
+    "bfpo": ("#a0a83a", "BFPO"),
+    "bso": ("#b58b6b", "BSO, C = 30"),
+    "bso[margin=5]": ("#6e4a2f", "BSO, C = 5"),
+    "ppo_lagrangian": ("#111111", "PPO-Lagrangian"),
+    "fixed_lambda": ("#9fb4d6", "fixed λ"),
+    # tokens
+    "selective": ("#c9a227", "Selective-DPO"),
+    "signed": ("#e0872b", "Selective-DPO"),
+    "beta": ("#4c9a6a", "DPO, β times the share"),
+    "oracle": ("#8d3fa0", "oracle: |advantage|"),
+    "inverted": ("#c4504b", "inverted score"),
+    "absolute": ("#2f9c95", "|score|"),
+    "frozen": ("#d76fb0", "frozen score"),
+    # pairs
+    "dog": ("#c4504b", "DOG"),
+    "dog_d": ("#e0872b", "DOG-D"),
+    "dog_d_dpo": ("#8fb3e0", "DOG-D + DPO"),
+    "dog_d_safedpo": ("#f3b878", "DOG-D + SafeDPO"),
+    "literal": ("#b58b6b", "DOG-D, literal reading"),
+    "random": ("#8a8a8a", "random"),
+    "random_copies": ("#c9c9c9", "random, copies kept"),
+    "log_det": ("#8d3fa0", "log-det"),
+    "sharp_log_det": ("#5a2a82", "log-det, a tenth of the ridge"),
+    "safety_log_det": ("#d76fb0", "log-det, mixed pairs first"),
+    "stratified": ("#222222", "stratified oracle"),
+    "k_means": ("#2f9c95", "k-means"),
+    "facility": ("#6f8a2c", "facility location"),
+    "k_centre": ("#7cc5c0", "k-centre"),
+    "largest_margin": ("#3b6fb6", "largest margin"),
+    "smallest_margin": ("#9fb4d6", "smallest margin"),
+    "easiest_half": ("#a0a83a", "easiest half"),
+    "full_data": ("#3b6fb6", "all pairs"),
+    "all_epochs": ("#1f3f6b", "all pairs, as many epochs"),
 }
-NAMES = {
-    "ref": "reference",
-    "exact": "exact optimum",
-    "dpo": "DPO, hard labels",
-    "dpo_soft": "DPO, soft labels",
-    "ml_on_optimum": "maximum likelihood on samples of the optimum",
-    "bag_of_words": "bag of words",
-    "dpo_harmless": "DPO-harmless",
-    "dpo_safebetter": "DPO-safebetter",
-    "safedpo": "SafeDPO",
-    "cdpo": "C-DPO",
-    "mocan_soft": "MoCAN, soft labels",
-    "sacpo": "SACPO",
-    "psacpo": "P-SACPO",
-    "mocan": "MoCAN",
-    "pecan": "PeCAN",
-    "modpo": "MODPO",
-    "bfpo": "BFPO",
-    "bso": "BSO, C = 30",
-    "bso[margin=5]": "BSO, C = 5",
-    "ppo_lagrangian": "PPO-Lagrangian",
-    "fixed_lambda": "fixed λ",
+COLOURS = {method: colour for method, (colour, _) in METHODS.items()}
+NAMES = {method: name for method, (_, name) in METHODS.items()}
+VERDICTS = {  # verdict: (its words, a sign that needs no colour, colour)
+    "holds": ("holds", "✓", "#1a6b35"),
+    "does_not_hold": ("does not hold", "✕", "#b3352b"),
+    "undecided": ("undecided", "?", "#946b00"),
+    "needs_scale": ("needs scale", "↗", "#2f5597"),
+    "not_measured": ("not measured", "–", "#69717a"),
 }
+SAFE, UNSAFE, INK = "#3b6fb6", "#c4504b", "#222222"
+DASHED = dict(color="#999999", lw=0.8, ls="--")
 STYLE = {
     "svg.hashsalt": "safealign",
     "svg.fonttype": "path",
@@ -104,11 +127,49 @@ def styled(draw):
 
 
 def new_axes(columns=1, rows=1, width=4.8, height=3.4):
+    """(figure, its axes: one, or an array where there are several); sizes in inches an axes."""
     figure = Drawing(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns)
     for ax in np.atleast_1d(axes).flat:
         seaborn.despine(ax=ax)
     return figure, axes
+
+
+def ends(rows, quantity):
+    """Lengths of the error bars of a quantity, [2, N]: down to q_low, up to q_high."""
+    value = rows[quantity]
+    return np.reshape([value - rows[f"{quantity}_low"], rows[f"{quantity}_high"] - value], (2, -1))
+
+
+def points_with_ends(ax, rows, x, y, n, **look):
+    """Points in a plane of two quantities, with both intervals where there are several seeds."""
+    bars = dict(xerr=ends(rows, x), yerr=ends(rows, y)) if n > 1 else {}
+    ax.errorbar(rows[x], rows[y], **bars, capsize=2, linestyle="none", **look)
+
+
+def band(ax, rows, x, y, n, *, shade, **look):
+    """A line over x with the interval of y as a band where there are several seeds."""
+    ax.plot(rows[x], rows[y], "o-", ms=4, **look)
+    if n > 1:
+        low, high = rows[f"{y}_low"], rows[f"{y}_high"]
+        ax.fill_between(rows[x], low, high, color=look["color"], alpha=shade, lw=0)
+
+
+def stars(ax, optima, **look):
+    """Exact optima (x, y, words), each named above its star."""
+    for x, y, words in optima:
+        ax.plot(x, y, "*", color=COLOURS["exact"], **look)
+        note(ax, words, (x, y), (0, 8), fontsize=9, ha="center")
+
+
+def note(ax, words, at, shift, **look):
+    """Words beside a point, `shift` in typographic points."""
+    ax.annotate(words, at, xytext=shift, textcoords="offset points", **look)
+
+
+def legend_beside(ax, *handles):
+    """The legend to the right of the axes."""
+    ax.legend(*handles, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def save(figure, stem):

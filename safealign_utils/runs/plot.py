@@ -224,16 +224,10 @@ def label(column):
 
 def _looks(lines):
     """{line: (colour, name)}: the kit's own where it has one, else a fixed sequence."""
-    from ..figures.tokens_and_pairs import RULES
-
     spare = itertools.cycle(seaborn.color_palette("deep").as_hex())
-    out = {}
-    for line in lines:
-        if line in style.COLOURS:
-            out[line] = style.COLOURS[line], style.NAMES.get(line, line)
-        else:
-            out[line] = RULES.get(line) or (next(spare), line.replace("_", " "))
-    return out
+    return {
+        line: style.METHODS.get(line) or (next(spare), line.replace("_", " ")) for line in lines
+    }
 
 
 @style.styled

@@ -1,27 +1,28 @@
-"""The command `report`: verdicts, tables, figures and provenance of finished runs as one self-contained HTML page.
+"""The command `report`: report.ipynb, executed on the runs of a folder, as one HTML page.
 
-The page needs no network, no script and no font of its own. Executed notebooks are written as HTML too, beside
-`page.html` into `page_notebooks/`.
+Each of the notebook's cells shows one section of `Report`. Executed notebooks become pages too,
+beside `page.html` in `page_notebooks/`.
 """
 
+import base64
+import json
+import tempfile
+import zlib
+from functools import partial
+from html import escape
 from pathlib import Path
 
-import nbformat
 import pandas as pd
+from IPython.display import HTML, Markdown
 
 from ..engine import cache
+from ..figures import style, verdicts
+from ..figures.style import VERDICTS
 from ..study import records
 from ..study.records import COMMITTED
 from ..study.settings import Refusal
-from . import pages, reference, runner
+from . import reference, runner
 
-VERDICTS = {  # word: (words on the page, a sign that needs no colour)
-    "holds": ("holds", "✓"),
-    "does_not_hold": ("does not hold", "✕"),
-    "undecided": ("undecided", "?"),
-    "needs_scale": ("needs scale", "↗"),
-    "not_measured": ("not measured in these records", "–"),
-}
 EVIDENCE = {
     "P": "the paper's own text",
     "S": "quoted by somebody else",
@@ -35,253 +36,341 @@ SCOPES = {
     "statistical": "over seeds",
     "only at scale": "open here, only at scale",
 }
-QUANTITIES = (
-    "reward",
-    "cost",
-    "unsafe",
-    "benign_refusal",
-    "kl_ref",
-    "kl_opt",
-    "tv_opt",
-    "frontier_gap",
-    "leak",
-)
+QUANTITIES = "reward cost unsafe benign_refusal kl_ref kl_opt tv_opt frontier_gap leak".split()
+SETTINGS = "seed seeds dtype pairs steps beta data".split()
+ROWS = 60  # of a table that the page shows
+SVG_BYTES = 150_000  # larger drawings are shown as PNG
 
 
 def report(args):
     profile = args.profile or ("full" if _runs(Path(args.results) / "full") else "small")
     folder = Path(args.results) / profile
-    page, found = write(folder, args.out), _counts(_judged(_runs(folder)))
-    print(page)
-    print(", ".join(f"{n} {VERDICTS[word][0]}" for word, n in found.items() if n))
+    print(write(folder, args.out))
+    counts = Report(folder).counts.sum()
+    print(", ".join(f"{n} {VERDICTS[word][0]}" for word, n in counts.items() if n))
     return 0
 
 
-def write(folder, out="", *, committed=COMMITTED):
-    """Write the page of the runs below `folder`, results/PROFILE; returns its path. Raises Refusal without any run."""
-    folder = Path(folder)
-    out, profile = Path(out or folder / "report.html"), folder.name
-    runs = _runs(folder)
-    if not runs:
-        fix = f"`make reproduce PROFILE={profile if profile in ('small', 'full') else 'small'}` makes them"
-        raise Refusal(f"--results {folder.parent}: {folder} holds no finished run; {fix}")
-    known, beside = (
-        [path.stem for path in runner.numbered()],
-        out.with_name(f"{out.stem}_notebooks"),
-    )
-    judged = _judged(runs)
+def write(folder, out="", *, tables=COMMITTED):
+    """Write the page of the runs in `folder`, results/PROFILE; returns its path.
+
+    `tables` is the folder of the committed tables. Raises Refusal where there is no run, the ledger
+    cannot be read, or the page cannot be written.
+    """
+    import nbformat
+    import papermill
+
+    from . import engines, pages
+
+    shown, folder = Report(folder), Path(folder).resolve()  # refused before a kernel starts
+    out = Path(out or folder / "report.html")
+    beside = out.with_name(f"{out.stem}_notebooks")
+    given = dict(folder=str(folder), notebooks=beside.name, tables=str(Path(tables).resolve()))
+    source = nbformat.read(Path(__file__).with_name("report.ipynb"), as_version=4)
+    engine = dict(kernel_name="python3", engine_name=engines.COLD, progress_bar=False)
     try:
-        for name in runs:
-            text = pages.notebook(
-                folder / name / f"{name}.ipynb", known=runs, back=f"../{out.name}"
-            )
+        for name in shown.runs:
+            book = nbformat.read(folder / name / f"{name}.ipynb", as_version=4)
+            book.cells.insert(0, nbformat.v4.new_markdown_cell(f"[← Report](../{out.name})"))
+            text = pages.page(book, shown.headings[name][0], links=shown.runs)
             cache.write_whole(beside / f"{name}.html", text)
-        text = pages.template("report.html.j2").render(
-            profile=profile,
-            beside=beside.name,
-            counts=_counts(judged),
-            number=pages.number,
-            words=VERDICTS,
-            evidence=EVIDENCE,
-            scopes=SCOPES,
-            missing=[name for name in known if name not in runs],
-            total=len({*known, *runs}),
-            groups=_grouped(judged, runs, folder),
-            notebooks=[_notebook(folder / name, runs[name]) for name in runs],
-            provenance=_provenance(runs),
-            sweeps=_sweeps(Path(committed)),
-        )
-        cache.write_whole(out, text)
+        book = papermill.execute_notebook(source, None, given, **engine)
+        title = f"SafeAlign Kit: report, profile {folder.name}"
+        cache.write_whole(out, pages.page(book, title, exclude_input=True))
     except OSError as error:
-        raise Refusal(
-            f"--out {out}: cannot be written ({error.strerror or error}); name another file"
-        ) from None
+        why = f"cannot be written ({error.strerror or error}); name another file"
+        raise Refusal(f"--out {out}: {why}") from None
     return out
 
 
 def _runs(folder):
     """{name: record} of the finished runs in a folder, in reading order."""
-    found = {
-        path.parent.name: records.read(path.parent)
-        for path in sorted(Path(folder).glob("*/record.json"))
-    }
-    return {
-        name: r
-        for name, r in found.items()
-        if r and (Path(folder) / name / f"{name}.ipynb").is_file()
-    }
+    found = {p.parent.name: records.read(p.parent) for p in sorted(folder.glob("*/record.json"))}
+    return {n: r for n, r in found.items() if r and (folder / n / f"{n}.ipynb").is_file()}
 
 
-# ---------------------------------------------------------------- claims
-def _judged(runs):
-    """Every claim of the ledger with its verdicts in these records, then what the ledger does not know."""
-    found = {}
-    for record in runs.values():
-        for verdict in record["claims"]:
-            id, _, setting = verdict["id"].partition("[")
-            found.setdefault(id, []).append(
-                verdict | {"setting": setting.rstrip("]"), "word": verdict["verdict"]}
-            )
-    out = []
-    for id, claim in reference.ledger().items():
-        verdicts = found.pop(id, [])
-        if claim.scope == "only at scale":
-            verdicts = [{"word": "needs_scale", "value": None, "setting": ""}]
-        verdicts = verdicts or [{"word": "not_measured", "value": None, "setting": ""}]
-        for v in verdicts:
-            v["drawing"] = (
-                ""
-                if v["value"] is None
-                else pages.interval(claim.rule, v["value"], v["low"], v["high"])
-            )
-        sweeps = _sweeps_of(claim.notebook) if claim.notebook in runs else []
-        out.append(
-            {
-                "id": id,
-                "claim": claim,
-                "notebook": claim.notebook,
-                "verdicts": verdicts,
-                "sweeps": sweeps,
-            }
+class Report:
+    """The sections of the report on the runs in `folder`, each shown by one cell of the notebook.
+
+    `notebooks` is the folder of the executed notebooks' pages, as links name it; `tables` that of
+    the committed tables. Raises Refusal where there is no run, or the ledger cannot be read.
+    """
+
+    def __init__(self, folder, notebooks="", tables=COMMITTED):
+        self.folder, self.pages, self.tables = Path(folder), notebooks, Path(tables)
+        self.runs, profile = _runs(self.folder), self.folder.name
+        self.again = f"make reproduce PROFILE={'full' if profile == 'full' else 'small'}"
+        if not self.runs:
+            where = f"--results {self.folder.parent}: {folder} holds no finished run"
+            raise Refusal(f"{where}; `{self.again}` makes them")
+        self.ledger = reference.ledger()
+        self.verdicts = self._verdicts()
+        names = sorted({*self.verdicts.notebook, *self.runs})
+        self.headings = {name: self._heading(name) for name in names}
+        counts = pd.crosstab(self.verdicts.notebook, self.verdicts.verdict)
+        self.counts = counts.reindex(index=names, columns=list(VERDICTS), fill_value=0)
+
+    def _verdicts(self):
+        """A row for each verdict of the records, then one for each claim that has none."""
+        rows = []
+        for name, record in self.runs.items():
+            for verdict in record["claims"]:
+                id, _, setting = verdict["id"].partition("[")
+                home = self.ledger[id].notebook if id in self.ledger else name
+                rows.append(verdict | dict(id=id, setting=setting.rstrip("]"), notebook=home))
+        judged = {row["id"] for row in rows}
+        for id, claim in self.ledger.items():
+            if id not in judged:
+                word = "needs_scale" if claim.scope == "only at scale" else "not_measured"
+                rows.append(dict(id=id, verdict=word, setting="", notebook=claim.notebook))
+        table = pd.DataFrame(rows, columns="notebook id setting verdict value low high n".split())
+        place = table.id.map({id: i for i, id in enumerate(self.ledger)})  # unknown ones come last
+        return table.assign(place=place).sort_values(["notebook", "place"], kind="stable")
+
+    def _heading(self, name):
+        """(title, first paragraph) of a notebook as it was run, else as the kit has it."""
+        folder = self.folder / name if name in self.runs else runner.ROOT / "notebooks"
+        path = folder / f"{name}.ipynb"
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+        texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+        title, _, rest = (texts or [name])[0].partition("\n")
+        return title.lstrip("# ").strip(), rest.strip().split("\n\n")[0]
+
+    def opening(self):
+        """The figure of all verdicts, and their counts, by which the claims below are chosen."""
+        titled = self.counts.rename(index=lambda name: self.headings[name][0])
+        alt = "Verdicts by notebook"
+        for title, row in titled.iterrows():
+            alt += f"; {title}: " + ", ".join(f"{n} {VERDICTS[v][0]}" for v, n in row.items() if n)
+        with tempfile.TemporaryDirectory() as folder:
+            style.save(verdicts.verdicts(titled), Path(folder) / "verdicts")
+            drawn = _figure(Path(folder) / "verdicts", alt)
+        total = self.counts.to_numpy().sum()
+        tiles = f'<label><input type="radio" name="show" checked><b>{total}</b> in all</label>'
+        for v, n in self.counts.sum().items():
+            button = f'<input type="radio" name="show" id="show-{v}">'
+            tiles += f'<label class="{v}">{button}<b>{n}</b>{_words(v)}</label>'
+        tiles = f'<fieldset class="tiles"><legend>Claims, by verdict</legend>{tiles}</fieldset>'
+        return HTML(f'<div class="opening">{drawn}{tiles}</div>')
+
+    def notes(self):
+        """How complete the records are, and whether one version of the package made them."""
+        known = [path.stem for path in runner.numbered()]
+        missing = ", ".join(name for name in known if name not in self.runs)
+        made = [record["provenance"] for record in self.runs.values()]
+        codes = len({p.get("code") for p in made})
+        commits = ", ".join(sorted({p.get("git") or "no checkout" for p in made}))
+        text = (
+            f"{len(self.runs)} of {len({*known, *self.runs})} notebooks, profile "
+            f"{self.folder.name}, commit {commits}. A claim that is judged at several settings "
+            "counts once for each; one about seeds stays undecided where there is one seed."
         )
-    for id, verdicts in found.items():
-        where = next(
-            name
-            for name, r in runs.items()
-            if any(c["id"].partition("[")[0] == id for c in r["claims"])
+        if missing:
+            text += f"\n\n> **Not here:** {missing}. `{self.again}` runs those only."
+        if codes > 1:
+            text += f"\n\n> **Mixed code:** made by {codes} versions of the package. "
+            text += f"`{self.again}` runs again what is out of date."
+        return Markdown(text)
+
+    def contents(self):
+        """Links to the sections."""
+        links = {name: title for name, (title, _) in self.headings.items()}
+        links |= {"Larger-sweeps": "Larger sweeps", "Provenance": "Provenance"}
+        items = (f'<li><a href="#{escape(i)}">{escape(text)}</a></li>' for i, text in links.items())
+        return HTML(f'<nav aria-label="Contents"><ol>{"".join(items)}</ol></nav>')
+
+    def notebooks(self):
+        """Of each notebook its results, then its claims with their verdicts."""
+        shown = []
+        for name, (title, first) in self.headings.items():
+            head = f'<h2 id="{escape(name)}">{escape(title)}</h2>'
+            groups = self.verdicts[self.verdicts.notebook == name].groupby("id", sort=False)
+            claims = [self._claim(id, rows) for id, rows in groups]
+            shown += [HTML(head), Markdown(first), HTML(self._results(name)), HTML("".join(claims))]
+        return shown
+
+    def _results(self, name):
+        """Settings, headline numbers, figures and tables of a run."""
+        if name not in self.runs:
+            return "<p>This notebook is not among these records.</p>"
+        record, folder = self.runs[name], self.folder / name
+        facts = {k: v for k, v in record["parameters"].items() if k in SETTINGS}
+        facts["seconds"] = round(record["timings"]["total"])
+        facts["MB"] = round(record["timings"]["peak_memory_bytes"] / 2**20)
+        facts = {k: v if isinstance(v, str) else f"{v:,g}" for k, v in facts.items()}
+        items = "".join(f"<li>{k} <b>{escape(v)}</b></li>" for k, v in facts.items())
+        page = escape(f"{self.pages}/{name}.html")
+        items += f'<li><a href="{page}">the executed notebook</a></li>'
+        stems = dict.fromkeys(Path(file).stem for file in record["figures"])
+        drawn = "".join(_figure(folder / stem) for stem in stems)
+        tables = "".join(_file(folder / file) for file in record["tables"])
+        shown = f'<ul class="facts">{items}</ul>{_headline(record["metrics"])}{drawn}{tables}'
+        return f'<div class="results">{shown}</div>'
+
+    def _claim(self, id, rows):
+        claim, facts = self.ledger.get(id), {}
+        says = "Not in the ledger: there is no rule to read this verdict by."
+        if claim:
+            says, source = claim.says, "the kit" if claim.paper == "kit" else claim.paper
+            facts["Source"] = f"{source} ({EVIDENCE[claim.evidence]})"
+            facts["Measured"] = f"{claim.metric}; {SCOPES[claim.scope]}"
+            facts["Rule"] = claim.bar
+            facts["Refuted by"] = claim.refuted_by
+        if claim and claim.profile:
+            facts["Would be tested by"] = claim.profile
+        terms = "".join(f"<dt>{term}</dt><dd>{escape(text)}</dd>" for term, text in facts.items())
+        says = f'<h4>{escape(id)}</h4><p class="says">{escape(says)}</p><dl>{terms}</dl>'
+        found = "".join(_found(claim, row) for row in rows.to_dict("records"))
+        id = f"claim-{escape(id)}"
+        return f'<article class="claim" id="{id}"><div>{says}</div><div>{found}</div></article>'
+
+    def sweeps(self):
+        """Committed tables and figures by the command that made them; a changed one is marked."""
+        listed = pd.DataFrame.from_dict(reference.manifest(self.tables), orient="index")
+        if listed.empty:
+            return HTML("<p>None here.</p>")
+        changed = {f.what for f in reference.compare_committed(self.tables) if not f.passed}
+        text = ""
+        for (command, commit, date), files in listed.groupby(
+            ["command", "commit", "date"], sort=False
+        ):
+            text += f"<h4>{escape(command)}</h4><p>commit {escape(commit)}, {escape(date)}</p>"
+            for name in sorted(files.index, key=lambda name: (not name.endswith(".png"), name)):
+                if name in changed:
+                    text += f"<p><b>✕ {escape(name)} is not the file of its manifest</b></p>"
+                text += _file(self.tables / name)
+        return HTML(text)
+
+    def provenance(self):
+        """What made each record: run id, code, machine, packages, time and memory."""
+        rows = pd.json_normalize(list(self.runs.values()), sep=" ")
+        rows["seconds"], rows["MB"] = (
+            rows["timings total"],
+            rows["timings peak_memory_bytes"] / 2**20,
         )
-        out.append(
-            {
-                "id": id,
-                "claim": None,
-                "notebook": where,
-                "verdicts": [v | {"drawing": ""} for v in verdicts],
-            }
-        )
-    return out
+        rows = rows.filter(regex="^notebook$|^run_id$|^provenance |^seconds$|^MB$").round(0)
+        return HTML(table(rows.rename(columns=lambda name: name.split(" ")[-1])))
 
 
-def _sweeps_of(notebook):
-    """The larger grids over a notebook, as files below the project."""
-    files = sorted((runner.ROOT / "notebooks" / "sweeps").glob("*.yaml"))
-    return [
-        f"notebooks/sweeps/{f.name}"
-        for f in files
-        if f"notebook: {notebook}\n" in f.read_text(encoding="utf-8")
-    ]
+def _words(verdict):
+    words, sign, _ = VERDICTS[verdict]
+    return f'<span aria-hidden="true">{sign}</span> {words}'
 
 
-def _counts(judged):
-    """{verdict: how often}; a claim that is judged at several settings counts once for each."""
-    return {
-        word: sum(v["word"] == word for claim in judged for v in claim["verdicts"])
-        for word in VERDICTS
-    }
-
-
-def _grouped(judged, runs, folder):
-    """[(notebook, its title, whether it was run, its claims, their counts)], in reading order."""
-    out = []
-    for name in sorted({claim["notebook"] for claim in judged}):
-        source = (
-            folder / name / f"{name}.ipynb"
-            if name in runs
-            else runner.ROOT / "notebooks" / f"{name}.ipynb"
-        )
-        title = pages.heading(nbformat.read(source, as_version=4))[0] if source.is_file() else name
-        mine = [claim for claim in judged if claim["notebook"] == name]
-        out.append((name, title, name in runs, mine, _counts(mine)))
-    return out
-
-
-# ---------------------------------------------------------------- notebooks
-def _notebook(folder, record):
-    title, first = pages.heading(nbformat.read(folder / f"{folder.name}.ipynb", as_version=4))
-    stems = dict.fromkeys(Path(name).stem for name in record["figures"])
-    return {
-        "name": folder.name,
-        "title": title,
-        "first": first,
-        "record": record,
-        "facts": _facts(record),
-        "headline": _headline(record["metrics"]),
-        "figures": [pages.figure(folder / stem) for stem in stems],
-        "tables": [(Path(name).stem, pages.read_table(folder / name)) for name in record["tables"]],
-    }
-
-
-def _facts(record):
-    p, t = record["parameters"], record["timings"]
-    first, count = p.get("seed", 0), p.get("seeds", 1)
-    facts = {
-        "seeds": f"{first} to {first + count - 1}" if count > 1 else str(first),
-        "precision": p.get("dtype", ""),
-    }
-    for name, words in (("pairs", "pairs"), ("steps", "steps"), ("beta", "β"), ("data", "data")):
-        if name in p:
-            facts[words] = p[name] if isinstance(p[name], str) else f"{p[name]:,g}"
-    facts |= {"seconds": f"{t['total']:.0f}", "memory": f"{t['peak_memory_bytes'] / 2**20:,.0f} MB"}
-    return facts
+def _found(claim, row):
+    """A verdict, drawn and in numbers."""
+    text = f'<span class="pill">{_words(row["verdict"])}</span> {escape(row["setting"])}'
+    value, low, high = row["value"], row["low"], row["high"]
+    if not pd.isna(value):
+        text += drawing(claim.rule, value, low, high) if claim else "<br>"
+        text += f"<b>{number(value)}</b> {_between(low, high)} n = {number(row['n'])}"
+    return f'<div class="verdict {row["verdict"]}">{text}</div>'
 
 
 def _headline(metrics):
-    """The metrics `method.quantity` at the headline setting as rows of a table, None where nothing is one."""
-    rows = {}
-    for name, value in metrics.items():
-        method, _, quantity = name.rpartition(".")
-        if quantity in QUANTITIES and method and "[" not in method:
-            rows.setdefault(method, {})[quantity] = value
-    table = pd.DataFrame(
-        list(rows.values()),
-        columns=[q for q in QUANTITIES if any(q in row for row in rows.values())],
+    """The metrics `method.quantity` at the headline setting, as a table."""
+    found = pd.Series(metrics, dtype=float)
+    found.index = pd.MultiIndex.from_tuples(name.rpartition(".")[::2] for name in metrics)
+    wide = found.unstack(sort=False).reindex(columns=QUANTITIES).filter(regex=r"^[^[]+$", axis=0)
+    wide = wide.dropna(how="all").dropna(how="all", axis="columns").rename_axis("method")
+    return table(wide.reset_index()) if len(wide) else ""
+
+
+def _file(path):
+    """A table, drawing or text as the page shows it; nothing where it is missing."""
+    if not path.is_file():
+        return ""
+    if path.suffix == ".png":
+        return _figure(path.with_suffix(""))
+    if path.suffix == ".csv":
+        try:
+            frame = pd.read_csv(path)
+        except ValueError:
+            frame = pd.DataFrame({"this file cannot be read": []})
+        name, inside = f"{path.stem}, {len(frame):,} rows", table(frame)
+    else:
+        name, text = path.name, path.read_text(encoding="utf-8", errors="replace")
+        inside = f'<pre class="box" tabindex="0">{escape(text)}</pre>'
+    return f"<details><summary>{escape(name)}</summary>{inside}</details>"
+
+
+def _figure(stem, alt=""):
+    """A figure inline: stem.svg where that is small, else stem.png."""
+    svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
+    small = svg.is_file() and svg.stat().st_size <= SVG_BYTES
+    data = base64.b64encode((svg if small else png).read_bytes()).decode("ascii")
+    width = int.from_bytes(png.read_bytes()[16:20], "big") * 96 // 150  # our PNGs: 150 an inch
+    name = stem.name.replace("_", " ")
+    image = f'src="data:image/{"svg+xml" if small else "png"};base64,{data}"'
+    image = f'<img {image} alt="{escape(alt or "Figure: " + name)}" style="--width: {width}px">'
+    return f"<figure>{image}<figcaption>{'' if alt else escape(name)}</figcaption></figure>"
+
+
+def table(frame):
+    """A table as HTML, cut where it is long; columns q, q_low and q_high become one."""
+    shown = frame.head(ROWS).reset_index(drop=True)
+    look = {c: partial(number, digits=_digits(frame[c])) for c in frame.select_dtypes("number")}
+    both = [c for c in look if {f"{c}_low", f"{c}_high"} <= set(look)]
+    for c in both:
+        ends = zip(shown[c], shown.pop(f"{c}_low"), shown.pop(f"{c}_high"), strict=True)
+        shown[c] = [look[c](value) + _between(low, high) for value, low, high in ends]
+    plain = [c for c in shown if c not in both]
+    right = {c: [{"selector": "", "props": "text-align: right"}] for c in look if c in shown}
+    look = {c: look[c] for c in plain if c in look}
+    styled = shown.style.hide(axis="index").format_index(escape="html", axis="columns")
+    styled = styled.format(look, subset=plain, escape="html", na_rep="").set_table_styles(right)
+    styled = styled.set_uuid(f"{zlib.crc32(shown.to_csv().encode()):x}")  # for the same bytes
+    text = f'<div class="box" tabindex="0">{styled.to_html()}</div>'
+    if len(frame) > ROWS:
+        text += f"<p>The first {ROWS} of {len(frame):,} rows; the CSV file holds all.</p>"
+    return text
+
+
+def _digits(column):
+    """Decimals of a column: one or two where no value has more (a setting), else four."""
+    values = column.dropna()
+    return next((n for n in (1, 2) if (values.round(n) == values).all()), 4)
+
+
+def number(value, digits=4):
+    """A number as a table shows it: `digits` decimals, fewer where it is large; "" for none."""
+    if isinstance(value, (bool, str)):
+        return str(value)
+    if pd.isna(value):
+        return ""
+    size = abs(value)
+    if size < 1e-12:  # rounding, and no measurement
+        return "0"
+    if value % 1 == 0 and size < 1e9:
+        digits = 0
+    elif size >= 10:
+        digits = min(digits, 3 if size < 100 else 1)
+    text = f"{value:.1e}" if size < 5e-5 else f"{value:,.{digits}f}"
+    return text.replace("-", "−").replace("inf", "∞")
+
+
+def _between(low, high):
+    equal = pd.isna(low) or low == high
+    return "" if equal else f'<span class="between">{number(low)} to {number(high)}</span>'
+
+
+def drawing(rule, value, low=None, high=None):
+    """A value, its interval and its rule as SVG: the side where the claim holds is shaded."""
+    ((side, limit),) = rule.items()
+    ends = [v for v in (value, low, high, limit) if not pd.isna(v)]
+    span = (max(ends) - min(ends)) or max(abs(limit), 1e-3)
+
+    def x(v):
+        return round((v - min(ends) + 0.18 * span) / (1.36 * span) * 220, 1)
+
+    start, end = (x(limit), 220) if side == "above" else (0, x(limit))
+    line = ""
+    if not pd.isna(low):
+        line = f'<line class="range" x1="{x(low)}" x2="{x(high)}" y1="13" y2="13"/>'
+    words = f"{number(value)}, the rule: {side} {limit:g}"
+    return (
+        f'<svg class="interval" viewBox="0 0 220 26" role="img" aria-label="{words}">'
+        f'<rect class="side" x="{start}" y="2" width="{round(end - start, 1)}" height="22"/>'
+        f'<line class="limit" x1="{x(limit)}" x2="{x(limit)}" y1="0" y2="26"/>{line}'
+        f'<circle class="value" cx="{x(value)}" cy="13" r="4"/></svg>'
     )
-    table.insert(0, "method", list(rows))
-    return pages.table(table) if rows else None
-
-
-# ---------------------------------------------------------------- where all this comes from
-def _provenance(runs):
-    rows = []
-    for name, r in runs.items():
-        p, t = r["provenance"], r["timings"]
-        of = {"notebook": name, "run id": r["run_id"], "commit": p.get("git") or "no checkout"}
-        for column in ("code", "python", "cpu", "device", "threads", "data_hash", "reference_hash"):
-            of[column.replace("_", " ")] = p.get(column, "")
-        rows.append(
-            of | {"seconds": round(t["total"], 1), "MB": round(t["peak_memory_bytes"] / 2**20)}
-        )
-    packages = {}
-    for r in runs.values():
-        for name, version in r["provenance"].get("packages", {}).items():
-            packages.setdefault(name, {})[version] = None
-    return {
-        "table": pages.table(pd.DataFrame(rows)),
-        "packages": {name: " and ".join(versions) for name, versions in packages.items()},
-        "codes": sorted({r["provenance"].get("code", "") for r in runs.values()}),
-        "commits": sorted({r["provenance"].get("git", "") or "no checkout" for r in runs.values()}),
-    }
-
-
-def _sweeps(folder):
-    """Committed tables and figures by the command that made them; `same`: the bytes are those of the manifest."""
-    groups, listed = {}, reference.manifest(folder)
-    bad = {f.what for f in reference.compare_committed(folder) if not f.passed} if listed else set()
-    for name, entry in listed.items():
-        path = folder / name
-        kind = (
-            {".csv": "table", ".png": "figure"}.get(path.suffix, "text")
-            if path.is_file()
-            else "missing"
-        )
-        item = {"name": name, "kind": kind, "same": name not in bad}
-        if kind == "table":
-            item["table"] = pages.read_table(path)
-        elif kind == "figure":
-            item["figure"] = pages.figure(path.with_suffix(""))
-        elif kind == "text":
-            item["text"] = path.read_text(encoding="utf-8", errors="replace")
-        groups.setdefault((entry["command"], entry["commit"], entry["date"]), []).append(item)
-    return [
-        {"command": c, "commit": h, "date": d, "items": items}
-        for (c, h, d), items in groups.items()
-    ]

@@ -25,6 +25,10 @@ def save(figure, name):
     (RESULTS / f"{name}.svg").unlink()
 
 
+def table(name):
+    return pd.read_csv(RESULTS / f"{name}_full.csv")
+
+
 def exact_parts(world):
     """Reward-KL frontier, cost frontiers {words: [K, 2]} and optima (harmless, E[r], words), means over seeds."""
     held, train = world.select("heldout"), world.select("train")
@@ -34,35 +38,29 @@ def exact_parts(world):
     for seed in SEEDS:
         reference, _ = references.reference_policy(world, seed=seed)
         ref = evaluate.exact(reference, held).logp
-        lam = baselines.mocan_lambda(
-            evaluate.exact(reference, train).logp, world.reward[train], world.cost[train], beta=BETA
-        )
-        at = lambda c, lam, ref=ref: optimum.lagrangian_optimal(ref, reward, c, lam=lam, beta=BETA)
+        of_train = evaluate.exact(reference, train).logp
+        lam = baselines.mocan_lambda(of_train, world.reward[train], world.cost[train], beta=BETA)
         best = {
-            "π*": at(cost, 0.0),
-            "π*_λ": at(cost, lam),
+            "π*": optimum.lagrangian_optimal(ref, reward, cost, lam=0.0, beta=BETA),
+            "π*_λ": optimum.lagrangian_optimal(ref, reward, cost, lam=lam, beta=BETA),
             "π*_c": optimum.safe_optimal(ref, reward, cost, beta=BETA),
         }
-        ends.append(
-            [
-                (100 * (1 - optimum.expect(p, unsafe)), optimum.expect(p, reward))
-                for p in best.values()
-            ]
-        )
+        ends.append([(harmless(p, unsafe), optimum.expect(p, reward)) for p in best.values()])
         frontiers.append(optimum.reward_frontier(ref, reward, strengths))
         for rows, c, top, column in zip(lines.values(), (cost, unsafe), (4.0, 8.0), (3, 2)):
             own = optimum.cost_frontier(ref, reward, c, np.linspace(0, top, 50), beta=BETA)
             rows.append(np.stack([100 * (1 - own[:, column]), own[:, 1]], axis=1))
     stars = [(x, y, words) for (x, y), words in zip(np.mean(ends, axis=0), best)]
-    return (
-        np.mean(frontiers, axis=0),
-        {words: np.mean(rows, axis=0) for words, rows in lines.items()},
-        stars,
-    )
+    curves = {words: np.mean(rows, axis=0) for words, rows in lines.items()}
+    return np.mean(frontiers, axis=0), curves, stars
+
+
+def harmless(policy, unsafe):
+    return 100 * (1 - optimum.expect(policy, unsafe))
 
 
 def main():
-    n, table = len(SEEDS), lambda name: pd.read_csv(RESULTS / f"{name}_full.csv")
+    n = len(SEEDS)
     save(side_by_side.effects(table("06_effects"), quantities=WORDS, n=n), "effects")
     rules = table("04_rules")
     shared = ["dpo", "signed", "random", "beta", "oracle"]

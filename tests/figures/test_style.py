@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from safealign_utils.figures import dpo_and_safety, style
+from safealign_utils.figures.verdicts import verdicts
 
 
 def log(n=30):
@@ -128,32 +129,37 @@ def test_every_training_length_is_drawn():
 
 
 def test_every_method_has_one_colour():
-    baselines = (
-        "dpo",
-        "dpo_harmless",
-        "dpo_safebetter",
-        "safedpo",
-        "cdpo",
-        "sacpo",
-        "psacpo",
-        "mocan",
-        "mocan_soft",
-        "pecan",
-        "modpo",
-        "bfpo",
-        "bso",
-        "bso[margin=5]",
-        "ppo_lagrangian",
-        "fixed_lambda",
-        "ref",
-        "exact",
+    baselines = """dpo dpo_harmless dpo_safebetter safedpo cdpo sacpo psacpo mocan mocan_soft pecan modpo
+        bfpo bso bso[margin=5] ppo_lagrangian fixed_lambda ref exact""".split()
+    for together in (baselines, ["ref", "exact", "dpo", "dpo_soft", "bag_of_words"]):
+        assert len({style.COLOURS[m] for m in together}) == len(together), together
+
+
+def test_intervals_reach_from_low_to_high_and_are_drawn_for_several_seeds_only():
+    one, several = (DRAW[name]().axes[0] for name in ("plane_one_seed", "plane"))
+    assert [len(c.get_children()) for c in one.containers] == [1, 1], "a point alone"
+    (across, up) = several.containers[0][2]
+    table = points(3)[:2]
+    assert np.allclose(
+        [line[:, 0] for line in across.get_segments()], table[["kl_ref_low", "kl_ref_high"]]
     )
-    assert len({style.COLOURS[m] for m in baselines}) == len(baselines) and set(baselines) <= set(
-        style.NAMES
+    assert np.allclose(
+        [line[:, 1] for line in up.get_segments()], table[["reward_low", "reward_high"]]
     )
-    methods = [
-        c
-        for name, c in style.COLOURS.items()
-        if name in ("ref", "exact", "dpo", "dpo_soft", "bag_of_words")
+    (shade,) = (c for c in dpo_and_safety.deltas(margins(), n=3).axes[0].collections[:1])
+    ends = shade.get_datalim(several.transData)
+    assert len(dpo_and_safety.deltas(margins(), n=1).axes[0].collections) == 0 and ends.height > 0
+
+
+def test_verdicts_are_drawn_as_they_were_counted():
+    counts = pd.DataFrame(0, index=["one $x", "two"], columns=list(style.VERDICTS))
+    counts.loc["two", ["holds", "undecided"]] = 2, 31
+    (ax,) = verdicts(counts).axes
+    words = [text.get_text() for text in ax.texts if text.get_text()]
+    assert words == ["2", "31", "one $x", "two"]
+    bars = [bar for bar in ax.patches if bar.get_width()]
+    assert [(bar.get_x(), bar.get_width(), bar.get_y() > 0.5) for bar in bars] == [
+        (0, 2, True),
+        (2, 31, True),
     ]
-    assert len(set(methods)) == len(methods)
+    assert verdicts(counts)._repr_png_() == verdicts(counts)._repr_png_()

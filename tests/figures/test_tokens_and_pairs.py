@@ -108,4 +108,4 @@ def test_every_rule_has_a_colour_and_a_name():
     from safealign_utils.study.settings import SELECTIONS
 
     drawn = [r for r in SELECTIONS if r != "ablation"]
-    assert set(drawn) <= set(f.RULES) and len({f.name(r) for r in drawn}) == len(drawn)
+    assert len({f.LABELS[r] for r in drawn}) == len(drawn) and set(drawn) <= set(f.COLOURS)

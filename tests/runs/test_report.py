@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
+from IPython.display import HTML
 
 from safealign_utils.figures import style
 from safealign_utils.runs import cli, pages, reference, report
+from safealign_utils.runs.plot import draw
 from safealign_utils.study import claims, records
 from safealign_utils.study.settings import Refusal
 
@@ -47,8 +49,6 @@ def finished(folder, name="02_safedpo", verdicts=(), title="02 · SafeDPO", mark
     points = pd.DataFrame(
         dict(line="dpo", x=[1.0, 2.0], mean=[1.0, 2.0], low=np.nan, high=np.nan, n=1)
     )
-    from safealign_utils.runs.plot import draw
-
     names = style.save(draw(points, xlabel="x", ylabel="y"), folder / "curve")
     cells = [
         nbformat.v4.new_markdown_cell(f"# {title}\n\nWhat it is *about*, $\\pi^*$.\n\n{markdown}"),
@@ -111,33 +111,47 @@ VERDICTS = [
 ]
 
 
+def sections(folder, committed):
+    """All that the notebook shows on the runs in a folder, as HTML, without a kernel."""
+    shown = report.Report(folder, "pages", committed)
+    parts = [shown.opening(), shown.notes(), shown.contents(), *shown.notebooks()]
+    parts += [shown.sweeps(), shown.provenance()]
+    return "".join(p.data if isinstance(p, HTML) else pages.markdown(p.data) for p in parts)
+
+
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """The page of one run, judged by a ledger of six claims."""
+    """One run, judged by a ledger of six claims, and two committed files."""
     monkeypatch.setattr(claims, "ledger", lambda: {c.id: c for c in LEDGER})
-    monkeypatch.setattr(
-        report.runner,
-        "numbered",
-        lambda: [ROOT / "notebooks" / f"{n}.ipynb" for n in ("02_safedpo", "03_x")],
-    )
-    results, committed = tmp_path / "results", tmp_path / "committed"
-    finished(
-        results / "small",
-        verdicts=VERDICTS,
-        markdown=f"{EVIL}\n\n[no](javascript:alert) [next](03_x.ipynb) ![p](https://elsewhere.example/p.png)",
-    )
+    numbered = [ROOT / "notebooks" / f"{n}.ipynb" for n in ("02_safedpo", "03_x")]
+    monkeypatch.setattr(report.runner, "numbered", lambda: numbered)
+    folder, committed = tmp_path / "small", tmp_path / "committed"
+    finished(folder, verdicts=VERDICTS)
+    register(committed)
+    return SimpleNamespace(folder=folder, committed=committed, html=sections(folder, committed))
+
+
+def register(committed):
     committed.mkdir()
     (committed / "sweep.csv").write_text("keep,unsafe\n0.2,0.125\n")
     (committed / "cost.txt").write_text("5.2x & more\n")
-    reference.register(
-        committed,
-        ["sweep.csv", "cost.txt"],
-        command="make the sweep",
-        date="2026-01-01",
-        commit="f00dcaf",
+    made = dict(command="make the sweep", date="2026-01-01", commit="f00dcaf")
+    reference.register(committed, ["sweep.csv", "cost.txt"], **made)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of one run, written by the command's own way: a kernel executes the notebook."""
+    top = tmp_path_factory.mktemp("report")
+    evil = (
+        f"{EVIL}\n\n[no](javascript:alert) [next](03_x.ipynb) ![p](https://elsewhere.example/p.png)"
     )
-    page = report.write(results / "small", committed=committed)
-    return SimpleNamespace(page=page, html=page.read_text(), results=results, committed=committed)
+    known = next(c for c in claims.ledger().values() if c.notebook == "02_safedpo")
+    unknown = verdict("not.in_the_ledger", "holds")
+    judged = [verdict(f"{known.id}[{EVIL}]", "undecided", low=None, high=None, n=1), unknown]
+    finished(top / "results" / "small", verdicts=judged, markdown=evil)
+    register(top / "committed")
+    return report.write(top / "results" / "small", tables=top / "committed")
 
 
 class Reader(HTMLParser):
@@ -158,172 +172,144 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         self.text += data
         if self._now:
-            self.articles[self._now] = (
-                self.articles.get(self._now, "") + " ".join(data.split()) + " "
-            )
+            words = " ".join(data.split())
+            self.articles[self._now] = f"{self.articles.get(self._now, '')}{words} "
 
 
 def test_every_claim_of_the_ledger_has_its_verdict_in_words(made):
     told = Reader(made.html).articles
     assert list(told) == ["a", "b", "c", "d", "f", "e"], "by notebook"
+    a = "a is so.; the kit; holds; 0.4000; 0.3000 to 0.4500; n = 3; below 0.5; a is not so; a.metric"
     for id, words in {
-        "a": [
-            "a is so.",
-            "the kit",
-            "holds",
-            "0.4000",
-            "0.3000 to 0.4500",
-            "n = 3",
-            "below 0.5",
-            "a is not so",
-            "a.metric",
-        ],
-        "b": ["2505.20065, Table 17", "quoted by somebody else", "does not hold", "0.9000"],
-        "c": ["keep=0.2", "keep=0.4", "holds", "undecided", "n = 1"],
-        "d": ["not measured in these records"],
-        "e": ["not measured in these records"],
-        "f": ["needs scale", "a 7B model & real data"],
+        "a": a,
+        "b": "2505.20065, Table 17; quoted by somebody else; does not hold; 0.9000",
+        "c": "keep=0.2; keep=0.4; holds; undecided; n = 1",
+        "d": "not measured",
+        "e": "not measured",
+        "f": "needs scale; a 7B model & real data",
     }.items():
-        assert all(word in told[id] for word in words), told[id]
+        assert all(word in told[id] for word in words.split("; ")), told[id]
     assert "holds" not in told["d"] and "needs scale" not in told["a"]
 
 
-def test_the_counts_stand_on_top(made, capsys):
-    tiles = re.findall(r'<li class="(\w+)"><b>(\d+)</b>', made.html)
-    assert dict(tiles) == {
-        "holds": "2",
-        "does_not_hold": "1",
-        "undecided": "1",
-        "needs_scale": "1",
-        "not_measured": "2",
-    }
-    assert cli.main(["report", "--results", str(made.results)]) == 0
-    assert (
-        "2 holds, 1 does not hold, 1 undecided, 1 needs scale, 2 not measured"
-        in capsys.readouterr().out
-    )
+def test_the_counts_stand_on_top_and_choose(made):
+    found = re.findall(r'<label class="(\w+)"><input [^>]*id="show-(\w+)"><b>(\d+)</b>', made.html)
+    counts = "holds 2, does_not_hold 1, undecided 1, needs_scale 1, not_measured 2"
+    assert ", ".join(f"{word} {n}" for word, _, n in found) == counts
+    assert all(word == chosen for word, chosen, _ in found)
+    drawn = "02 · SafeDPO: 2 holds, 1 does not hold, 1 undecided, 1 needs scale, 1 not measured"
+    alt = next(a["alt"] for t, a in Reader(made.html).tags if t == "img")
+    assert alt == f"Verdicts by notebook; {drawn}; 03_x: 1 not measured"
 
 
-def test_the_page_needs_nothing_but_itself(made):
-    for path in (made.page, made.page.parent / "report_notebooks" / "02_safedpo.html"):
+def test_the_page_needs_nothing_but_itself(page):
+    for path in (page, page.parent / "report_notebooks" / "02_safedpo.html"):
         html = path.read_text()
         reader = Reader(html)
         assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in reader.tags}
-        sources = [attrs["src"] for _, attrs in reader.tags if "src" in attrs]
-        assert all(s.startswith("data:image/") for s in sources)
-        assert not re.search(r"url\(|@import|srcset=|elsewhere", html.replace("url(data:", ""))
+        images = [attrs for tag, attrs in reader.tags if tag == "img"]
+        assert all(a["src"].startswith("data:image/") and a["alt"] for a in images)
+        assert len([a for _, a in reader.tags if "src" in a]) == len(images)
+        assert not re.search(r"url\(|@import|srcset=|elsewhere", html)
         policy = next(a["content"] for t, a in reader.tags if t == "meta" and "http-equiv" in a)
         assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
         links = [a["href"] for t, a in reader.tags if t == "a" and "href" in a]
         ids = {a["id"] for _, a in reader.tags if "id" in a}
-        assert not [link for link in links if link.startswith("javascript:")]
-        links = [link for link in links if link != "#harmful-link"]
-        for link in links:
-            assert (
-                link[1:] in ids
-                if link.startswith("#")
-                else link == "03_x.ipynb" or (path.parent / link).is_file()
-            ), link
+        known = {"03_x.ipynb", "#harmful-link"}  # no page of its own here; what javascript: became
+        for link in set(links) - known:
+            assert link[1:] in ids if link[0] == "#" else (path.parent / link).is_file(), link
     assert "/secret/place" not in html, "where a run was written is not told"
     assert "<math" in html and "MathJax" not in html
+    files = sorted(f.name for f in page.parent.iterdir())
+    assert files == ["02_safedpo", "report.html", "report_notebooks"], "nothing half-written"
 
 
-def test_no_text_becomes_html(made):
-    for path in (made.page, made.page.parent / "report_notebooks" / "02_safedpo.html"):
+def test_no_text_becomes_html(page):
+    for path in (page, page.parent / "report_notebooks" / "02_safedpo.html"):
         html = path.read_text()
         assert EVIL not in html and "&lt;script&gt;" in html, path.name
 
 
+def test_code_is_hidden(page):
+    assert "report.opening()" not in page.read_text() and "In [" not in page.read_text()
+
+
+def test_figures_of_executed_notebooks_are_described(tmp_path):
+    """By the heading above them."""
+    png = nbformat.v4.new_output("display_data", data={"image/png": "aGVsbG8="})
+    cells = [
+        nbformat.v4.new_markdown_cell("# One\n\n## What it costs & why"),
+        nbformat.v4.new_code_cell("# no heading", outputs=[png]),
+    ]
+    html = pages.page(nbformat.v4.new_notebook(cells=cells), "One")
+    assert 'alt="Figure: What it costs &amp; why"' in html
+
+
 def test_tables_are_rounded_with_their_intervals_and_figures_are_inline(made):
-    text = " ".join(Reader(made.html).text.split())
-    assert "0.2500 0.2000 to 0.3000" in text.replace("0.25000.2", "0.2500 0.2") and "0.3333" in text
-    assert "0.33333" not in text and "safedpo[delta=1]" not in text, (
-        "rounded; points of a sweep are in the tables only"
-    )
-    (svg,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', made.html)
-    assert (
-        base64.b64decode(svg) == (made.results / "small" / "02_safedpo" / "curve.svg").read_bytes()
-    )
-    assert "<figure><img" in made.html and 'alt="Figure: curve"' in made.html
+    text = " ".join(Reader(made.html.replace("<span", " <span")).text.split())
+    assert "0.2500 0.2000 to 0.3000" in text and "0.3333" in text
+    assert "0.33333" not in text and "safedpo[delta=1]" not in text, "sweeps are in the tables only"
+    drawn = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)" alt="Figure: curve"', made.html)
+    file = made.folder / "02_safedpo" / "curve.svg"
+    assert [base64.b64decode(svg) for svg in drawn] == [file.read_bytes()]
 
 
 def test_missing_notebooks_and_provenance_are_told(made):
     text = " ".join(Reader(made.html).text.split())
-    assert (
-        "Not here: 03_x" in text
-        and "make reproduce PROFILE=small" in text
-        and "1 of 2 notebooks" in text
-    )
-    for word in (
-        "id01",
-        "abc1234",
-        "c0de",
-        "a CPU; AVX2",
-        "d0",
-        "r0",
-        "61",
-        "1,024",
-        "torch 2.13.0",
-    ):
+    for word in ("Not here: 03_x", "make reproduce PROFILE=small", "1 of 2 notebooks"):
         assert word in text, word
+    for word in ("id01", "abc1234", "c0de", "a CPU; AVX2", "d0", "r0", "61", "1,024", "2.13.0"):
+        assert word in text, word
+
+
+def test_a_notebook_without_claims_is_shown(made):
+    finished(made.folder, "08_own", title="08 · Own pairs")
+    assert '<h2 id="08_own">08 · Own pairs</h2>' in sections(made.folder, made.committed)
 
 
 def test_committed_sweeps_are_shown_by_command_and_a_changed_one_is_marked(made):
     text = Reader(made.html).text
-    assert (
-        "make the sweep" in text
-        and "f00dcaf" in text
-        and "5.2x & more" in text
-        and "is not the file" not in text
-    )
+    for word in ("make the sweep", "f00dcaf", "5.2x & more"):
+        assert word in text
+    assert "is not the file" not in text
     (made.committed / "sweep.csv").write_text("keep,unsafe\n0.2,0.5\n")
     (made.committed / "cost.txt").unlink()
-    changed = report.write(made.results / "small", committed=made.committed).read_text()
+    changed = sections(made.folder, made.committed)
     assert re.findall(r"✕ (\S+) is not the file", changed) == ["cost.txt", "sweep.csv"]
+    assert "None here." in sections(made.folder, made.folder / "none")
 
 
 def test_mixed_code_is_told(made):
     assert "Mixed code" not in made.html
     other = PROVENANCE | {"code": "beef"}
-    finished(made.results / "small", "03_x", title="03 · X", provenance=other)
-    html = report.write(made.results / "small", committed=made.committed).read_text()
+    finished(made.folder, "03_x", title="03 · X", provenance=other)
+    html = sections(made.folder, made.committed)
     assert "made by 2 versions of the package" in html and "Not here" not in html
 
 
-def test_the_same_records_give_the_same_page(made):
-    again = report.write(
-        made.results / "small", made.results / "again.html", committed=made.committed
-    )
-    assert again.read_text() == made.html.replace("report_notebooks/", "again_notebooks/")
-    assert sorted(f.name for f in made.page.parent.iterdir()) == [
-        "02_safedpo",
-        "report.html",
-        "report_notebooks",
-    ], "nothing half-written"
-
-
-def test_a_page_in_the_project_leaves_its_notebooks_alone(made, monkeypatch):
+def test_the_same_records_give_the_same_page_wherever_it_is_written(page, monkeypatch, capsys):
     """`--out page.html` from the project's root: the executed notebooks go to a folder of their own."""
-    (made.results.parent / "notebooks").mkdir()
-    monkeypatch.chdir(made.results.parent)
-    assert cli.main(["report", "--results", str(made.results), "--out", "page.html"]) == 0
-    assert not list((made.results.parent / "notebooks").iterdir())
-    links = [
-        a["href"]
-        for t, a in Reader(open("page.html").read()).tags
-        if t == "a" and a["href"].endswith(".html")
-    ]
-    assert links == ["page_notebooks/02_safedpo.html"]
-    assert 'href="../page.html"' in open(links[0]).read()
+    top = page.parents[2]
+    (top / "notebooks").mkdir()
+    monkeypatch.chdir(top)
+    write = report.write
+    monkeypatch.setattr(report, "write", lambda *a: write(*a, tables=top / "committed"))
+    assert cli.main(["report", "--results", "results", "--out", "page.html"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("page.html\n") and "1 holds, 1 undecided, 10 needs scale" in out
+    assert not list((top / "notebooks").iterdir())
+    html = (top / "page.html").read_text()
+    assert html == page.read_text().replace("report_notebooks/", "page_notebooks/")
+    beside = (top / "page_notebooks" / "02_safedpo.html").read_text()
+    assert 'href="page_notebooks/02_safedpo.html"' in html and 'href="../page.html"' in beside
 
 
 @pytest.mark.parametrize("text", ["- id: a", "- id: [", "- id: a\n  \xff"])
 def test_a_ledger_that_cannot_be_read_is_a_refusal(tmp_path, monkeypatch, capsys, text):
     finished(tmp_path / "small")
-    (tmp_path / "claims.yaml").write_bytes(text.encode("latin1"))
-    monkeypatch.setattr(
-        claims, "ledger", lambda: claims.read((tmp_path / "claims.yaml").read_text("utf-8"))
-    )
+    file = tmp_path / "claims.yaml"
+    file.write_bytes(text.encode("latin1"))
+    monkeypatch.setattr(claims, "ledger", lambda: claims.read(file.read_text("utf-8")))
     assert cli.main(["report", "--results", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "claims.yaml: cannot be read" in err and err.count("\n") == 1
@@ -331,81 +317,76 @@ def test_a_ledger_that_cannot_be_read_is_a_refusal(tmp_path, monkeypatch, capsys
 
 def test_a_verdict_that_the_ledger_does_not_know_is_shown_as_such(made, monkeypatch):
     monkeypatch.setattr(claims, "ledger", lambda: {c.id: c for c in LEDGER[1:]})
-    told = Reader(
-        report.write(made.results / "small", committed=made.committed).read_text()
-    ).articles
+    told = Reader(sections(made.folder, made.committed)).articles
     assert "Not in the ledger" in told["a"] and "holds" in told["a"]
 
 
 def test_a_run_that_is_not_complete_is_no_record(made):
-    (made.results / "small" / "02_safedpo" / "methods.csv").unlink()
+    (made.folder / "02_safedpo" / "methods.csv").unlink()
     with pytest.raises(Refusal, match="holds no finished run"):
-        report.write(made.results / "small")
+        report.write(made.folder)
 
 
 def test_no_records_are_a_refusal_with_the_fix(tmp_path, capsys):
     assert cli.main(["report", "--results", str(tmp_path / "none")]) == 2
     err = capsys.readouterr().err
-    assert (
-        "make reproduce PROFILE=small" in err
-        and err.count("\n") == 1
-        and not (tmp_path / "none").exists()
-    )
+    assert "make reproduce PROFILE=small" in err and err.count("\n") == 1
+    assert not (tmp_path / "none").exists()
 
 
-def test_the_ledger_itself_can_be_shown(tmp_path):
-    """The committed ledger on a record that measured one of its claims: every claim of it is on the page."""
-    id = next(id for id, c in claims.ledger().items() if c.scope != "only at scale")
-    finished(tmp_path / "small", claims.ledger()[id].notebook, verdicts=[verdict(id, "undecided")])
-    told = Reader(report.write(tmp_path / "small").read_text()).articles
-    assert set(told) == set(claims.ledger()) and "undecided" in told[id]
+def test_a_page_that_cannot_be_written_is_a_refusal(made):
+    (made.folder / "file").write_text("")
+    with pytest.raises(Refusal, match="--out .*file/page.html: cannot be written"):
+        report.write(made.folder, made.folder / "file" / "page.html")
+
+
+def test_the_ledger_itself_can_be_shown(page):
+    """The committed ledger on a record that measured one of its claims: all of it is on the page."""
+    told = Reader(page.read_text()).articles
+    assert set(told) == {*claims.ledger(), "not.in_the_ledger"}
+    judged = next(c.id for c in claims.ledger().values() if c.notebook == "02_safedpo")
+    assert "undecided" in told[judged] and "Not in the ledger" in told["not.in_the_ledger"]
 
 
 # ---------------------------------------------------------------- pieces
+NUMBERS = [
+    (0.25, "0.2500"),
+    (-1.5, "−1.5000"),
+    (3, "3"),
+    (12345.0, "12,345"),
+    (1e-7, "1.0e−07"),
+    (-3e-17, "0"),
+    (123.456, "123.5"),
+    (float("nan"), ""),
+    (float("inf"), "∞"),
+    (None, ""),
+    ("dpo", "dpo"),
+]
 
 
-@pytest.mark.parametrize(
-    "value, text",
-    [
-        (0.25, "0.2500"),
-        (-1.5, "−1.5000"),
-        (3, "3"),
-        (12345.0, "12,345"),
-        (1e-7, "1.0e−07"),
-        (-3e-17, "0"),
-        (123.456, "123.5"),
-        (float("nan"), ""),
-        (float("inf"), "∞"),
-        (None, ""),
-        ("dpo", "dpo"),
-    ],
-)
+@pytest.mark.parametrize("value, text", NUMBERS)
 def test_numbers_as_they_are_shown(value, text):
-    assert pages.number(value) == text
+    assert report.number(value) == text
 
 
 def test_settings_are_shown_as_they_were_set_and_long_tables_are_cut():
-    shown = pages.table(
-        pd.DataFrame({"keep": np.tile([0.2, 0.4], 50), "unsafe": np.linspace(0, 1, 100)})
-    )
-    assert shown["rows"][1] == [("0.4", ""), ("0.0101", "")] and (
-        shown["shown"],
-        shown["total"],
-    ) == (pages.ROWS, 100)
+    frame = pd.DataFrame({"keep": np.tile([0.2, 0.4], 50), "unsafe": np.linspace(0, 1, 100)})
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", report.table(frame))
+    assert cells[2:4] == ["0.4", "0.0101"] and len(cells) == 2 * report.ROWS
+    assert f"The first {report.ROWS} of 100 rows" in report.table(frame)
 
 
 def test_the_drawing_of_an_interval_puts_the_rule_where_it_is():
-    holds = pages.interval({"below": 0.5}, 0.4, 0.3, 0.45)
+    holds = report.drawing({"below": 0.5}, 0.4, 0.3, 0.45)
     side = float(re.search(r'<rect class="side" x="0" y="2" width="([\d.]+)"', holds).group(1))
     assert float(re.search(r'class="limit" x1="([\d.]+)"', holds).group(1)) == side
     low, high = map(float, re.search(r'class="range" x1="([\d.]+)" x2="([\d.]+)"', holds).groups())
     dot = float(re.search(r'cx="([\d.]+)"', holds).group(1))
     assert 0 < low < dot < high < side < 220
-    above = pages.interval({"above": 0.5}, 0.4, None, None)
-    assert 'class="range"' not in above and float(
-        re.search(r'cx="([\d.]+)"', above).group(1)
-    ) < float(re.search(r'<rect class="side" x="([\d.]+)"', above).group(1))
-    assert 'aria-label="0.4000, the rule: above 0.5"' in above
+    above = report.drawing({"above": 0.5}, 0.4)
+    dot = float(re.search(r'cx="([\d.]+)"', above).group(1))
+    assert dot < float(re.search(r'<rect class="side" x="([\d.]+)"', above).group(1))
+    assert 'class="range"' not in above and 'aria-label="0.4000, the rule: above 0.5"' in above
 
 
 def test_formulas_of_the_notebooks_become_mathml():
@@ -418,4 +399,4 @@ def test_formulas_of_the_notebooks_become_mathml():
                 count += html.count("<math")
                 assert not re.search(r"<code>[^<]*\\(pi|beta|sum|log)", html), path.name
     assert count > 50
-    assert pages.formula(r"\notatexcommand{") == r"<code>\notatexcommand{</code>"
+    assert r"<code>\notatexcommand{</code>" in pages.markdown(r"$\notatexcommand{$")

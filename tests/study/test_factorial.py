@@ -236,8 +236,6 @@ def test_what_is_drawn_is_what_was_given():
 
 
 def test_every_method_has_a_colour_and_a_name_of_its_own():
-    names, colours = (
-        list(map(look.get, parameters.METHODS))
-        for look in (side_by_side.NAMES, side_by_side.COLOURS)
-    )
+    looks = side_by_side.LABELS, side_by_side.COLOURS
+    names, colours = (list(map(look.get, parameters.METHODS)) for look in looks)
     assert len(set(names)) == len(set(colours)) == 15 and None not in names + colours
