@@ -170,7 +170,7 @@ class _Networks:
 
 
 def generalised_advantages(rewards, values, mask):
-    """Generalised advantages (gamma 1, lambda 0.95) and returns, from rewards and values, [B, T]."""
+    """Generalised advantages (gamma 1, lambda 0.95) and returns of rewards and values, [B, T]."""
     carry, out = torch.zeros_like(values[:, 0]), []
     after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     delta = (rewards + after - values) * mask

@@ -327,7 +327,7 @@ def token_advantages(paths, logp, values):
     return np.where(reached, total / mass - before_total / before_mass, 0.0)
 
 
-def token_logps(paths, logp):
+def conditional_logps(paths, logp):
     """log p(token | prefix) of every token on the trie, nats: [R, T], zero behind the end;
     arguments as above.
 

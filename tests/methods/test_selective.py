@@ -392,11 +392,10 @@ def test_sepo_is_reference_free_and_length_normalised(reference, few):
     )
 
 
-def test_tis_dpo_weighs_within_its_clamp(reference, few):
+def test_tis_dpo_weighs_within_its_clamp(reference, few, monkeypatch):
+    monkeypatch.setattr(token_controls, "TIS_CLAMP", (-0.001, 0.002))
     assert (flat(token_controls.tis_dpo(reference, reference, few.tokens).values) == 1).all()
-    values = token_controls.tis_dpo(
-        few.dpo.policy, reference, few.tokens, low=-0.001, high=0.002
-    ).values.map(np.log)
+    values = token_controls.tis_dpo(few.dpo.policy, reference, few.tokens).values.map(np.log)
     assert (flat(values).min(), flat(values).max()) == (
         pytest.approx(-0.001),
         pytest.approx(0.002),

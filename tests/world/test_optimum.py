@@ -360,4 +360,4 @@ def test_token_tables_where_the_policy_never_gets():
     paths, _ = build_trie(texts)
     logp = np.array([-np.inf, -np.inf, 0.0])
     assert np.isfinite(o.token_advantages(paths, logp, np.array([1.0, 2.0, 3.0]))).all()
-    assert o.token_logps(paths, logp).sum(axis=1).tolist() == [-np.inf, -np.inf, 0]
+    assert o.conditional_logps(paths, logp).sum(axis=1).tolist() == [-np.inf, -np.inf, 0]
