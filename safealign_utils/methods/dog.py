@@ -19,7 +19,8 @@ Formulas and code are not available, so this is a *labelled reconstruction*. The
    f_i = [sqrt(w_a) a_i ; sqrt(w_b) b_i in the block of data set j].
 5. DOG-D: greedy maximum of log det(I + F_S F_S^T / ridge) over the k rows S of F.
    DOG: non-dominated sorting on the energies |a_i|^2 and |b_i|^2, both to be large.
-6. k = round(0.11 N), over all data sets at once or split among them. Of equals the first row wins.
+6. k = round(0.11 N), over all data sets at once (DOG-D also: split among them). Of equals the
+   first row wins.
 
 N pairs, D hidden width, J data sets; d = r + J q is the width of F. Nothing here is N x N.
 """
@@ -64,14 +65,11 @@ def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True):
     lengths = [len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l
     order = np.argsort(lengths, kind="stable")  # batches of like length: little padding
     batches, u = np.array_split(order, -(-len(tokens) // BATCH)), None
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=len(order), desc="directions", unit="pair", disable=quiet, leave=False) as bar:
-        for start in range(0, len(batches), BLOCK):
-            block = batches[start : start + BLOCK]
-            found = _block(policy, tokens, block, layer % (depth + 1), pooling).to(policy.device)
-            u = found.new_empty(len(order), found.shape[1]) if u is None else u
-            u[torch.from_numpy(np.concatenate(block)).to(u.device)] = found
-            bar.update(len(found))
+    blocks = [batches[start : start + BLOCK] for start in range(0, len(batches), BLOCK)]
+    for block in tqdm(blocks, desc="directions", disable=not sys.stderr.isatty(), leave=False):
+        found = _block(policy, tokens, block, layer % (depth + 1), pooling).to(policy.device)
+        u = found.new_empty(len(order), found.shape[1]) if u is None else u
+        u[torch.from_numpy(np.concatenate(block)).to(u.device)] = found
     return u.div_(u.norm(dim=1, keepdim=True).clamp_min_(1e-12)) if normalise else u
 
 
@@ -96,10 +94,11 @@ def _differences(policy, tokens, rows, layer, pooling):
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.bf16):
         hidden = _layer(policy.model.eval(), tokens.batch(rows, policy).to(policy.device), layer)
     lengths = np.stack([tokens.lengths_w[rows], tokens.lengths_l[rows]], 1).ravel()
-    pooled = [_pool(states, pooling) for states in hidden.split(lengths.tolist())]
-    chosen, rejected = torch.stack(pooled[0::2]), torch.stack(pooled[1::2])
-    noise = 10.0 ** -DIGITS[chosen.dtype] * chosen.norm(dim=1, keepdim=True)
-    u = chosen - rejected
+    states = hidden.split(lengths.tolist())  # at the prompt's last place, at the tokens but the end
+    own = [s[1:] if len(s) > 1 else s for s in states]
+    pooled = torch.stack([s.mean(0) if pooling == "mean" else s[-1] for s in own])
+    chosen, u = pooled[0::2], pooled[0::2] - pooled[1::2]
+    noise = 10.0 ** -DIGITS[u.dtype] * chosen.norm(dim=1, keepdim=True)
     return torch.where(u.norm(dim=1, keepdim=True) > noise, u, 0.0)
 
 
@@ -115,12 +114,6 @@ def _layer(model, batch, layer):
     )
     hidden = (out.last_hidden_state if last else out.hidden_states[layer]).flatten(0, 1)
     return hidden[batch.source].to(torch.promote_types(hidden.dtype, torch.float32))
-
-
-def _pool(states, pooling):
-    """[D] of a response's states [n, D]: at the prompt's last place, at its tokens but the end."""
-    own = states[1:] if len(states) > 1 else states
-    return own.mean(0) if pooling == "mean" else own[-1]
 
 
 def check_finite(u, rows=None, name="u"):
@@ -394,18 +387,14 @@ def log_det(features, rows, *, ridge=1.0):
 
 
 # ---------------------------------------------------------------- the frontier DOG
-def dog(u, source, k, *, split="global", **subspaces):
-    """DOG: rows int64 [k] of the pairs u [N, D], front by front.
+def dog(u, source, k, **subspaces):
+    """DOG: rows int64 [k] of the pairs u [N, D], front by front, the most energy in all first.
 
-    Within a front the largest total energy comes first. Fronts are over all data sets; a split
-    fills the share of one data set after the other. `subspaces` are the options of `coordinates`.
+    Fronts are over all data sets. `subspaces` are the options of `coordinates`.
     """
-    where, quota = coordinates(u, source, **subspaces), split_budget(k, source, split)
-    energy = where.energies
-    order = np.lexsort((-np.round(energy.sum(axis=1), 9), fronts(energy)))
-    if quota is None:
-        return order[:k]
-    return np.concatenate([order[where.block[order] == j][:n] for j, n in enumerate(quota)])
+    check_count(k, len(u))
+    energy = coordinates(u, source, **subspaces).energies
+    return np.lexsort((-np.round(energy.sum(axis=1), 9), fronts(energy)))[:k]
 
 
 def fronts(energies):

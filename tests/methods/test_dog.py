@@ -398,7 +398,7 @@ def test_the_progress_bar_is_for_those_who_watch(small, many, fresh_cache, capsy
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     dog.directions(small, many, layer=1)
     shown = capsys.readouterr().err
-    assert "directions:" in shown and "/37" in shown
+    assert "directions:" in shown and "0/1" in shown
 
 
 # ---------------------------------------------------------------- copies, anchor and residuals
@@ -544,10 +544,9 @@ def test_dog_takes_front_by_front():
     front = dog.fronts(energy)
     order = sorted(range(90), key=lambda i: (front[i], -round(energy[i].sum(), 9)))
     assert dog.dog(u, source, 20).tolist() == order[:20]
-    split = dog.dog(u, source, 20, split="proportional")
-    assert [int((source[split] == name).sum()) for name in "pqr"] == [11, 7, 2] and len(
-        set(split)
-    ) == 20
+    split = dog.dog_d(u, source, 20, split="proportional").rows
+    assert [int((source[split] == name).sum()) for name in "pqr"] == [11, 7, 2]
+    assert len(set(split)) == 20
     spread = dog.dog_d(u, source, 21, split="equal").rows
     assert [int((source[spread] == name).sum()) for name in "pqr"] == [7, 7, 7]
 

@@ -264,7 +264,7 @@ def test_without_the_swap_unsafe_mass_stays(cases):
 def test_without_the_drop_the_optimum_is_the_same(cases):
     """Pairs of two unsafe responses only order what has no mass: in the tabular limit dropping them is free."""
     case = cases[2]
-    logp = fit(case.ref, beta=BETA, **safe_levers(case, 5.0) | {"weight": None})
+    logp = fit(case.ref, beta=BETA, **safe_levers(case, 5.0) | {"weight": 1.0})
     assert tv(logp, o.safe_optimal, case, case.reward, case.cost, beta=BETA) < 1e-6
 
 

@@ -6,7 +6,7 @@ import pytest
 from safealign_utils import pairs
 from safealign_utils.engine import cache
 from safealign_utils.methods.dog import merge_copies
-from safealign_utils.world.redundant import KINDS, NAMES, OWN, SHARED, world_pool
+from safealign_utils.world.redundant import DATA_SETS, KINDS, OWN, SHARED, world_pool
 
 N, RARE = (
     480,
@@ -43,8 +43,8 @@ def test_how_many_rows_each_category_has(world, n):
     sizes, rare = table.source.value_counts(), n // 160
     assert sorted(sizes) == sorted((n + 3 - j) // 4 for j in range(4)) and sorted(
         sizes.index
-    ) == list(NAMES)
-    for name, own in zip(NAMES, OWN):
+    ) == list(DATA_SETS)
+    for name, own in zip(DATA_SETS, OWN):
         count = table.category[table.source == name].value_counts()
         assert count.to_dict() == {SHARED: sizes[name] - rare, own: rare}, (
             "its own category, and no other's"
