@@ -44,7 +44,10 @@ def on_cpu(name, n, k):
     work = (METHODS | CONTROLS)[name]
     work(*directions(50, WIDTH), 5)  # loads what is loaded once
     u, source = directions(n, WIDTH)
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
     before, start = peak(), time.process_time()
     work(u, source, k)
     return time.process_time() - start, peak() - before

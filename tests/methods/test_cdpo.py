@@ -104,7 +104,10 @@ def test_scores_come_from_the_scorers():
     plain = pd.DataFrame(
         {"prompt": ["a", "bb"], "response_0": ["x", "xx"], "response_1": ["yyy", "y"]}
     )
-    length = lambda prompts, responses: [len(x) * 10 + len(y) for x, y in zip(prompts, responses)]
+
+    def length(prompts, responses):
+        return [len(x) * 10 + len(y) for x, y in zip(prompts, responses)]
+
     out = c.score(plain, reward=length, cost=lambda x, y: -np.array(length(x, y)))
     assert out[["reward_0", "reward_1"]].to_numpy().tolist() == [[11, 13], [22, 21]]
     assert out[["cost_0", "cost_1"]].to_numpy().tolist() == [[-11, -13], [-22, -21]]
@@ -172,7 +175,10 @@ def test_the_exact_solution_has_no_gap(exact_world, limit):
 
 def test_dual_gradient_of_the_world(exact_world):
     for lam in (0.0, 0.3, 2.0):
-        g = lambda x: o.dual(x, *exact_world, beta=BETA, cost_limit=-0.4)
+
+        def g(x):
+            return o.dual(x, *exact_world, beta=BETA, cost_limit=-0.4)
+
         slope = (g(lam + 1e-5) - g(lam - 1e-5)) / 2e-5
         assert o.dual_gradient(lam, *exact_world, beta=BETA, cost_limit=-0.4) == pytest.approx(
             slope, abs=1e-6

@@ -219,7 +219,10 @@ def gpt2(reference):
 def uneven():
     """Pairs of very unequal length; one response is nothing but its end."""
     draw = np.random.default_rng(0)
-    ids = lambda n: draw.integers(3, 40, n)
+
+    def ids(n):
+        return draw.integers(3, 40, n)
+
     lengths = [(3, 9, 2), (12, 4, 4), (1, 1, 6), (5, 2, 1), (7, 7, 3)]
     x, w, l = zip(*[[ids(n) for n in row] for row in lengths])
     return TokenPairs(x, w, l, np.ones(5), np.zeros(5))
@@ -271,7 +274,10 @@ def small(reference):
 def many():
     """37 pairs of unequal length."""
     g = np.random.default_rng(1)
-    draw = lambda: [g.integers(3, 40, g.integers(1, 12)) for _ in range(37)]
+
+    def draw():
+        return [g.integers(3, 40, g.integers(1, 12)) for _ in range(37)]
+
     return TokenPairs(draw(), draw(), draw(), np.ones(37), np.zeros(37))
 
 

@@ -74,9 +74,10 @@ def test_the_tokens_that_win_are_the_safe_ones(world, reference):
     table = pairs.label(world.pairs(100, seed=3))
     out = safedpo(table, delta=5.0)
     tokens, cost = pairs.tokenize(out, reference), world.scorer("cost")
-    text = lambda side: [
-        " ".join(reference.tokenizer.convert_ids_to_tokens(y[:-1].tolist())) for y in side
-    ]
+
+    def text(side):
+        return [" ".join(reference.tokenizer.convert_ids_to_tokens(y[:-1].tolist())) for y in side]
+
     u_w, u_l = (cost(list(out.prompt), text(side)) > 0 for side in (tokens.chosen, tokens.rejected))
     assert not u_w.any() and 10 < u_l.sum() < len(out) < 100
     assert tokens.margin.tolist() == (5.0 * u_l).tolist()
