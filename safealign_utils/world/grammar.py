@@ -130,33 +130,24 @@ class Grammar:
 
     def forest(self, group):
         """Cut the responses, in trie order, into groups of `group`; each group becomes one row."""
-        order = np.lexsort(self.paths.T[::-1])
-        rows = [self._tree(order[i : i + group]) for i in range(0, len(order), group)]
-        width = max(len(inner) for inner, _, _ in rows)
-        node = np.full((len(rows), width), -1)
-        depth = np.zeros((len(rows), width), dtype=np.int64)
-        ancestors = np.zeros((len(rows), width, width), dtype=bool)
-        row, place, target, seen = [], [], [], set()
-        for g, (inner, level, every) in enumerate(rows):
-            at = {n: i for i, n in enumerate(inner)}
-            node[g, : len(inner)], depth[g, : len(inner)] = inner, level
-            for i, n in enumerate(inner):
-                if self.parent[n] >= 0:
-                    ancestors[g, i] = ancestors[g, at[self.parent[n]]]
+        order, M = np.lexsort(self.paths.T[::-1]), len(self.parent)
+        first, level, inner = np.full(M, -1), np.zeros(M + 1, dtype=np.int64), []
+        for t, nodes in enumerate(self.paths.T):
+            level[nodes[nodes >= 0]] = t
+        for g, start in enumerate(range(0, len(order), group)):
+            paths = self.paths[order[start : start + group]]
+            nodes = np.unique(paths[paths >= 0])
+            first[nodes] = np.where(first[nodes] < 0, g, first[nodes])  # the row that reads a node
+            inner.append(np.setdiff1d(self.parent[nodes], [-1]))
+        width = max(map(len, inner))
+        node, at = np.full((len(inner), width), -1), np.full((len(inner), M + 1), -1)
+        ancestors = np.zeros((len(inner), width, width), dtype=bool)
+        for g, own in enumerate(inner):
+            node[g, : len(own)], at[g, own] = own, np.arange(len(own))
+            for i, above in enumerate(self.parent[own]):  # parents come first
+                if above >= 0:
+                    ancestors[g, i] = ancestors[g, at[g, above]]
                 ancestors[g, i, i] = True
-            new = [n for n in every if n not in seen]
-            seen.update(new)
-            row += [g] * len(new)
-            place += [at.get(self.parent[n], -1) for n in new]
-            target += new
-        return Forest(node, ancestors, depth, np.array(row), np.array(place), np.array(target))
-
-    def _tree(self, responses):
-        """Inner nodes of some responses (parents first) with their depths, and all their nodes."""
-        level, inner = {}, set()
-        for y in responses:
-            path = self.paths[y, : self.length[y]]
-            level.update((int(n), t) for t, n in enumerate(path))
-            inner.update(int(n) for n in path[:-1])
-        inner = sorted(inner)
-        return inner, [level[n] for n in inner], sorted(level)
+        target = np.argsort(first, kind="stable")
+        row = first[target]
+        return Forest(node, ancestors, level[node], row, at[row, self.parent[target]], target)
