@@ -13,6 +13,7 @@ DPO-safebetter     2505.20065        pairs           baselines        dpo_safebe
 MODPO              2310.03708        margin          baselines        modpo
 MoCAN, PeCAN       2405.19544        winner          baselines        mocan_lambda, implicit_scores
 SACPO, P-SACPO     2404.11049        reference       baselines        sacpo, mix
+IPO                2310.12036        link            ipo              ipo
 BFPO, BSO          2408.15313,       margin, link    baselines        bfpo and square, bso and sba
                    2605.12339
 SePO, TIS-DPO      2408.13518,       tokens          token_controls   sepo, tis_dpo
