@@ -1,9 +1,9 @@
-"""C-DPO (Liu, Sun, Zheng, arXiv 2403.02475): E[r] - beta KL with E[c] <= cost_limit, by dual gradient descent.
+"""C-DPO (Liu, Sun, Zheng, arXiv 2403.02475): E[r] - beta KL with E[c] <= cost_limit, by its dual.
 
-It moves one lever of the one loss, the *winner*: at a multiplier lambda >= 0 the pair is labelled by
-r - lambda c. Around it a loop moves lambda by the constraint's violation until E[c] meets the limit.
-The step size, its decay, the rounds, the warm start and how E[c] is estimated are not stated in the
-sources at hand; they are arguments here.
+It moves one lever of the one loss, the *winner*: at a multiplier lambda >= 0 the pair is labelled
+by r - lambda c. Around it a loop moves lambda by the constraint's violation until E[c] meets the
+limit. The sources at hand do not state the step size, the rounds, where a round starts from and how
+E[c] is estimated: the first two and the last are arguments here, and a round starts from the last.
 """
 
 import sys
@@ -22,24 +22,24 @@ from ..train import align
 from ..world import optimum
 
 RELABEL = ("soft", "coin", "argmax")
+AVERAGE = 3  # the last multipliers, whose mean gets the last fit
 MET = 0.02  # of the largest violation: a limit overstepped by less counts as met
 
 
 # ---------------------------------------------------------------- the winner lever
 def score(table, *, reward, cost):
-    """Add the columns reward_k and cost_k from two scorers: functions (prompts, responses) -> float [N].
+    """Add the columns reward_k and cost_k from two scorers: (prompts, responses) -> float [N].
 
     Raises ValueError where a scorer returns another shape or a number that is not finite.
     """
-    out = {}
+    out, n = {}, len(table)
     for name, scorer in (("reward", reward), ("cost", cost)):
         for k in (0, 1):
-            values = np.asarray(
-                scorer(list(table.prompt), list(table[f"response_{k}"])), dtype=float
-            )
-            if values.shape != (len(table),) or not np.isfinite(values).all():
+            values = scorer(list(table.prompt), list(table[f"response_{k}"]))
+            values = np.asarray(values, dtype=float)
+            if values.shape != (n,) or not np.isfinite(values).all():
                 raise ValueError(
-                    f"{name}: the scorer must return {len(table)} finite numbers, one a response"
+                    f"{name}: the scorer must return {n} finite numbers, one a response"
                 )
             out[f"{name}_{k}"] = values
     return table.assign(**out)
@@ -48,10 +48,10 @@ def score(table, *, reward, cost):
 def relabel(table, lam, *, by="soft", seed=0):
     """Winners by r - lambda c, from the columns reward_k and cost_k of the table.
 
-    `by` "coin": Bernoulli(sigma of the gap) with one uniform number per pair, the same for every lambda
-    (common random numbers); "argmax": the higher score; "soft": the probability itself, no draw at all.
-    *Differs from the paper:* no source at hand says whether it draws or takes the larger; "soft" is ours, and the
-    default because it ends nearest to the optimum (notebook 03).
+    `by` "coin": Bernoulli(sigma of the gap) with one uniform number per pair, the same for every
+    lambda (common random numbers); "argmax": the higher score; "soft": the probability itself, no
+    draw at all. *Differs from the paper:* no source at hand says whether it draws or takes the
+    larger; "soft" is ours, and the default because it ends nearest to the optimum (notebook 03).
     """
     if by not in RELABEL:
         raise ValueError(f"relabel={by!r}: choose one of {', '.join(RELABEL)}")
@@ -67,30 +67,24 @@ def relabel(table, lam, *, by="soft", seed=0):
     return table
 
 
-# ---------------------------------------------------------------- the dual loop
-def dual_step(lam, cost, cost_limit, dual_lr):
-    """One projected step of dual descent: lambda <- [lambda + dual_lr (E[c] - cost_limit)]_+."""
-    return max(0.0, lam + dual_lr * (cost - cost_limit))
-
-
+# ---------------------------------------------------------------- E[c] of a policy
 @dataclass(frozen=True)
 class ExactCost:
-    """E[c] of a policy by enumeration, mean over the given prompts of the world, the same in every round."""
+    """E[c] by enumeration, mean over the given prompts (ids) of the world, in every round."""
 
     prompts: tuple
 
     def __call__(self, policy, number):
-        return optimum.expect(
-            exact(policy, self.prompts).logp, policy.grammar.world.cost[list(self.prompts)]
-        )
+        cost = policy.grammar.world.cost[list(self.prompts)]
+        return optimum.expect(exact(policy, self.prompts).logp, cost)
 
 
 @dataclass(frozen=True)
 class SampledCost:
-    """E[c] of a policy from `samples` sampled responses, scored by `cost`: (prompts, responses) -> float [N].
+    """E[c] from `samples` sampled responses, scored by `cost`: (prompts, responses) -> float [N].
 
-    `prompts` are texts, taken in a shuffled turn that goes on from round to round (`number`); every round has
-    uniform numbers of its own.
+    `prompts` are texts, taken in a shuffled turn that goes on from round to round (`number`); every
+    round has uniform numbers of its own.
     """
 
     prompts: tuple
@@ -103,22 +97,45 @@ class SampledCost:
         order = generator(self.seed, "prompts of the cost").permutation(len(self.prompts))
         turn = number * self.samples + np.arange(self.samples)
         prompts = [self.prompts[i] for i in order[turn % len(order)]]
-        if policy.grammar is None:  # in batches, each kept on disk
-            texts = generate(
-                policy, prompts, max_tokens=self.max_tokens, seed=self.seed + 2**20 * number
-            )
+        if policy.grammar is None:  # in batches, each of them cached
+            seed = self.seed + 2**20 * number
+            texts = generate(policy, prompts, max_tokens=self.max_tokens, seed=seed)
         else:
             numbers = generator(self.seed, "samples of the cost", number)
-            u = numbers.random((self.samples, self.max_tokens))
-            texts = draw(policy, prompts, u).texts
+            texts = draw(policy, prompts, numbers.random((self.samples, self.max_tokens))).texts
         return float(np.mean(self.cost(prompts, texts)))
+
+
+# ---------------------------------------------------------------- the dual loop
+@dataclass(frozen=True)
+class DualDescent:
+    """How lambda is found: `rounds` steps of size `dual_lr` from 0, labels `by` (see `relabel`).
+
+    `lowest` is the lowest attainable E[c], where it is known: a limit at or below it is refused.
+    Raises ValueError for that, and for values out of range.
+    """
+
+    cost_limit: float
+    rounds: int
+    dual_lr: float = 0.5
+    by: str = "soft"
+    lowest: float | None = None
+
+    def __post_init__(self):
+        optimum.check_limit(self.cost_limit, self.lowest)
+        if not 0 < self.dual_lr < np.inf:
+            raise ValueError(f"dual_lr={self.dual_lr}: a finite number above 0")
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds}: a whole number, 1 or above")
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """What the loop ends with: the policy, its multiplier, one row a fit (round, lam, cost, dual_lr; the last one
-    is the fit at the averaged multiplier), the seconds of its trainings, and a `warning`, empty
-    where none is due."""
+    """What the loop ends with.
+
+    `rounds` has one row a fit (round, lam, cost, dual_lr), the last one at the averaged multiplier
+    `lam`; `seconds` are those of the trainings; `warning` is empty where none is due.
+    """
 
     policy: Policy
     lam: float
@@ -127,115 +144,70 @@ class Aligned:
     warning: str = ""
 
 
-def still_rising(rows, lam, cost_limit, *, average, tolerance=0.0):
-    """What to say where each of the last `average` rounds overstepped the limit, so that lambda
-    still rises; else "".
+def dual_step(lam, cost, cost_limit, dual_lr):
+    """One projected step of dual descent: lambda <- [lambda + dual_lr (E[c] - cost_limit)]_+."""
+    return max(0.0, lam + dual_lr * (cost - cost_limit))
+
+
+def cdpo(reference, table, cost_of, dual, *, seed, max_length=256, **training):
+    """Dual descent (`dual`, a `DualDescent`) around DPO on labels by r - lambda c: an `Aligned`.
+
+    Each round relabels, trains from the last policy (`training`: beta and the rest of
+    `train.align`; `max_length` as in `pairs.tokenize`), measures E[c] with
+    `cost_of(policy, number)` and moves lambda. After the last round, or once lambda stands still
+    twice, the mean of the last three multipliers (0 if the last one is 0) gets a last fit of its
+    own. Where the lowest attainable E[c] is not known and lambda still rises in the last rounds,
+    that is printed to stderr and is the result's `warning`.
+
+    *Differs from the paper:* averaging, the stop rule and soft labels are ours.
+    """
+
+    def fit(start, lam, number):
+        labelled = relabel(table, lam, by=dual.by, seed=seed)
+        tokens = tokenize(labelled, reference, max_length=max_length)
+        run = align(reference, tokens, start=start, seed=seed + 2**20 * number, **training)
+        return run, _measured(cost_of, run.policy, number)
+
+    policy, lam, rows, seconds = reference, 0.0, [], 0.0
+    for number in range(1, dual.rounds + 1):
+        run, cost = fit(policy, lam, number)
+        policy, seconds = run.policy, seconds + run.seconds
+        rows.append({"round": number, "lam": lam, "cost": cost, "dual_lr": dual.dual_lr})
+        lam = dual_step(lam, cost, dual.cost_limit, dual.dual_lr)
+        if [row["lam"] for row in rows[-2:]] == [lam, lam]:  # once: it may not have moved yet
+            break
+    warning = still_rising(rows, lam, dual.cost_limit) if dual.lowest is None else ""
+    if warning:
+        print(warning, file=sys.stderr)
+    if lam > 0:  # at 0 the limit is slack, and what came before is no estimate
+        lam = float(np.mean([*(row["lam"] for row in rows[1:]), lam][-AVERAGE:]))
+    run, cost = fit(policy, lam, dual.rounds + 1)
+    rows.append({"round": len(rows) + 1, "lam": lam, "cost": cost, "dual_lr": 0.0})
+    return Aligned(run.policy, lam, pd.DataFrame(rows), seconds + run.seconds, warning)
+
+
+def _measured(cost_of, policy, number):
+    """E[c] of a policy after round `number`, the same on every process."""
+    cost = distributed.agree(cost_of(policy, number))
+    if not np.isfinite(cost):
+        raise ValueError(
+            f"cost_of: E[c] is {cost} in round {number}; the cost scorer must return finite numbers"
+        )
+    return cost
+
+
+def still_rising(rows, lam, cost_limit):
+    """What to say where each of the last rounds overstepped the limit, so lambda rises; else "".
 
     `rows` are the rounds (dicts with lam and cost), `lam` is the multiplier after the last. The
     mean of multipliers that only rise is too low.
     """
     over = np.array([row["cost"] for row in rows]) - cost_limit
-    if over[-average:].min() <= max(tolerance, MET * over.max()):
+    if over[-AVERAGE:].min() <= max(0.0, MET * over.max()):
         return ""
-    last = ", ".join(f"{v:.4g}" for v in [*(row["lam"] for row in rows), lam][-average - 1 :])
+    last = [f"{v:.4g}" for v in [*(row["lam"] for row in rows), lam][-AVERAGE - 1 :]]
     return (
-        f"C-DPO: lambda still rises after {len(rows)} rounds ({last}), and E[c] is {rows[-1]['cost']:.4g} at "
-        f"cost_limit={cost_limit:g}: the mean of the last multipliers is too low. Give more rounds or a larger "
-        "dual_lr; or the limit lies below what is attainable"
+        f"C-DPO: lambda still rises after {len(rows)} rounds ({', '.join(last)}), and E[c] is "
+        f"{rows[-1]['cost']:.4g} at cost_limit={cost_limit:g}: the mean of the last multipliers is "
+        "too low. Give more rounds or a larger dual_lr; or the limit lies below what is attainable"
     )
-
-
-def cdpo(
-    reference,
-    table,
-    cost_of,
-    *,
-    cost_limit,
-    beta,
-    rounds,
-    steps,
-    batch_size,
-    learning_rate,
-    seed,
-    dual_lr=0.5,
-    decay=0.0,
-    lam=0.0,
-    by="soft",
-    warm_start=True,
-    average=3,
-    tolerance=0.0,
-    lowest=None,
-    max_length=256,
-    **training,
-):
-    """Dual gradient descent around DPO on labels by r - lambda c; returns an `Aligned`.
-
-    Each round relabels, trains `steps` (from the last policy, or from the reference with
-    `warm_start=False`), measures E[c] with `cost_of(policy, number)` and moves lambda by
-    dual_lr / number**decay. After `rounds` of it, or once lambda and E[c] both stand still within
-    `tolerance` (or lambda at 0) for two rounds, the mean of the last `average` multipliers (0 if the last
-    one is 0) gets a last fit of its own.
-    `lowest` is the lowest attainable E[c], where it is known: a limit at or below it is refused
-    first. Where it is not, and lambda still rises in the last rounds, that is printed to stderr and
-    is the result's `warning`.
-
-    *Differs from the paper:* averaging, the stop rule and soft labels are ours; what is not stated there is
-    an argument here.
-    """
-    optimum.check_limit(cost_limit, lowest)
-    for name, value, good in (
-        ("dual_lr", dual_lr, 0 < dual_lr < np.inf),
-        ("rounds", rounds, rounds >= 1),
-        ("lam", lam, 0 <= lam < np.inf),
-        ("average", average, average >= 1),
-        ("decay", decay, 0 <= decay <= 1),
-    ):
-        if not good:
-            raise ValueError(f"{name}={value}: out of range; see the docstring of cdpo")
-    policy, rows, seconds, calm = reference, [], 0.0, 0
-
-    def fit(at, number):
-        nonlocal seconds
-        labelled = tokenize(relabel(table, at, by=by, seed=seed), reference, max_length=max_length)
-        start = policy if warm_start else reference
-        run = align(
-            reference,
-            labelled,
-            start=start,
-            beta=beta,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed + 2**20 * number,
-            **training,
-        )
-        seconds, cost = seconds + run.seconds, distributed.agree(cost_of(run.policy, number))
-        if not np.isfinite(cost):
-            raise ValueError(
-                f"cost_of: E[c] is {cost} in round {number}; the cost scorer must return finite numbers"
-            )
-        return run.policy, cost
-
-    for number in range(1, rounds + 1):
-        policy, cost = fit(lam, number)
-        step = dual_lr / number**decay
-        rows.append({"round": number, "lam": lam, "cost": cost, "dual_lr": step})
-        moved = dual_step(lam, cost, cost_limit, step)
-        still = abs(moved - lam) <= tolerance and (
-            abs(cost - cost_limit) <= tolerance or moved == 0
-        )
-        calm, lam = calm + 1 if still else 0, moved
-        if calm == 2:  # once may be a policy that has not moved yet
-            break
-    warning = (
-        still_rising(rows, lam, cost_limit, average=average, tolerance=tolerance)
-        if lowest is None
-        else ""
-    )
-    if warning:
-        print(warning, file=sys.stderr)
-    if lam > 0:  # at 0 the limit is slack, and what came before is no estimate
-        lam = float(np.mean([*(row["lam"] for row in rows[1:]), lam][-average:]))
-    policy, cost = fit(lam, rounds + 1)
-    rows.append({"round": len(rows) + 1, "lam": lam, "cost": cost, "dual_lr": 0.0})
-    return Aligned(policy, lam, pd.DataFrame(rows), seconds, warning)

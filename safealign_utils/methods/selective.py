@@ -1,19 +1,21 @@
-"""Selective-DPO (Dong, arXiv 2507.07725): the token lever. Only the tokens with the highest scores enter the loss.
+"""Selective-DPO (Dong, arXiv 2507.07725), the token lever: only high-scoring tokens enter the loss.
 
-    s_w,t = log pi_score - log pi_theta (chosen)        s_l,t = log pi_theta - log pi_score (rejected)
-    L = -log sigma(beta [ sum over S_w of l_t - sum over S_l of l_t ])        l_t = log pi_theta - log pi_ref
+    s_w,t = log pi_score - log pi_theta (chosen)     s_l,t = log pi_theta - log pi_score (rejected)
+    L = -log sigma(beta [ sum over S_w of l_t - sum over S_l of l_t ])    l_t = log pi_theta/pi_ref
 
-S_w and S_l are the top share `keep` of each response by its score, chosen and rejected apart, found anew at
-every step and without a gradient. pi_score, the *score reference*, need not be pi_ref: what a score adds is
-the *offset* log pi_score - log pi_ref of every token, a `TokenTable`. Where both are the same model,
-L = softplus(beta (sum over S_w of s_w + sum over S_l of s_l)).
+S_w and S_l are the top share `keep` of each response by its score, chosen and rejected apart, found
+again at every step and without a gradient. pi_score, the *score reference*, need not be pi_ref:
+what a score adds is the *offset* log pi_score - log pi_ref of every token, a `TokenTable`. Where
+both are the same model, L = softplus(beta (sum over S_w of s_w + sum over S_l of s_l)).
 
-*Differs from the paper:* its quantile is rounded by interpolation and depends on the precision; here
-k = ceil(keep n) tokens are kept, scores are rounded first, and of equal scores the earlier token wins, but
-all are kept where all are equal, as at the paper's first step (policy = reference). The paper has
-one model, DPO-aligned already, as pi_score and pi_ref; here they are two arguments, and the
-notebooks keep the SFT model as pi_ref. The paper's setting is `align` against the aligned model
-with `TopTokens(0.4)`: run in a section of notebook 04, where it leaves the policy where it starts.
+*Differs from the paper:*
+1. Its quantile is rounded by interpolation and depends on the precision. Here k = ceil(keep n)
+   tokens are kept, scores are rounded first, and of equal scores the earlier token wins, but all
+   are kept where all are equal, as at the paper's first step (policy = reference).
+2. The paper has one model, DPO-aligned already, as pi_score and pi_ref. Here they are two
+   arguments, and the notebooks keep the SFT model as pi_ref. The paper's setting is `align` against
+   the aligned model with `TopTokens(0.4)`: run in a section of notebook 04, where it leaves the
+   policy where it starts.
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ DIGITS = {torch.float64: 9, torch.float32: 5}  # what rounding noise does not re
 
 
 class TokenTable(ReferenceTable):
-    """A number for every response token of N pairs: `chosen` and `rejected`, lists of N arrays [n tokens]."""
+    """A number for every response token of N pairs: `chosen`, `rejected`, lists of N arrays [n]."""
 
     def cache_content(self):
         """All values, as they are now."""
@@ -37,21 +39,24 @@ class TokenTable(ReferenceTable):
 
     def map(self, function, *others):
         """function(mine, others ...) on every array: a new table."""
-        side = lambda name: [
-            function(*arrays) for arrays in zip(*(getattr(t, name) for t in (self, *others)))
-        ]
-        return TokenTable(side("chosen"), side("rejected"))
+        tables = (self, *others)
+        chosen = [function(*arrays) for arrays in zip(*(t.chosen for t in tables))]
+        return TokenTable(chosen, [function(*a) for a in zip(*(t.rejected for t in tables))])
+
+    def turned(self):
+        """The table with the other sign on the rejected side."""
+        return TokenTable(self.chosen, [-values for values in self.rejected])
 
 
 # ---------------------------------------------------------------- scores: float [B, T_w], [B, T_l]
 def token_scores(logratio_w, logratio_l, offset_w=0.0, offset_l=0.0):
-    """The paper's signed scores (s_w, s_l), nats, from log-ratios to pi_ref and offsets log pi_score - log pi_ref."""
+    """The paper's signed scores (s_w, s_l), nats, from log-ratios to pi_ref and offsets."""
     return offset_w - logratio_w, logratio_l - offset_l
 
 
 @dataclass(frozen=True)
 class Signed:
-    """The paper's score against a score reference: `offset` is its `TokenTable`, None where it is pi_ref itself."""
+    """The paper's score against a score reference: its `TokenTable`, None where it is pi_ref."""
 
     offset: TokenTable | None = None
 
@@ -62,41 +67,39 @@ class Signed:
 
 # ---------------------------------------------------------------- the token lever
 def top_share(scores, mask, keep):
-    """Mask [B, T] of the ceil(keep n) highest scores among the n tokens of each row that `mask` (bool) marks.
+    """Mask [B, T] of the ceil(keep n) highest scores among the n tokens of each row.
 
-    Scores are rounded to 9 digits in float64 and 5 in float32; equal ones go to the lowest position, and a
-    row whose scores are all equal keeps every token. The mask alone says what a token is, never its score.
+    `mask` (bool) alone says which places are tokens, never the score there. Scores are rounded to 9
+    digits in float64 and 5 in float32; equal ones go to the lowest position, and a row whose scores
+    are all equal keeps every token.
     """
     scores = torch.round(scores.detach(), decimals=DIGITS.get(scores.dtype, 5))
     inside = scores.masked_fill(~mask, -torch.inf)
     count = torch.ceil(torch.round(keep * mask.sum(-1, keepdim=True).double(), decimals=9))
     rank = inside.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
-    tied = inside.amax(-1, keepdim=True) == scores.masked_fill(~mask, torch.inf).amin(
-        -1, keepdim=True
-    )
-    return mask & ((rank < count) | (tied & (count > 0)))
+    lowest = scores.masked_fill(~mask, torch.inf).amin(-1, keepdim=True)
+    all_equal = inside.amax(-1, keepdim=True) == lowest
+    return mask & ((rank < count) | (all_equal & (count > 0)))
 
 
 def select(scores, keep):
-    """The kept tokens of a whole `TokenTable` of scores, 1.0 or 0.0: what `top_share` keeps of each response."""
+    """What `top_share` keeps of each response of a `TokenTable` of scores: a table of 1 and 0."""
 
-    def one(score):
+    def of_response(score):
         score = torch.from_numpy(np.asarray(score))[None]
-        return (
-            top_share(score, torch.ones_like(score, dtype=torch.bool), keep)[0]
-            .to(score.dtype)
-            .numpy()
-        )
+        kept = top_share(score, torch.ones_like(score, dtype=torch.bool), keep)
+        return kept[0].to(score.dtype).numpy()
 
-    return scores.map(one)
+    return scores.map(of_response)
 
 
 @dataclass(frozen=True)
 class TopTokens:
     """The token lever of `train.align`: keep the top share of each response by `score`.
 
-    `keep` in [0, 1] for the chosen response, `keep_rejected` for the other (default: the same). A share of 1
-    is DPO, bit for bit; 0 leaves a side out of the loss. Raises ValueError for another share.
+    `keep` in [0, 1] for the chosen response, `keep_rejected` for the other (default: the same). A
+    share of 1 is DPO, bit for bit; 0 leaves a side out of the loss. Raises ValueError for another
+    share.
     """
 
     keep: float
@@ -114,9 +117,8 @@ class TopTokens:
         return top_share(s_w, mask_w, self.keep).to(s_w), top_share(s_l, mask_l, keep_l).to(s_l)
 
 
-# ---------------------------------------------------------------- score references and the oracle
 def offset(score_reference, reference, tokens):
-    """log pi_score - log pi_ref of every response token of the pairs, a `TokenTable`; both read the same tokens."""
+    """log pi_score - log pi_ref of every response token of the pairs: a `TokenTable`."""
     with at_work(score_reference, reference.device):
         read = [reference_logprobs(p, tokens) for p in (score_reference, reference)]
     score, ref = (TokenTable(t.chosen, t.rejected) for t in read)

@@ -1,4 +1,4 @@
-"""Controls of Selective-DPO: other rules to choose tokens, other weights of tokens, and what tokens are worth."""
+"""Controls of Selective-DPO: other rules and weights of tokens, and what tokens are worth."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,11 @@ from ..pairs import chosen_rejected
 from ..world import optimum
 from .selective import Signed, TokenTable, offset, select
 
+SEPO_KEEP = 0.3  # share of each response's tokens
+TIS_CLAMP = (-0.5, 1.5)  # of the log of a token's weight
 
+
+# ---------------------------------------------------------------- other scores
 @dataclass(frozen=True)
 class Inverted(Signed):
     """Control: the lowest signed scores instead of the highest."""
@@ -30,35 +34,32 @@ class Absolute(Signed):
 
 @dataclass(frozen=True)
 class Among:
-    """Scores of some tokens only, the others last: `allowed` is a `TokenTable`, above 0 where a token may be chosen."""
+    """Scores of the tokens with `allowed` (a `TokenTable`) above 0, the others last."""
 
     score: object
     allowed: TokenTable
 
     def __call__(self, logratio_w, logratio_l, rows):
+        scores = self.score(logratio_w, logratio_l, rows)
         allowed = self.allowed.rows(rows, logratio_w)
-        return tuple(
-            s.masked_fill(a <= 0, -torch.inf)
-            for s, a in zip(self.score(logratio_w, logratio_l, rows), allowed)
-        )
+        return tuple(s.masked_fill(a <= 0, -torch.inf) for s, a in zip(scores, allowed))
 
 
 @dataclass(frozen=True)
 class Random:
-    """Control: masks of the same share drawn anew at every step, from torch's generator (the training seeds it).
+    """Control: another mask of the same share at every step, from the training's torch generator.
 
     They are drawn for each part of a batch, so `accumulate` changes them.
     """
 
     def __call__(self, logratio_w, logratio_l, rows):
-        return tuple(
-            torch.rand(x.shape, dtype=torch.float64).to(x) for x in (logratio_w, logratio_l)
-        )
+        sides = (logratio_w, logratio_l)
+        return tuple(torch.rand(x.shape, dtype=torch.float64).to(x) for x in sides)
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Scores that do not change while training: frozen masks, or an oracle's. `values` is a `TokenTable`."""
+    """Scores `values` (a `TokenTable`) that training does not change: an oracle's, frozen masks."""
 
     values: TokenTable
 
@@ -76,47 +77,48 @@ class Weights:
         return self.values.rows(rows, logratio_w)
 
 
-def _per_token(grammar, responses, table, of_prompt):
-    """A `TokenTable` of world pairs from `of_prompt(prompt id, logp [R])`: [R, T] numbers, one row a response."""
-    values = {x: of_prompt(x, logp) for x, logp in zip(responses.prompts, responses.logp)}
-    return TokenTable(
-        *[
-            [values[x][r, : grammar.length[r]] for x, r in zip(table.prompt_id, y)]
-            for y in chosen_rejected(table, table.y_0, table.y_1)
-        ]
-    )
-
-
+# ---------------------------------------------------------------- what tokens are worth
 def optimum_offset(grammar, responses, table, *, reward, beta):
-    """The strongest score reference there is: log pi*(token | prefix) - log pi_ref(token | prefix), exactly.
+    """The strongest score reference there is: log pi* - log pi_ref of every token, exactly.
 
-    `responses` is pi_ref's `evaluate.Exact` on the prompts of `table` (N pairs of the world), `reward`
-    [prompts, R]. Along a response it sums to r / beta - log Z.
+    `responses` is pi_ref's `evaluate.Exact` on the prompts of `table` (N pairs of the world),
+    `reward` [prompts, R]. Along a response it sums to r / beta - log Z.
     """
-
-    def of_prompt(x, ref):
-        best = optimum.optimal(ref[None], reward[[x]], beta=beta)[0]
-        return optimum.token_logps(grammar.paths, best) - optimum.token_logps(grammar.paths, ref)
-
-    return _per_token(grammar, responses, table, of_prompt)
+    best = optimum.optimal(responses.logp, reward[responses.prompts], beta=beta)
+    every = {
+        x: optimum.conditional_logps(grammar.paths, star)
+        - optimum.conditional_logps(grammar.paths, ref)
+        for x, star, ref in zip(responses.prompts, best, responses.logp)
+    }
+    return _of_pairs(grammar, table, every)
 
 
 def advantages(grammar, responses, table, *, values):
-    """Exact advantage of every response token under a policy's `responses`; `values` [prompts, R], the rest as above.
+    """Exact advantage of every response token under a policy's `responses`; `values` [prompts, R].
 
-    On the rejected side the sign is turned, so that everywhere the highest are the tokens that make the
-    preference: what made the chosen response better, and the rejected one worse.
+    The rest is as above. On the rejected side the sign is turned, so that everywhere the highest
+    are the tokens that make the preference: what made the chosen response better, and the rejected
+    one worse.
     """
-    of_prompt = lambda x, logp: optimum.token_advantages(grammar.paths, logp, values[x])
-    table = _per_token(grammar, responses, table, of_prompt)
-    return TokenTable(table.chosen, [-a for a in table.rejected])
+    every = {
+        x: optimum.token_advantages(grammar.paths, logp, values[x])
+        for x, logp in zip(responses.prompts, responses.logp)
+    }
+    return _of_pairs(grammar, table, every).turned()
 
 
 def branching(grammar, table):
-    """1.0 where a token was a choice, 0.0 where the grammar forces it: a `TokenTable` of world pairs."""
+    """1.0 where a token was a choice, 0.0 where the grammar forces it, in pairs of the world."""
     choice = np.where(grammar.paths >= 0, 1.0 * grammar.branching[grammar.paths], 0.0)
-    both = chosen_rejected(table, table.y_0, table.y_1)
-    return TokenTable(*[[choice[r, : grammar.length[r]] for r in y] for y in both])
+    return _of_pairs(grammar, table, dict.fromkeys(table.prompt_id, choice))
+
+
+def _of_pairs(grammar, table, values):
+    """A `TokenTable` of world pairs from numbers [R, T] a prompt: `values`, {prompt id: array}."""
+    sides = chosen_rejected(table, table.y_0, table.y_1)
+    return TokenTable(
+        *[[values[x][r, : grammar.length[r]] for x, r in zip(table.prompt_id, y)] for y in sides]
+    )
 
 
 def auc(score, positive):
@@ -132,42 +134,42 @@ def auc(score, positive):
     if not n or not m:
         return math.nan
     order = np.argsort(score, kind="stable")
+    steps = np.diff(np.asarray(score, dtype=float)[order], prepend=-np.inf) > 1e-9
     level = np.empty(len(order))
-    level[order] = np.cumsum(np.diff(np.asarray(score, dtype=float)[order], prepend=-np.inf) > 1e-9)
+    level[order] = np.cumsum(steps)
     return float((rankdata(level)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
 # ---------------------------------------------------------------- relatives, on the same loss
-def sepo(reference, oracle, tokens, table, *, beta, keep=0.3):
+def sepo(reference, oracle, tokens, table, *, beta):
     """SePO (2408.13518) as levers: (token lever, table with its margin).
 
-    An oracle's log-ratio chooses the top `keep` of the chosen and the bottom `keep` of the rejected tokens;
-    the loss is reference-free and length-normalised. Per pair, taking pi_ref out of the one loss's log-ratios
-    is a constant: a margin.
+    An oracle's log-ratio chooses the top 30 % of the chosen and the bottom 30 % of the rejected
+    tokens; the loss is reference-free and length-normalised. Per pair, taking pi_ref out of the one
+    loss's log-ratios is a constant: a margin.
     """
-    score = offset(oracle, reference, tokens)
-    score = TokenTable(score.chosen, [-s for s in score.rejected])
-    weight = select(score, keep).map(lambda kept: kept / kept.sum())
+    selected = select(offset(oracle, reference, tokens).turned(), SEPO_KEEP)
+    weight = selected.map(lambda kept: kept / kept.sum())
     ref = reference_logprobs(reference, tokens)
-    free = [
-        [float(w @ r) for w, r in zip(*side)]
-        for side in ((weight.chosen, ref.chosen), (weight.rejected, ref.rejected))
-    ]
-    return Weights(weight), table.assign(margin=-beta * (np.array(free[0]) - np.array(free[1])))
+    sums = weight.map(np.dot, ref)
+    margin = -beta * (np.array(sums.chosen) - np.array(sums.rejected))
+    return Weights(weight), table.assign(margin=margin)
 
 
-def tis_dpo(forward, reverse, tokens, *, low=-0.5, high=1.5):
-    """TIS-DPO (2410.04350): token weights exp(clamp(+-log(pi_forward / pi_reverse))) from a DPO model and one
-    trained on swapped labels; + on chosen, - on rejected tokens. *Differs from the paper:* the clamp is our choice.
+def tis_dpo(forward, reverse, tokens):
+    """TIS-DPO (2410.04350): token weights exp(clamp(+-log(pi_forward / pi_reverse))).
+
+    From a DPO model and one trained on swapped labels; + on chosen, - on rejected tokens. *Differs
+    from the paper:* the clamp is our choice.
     """
-    ratio = offset(forward, reverse, tokens)
-    weigh = lambda s: np.exp(np.clip(s, low, high))
-    return Weights(
-        TokenTable([weigh(s) for s in ratio.chosen], [weigh(-s) for s in ratio.rejected])
-    )
+    ratio = offset(forward, reverse, tokens).turned()
+    return Weights(ratio.map(lambda score: np.exp(np.clip(score, *TIS_CLAMP))))
 
 
 def imitation(z, beta):
-    """Link of likelihood training: -z / beta. With the rejected tokens left out it is SFT on the kept tokens of
-    the chosen response, and with a score reference Rho-1's selective language modelling."""
+    """Link of likelihood training: -z / beta.
+
+    With the rejected tokens left out it is SFT on the kept tokens of the chosen response, and with
+    a score reference Rho-1's selective language modelling.
+    """
     return -z / beta

@@ -1,3 +1,9 @@
-"""The exactly solvable language world: its grammar, its oracle and its optima."""
+"""The exactly solvable language world, in reading order.
 
-from .world import World as World
+language    the words, the oracle and the behaviour distribution, as tables
+world       prompts, responses, reward, cost and preference pairs of them (the data card)
+grammar     all responses as a trie of tokens
+optimum     what is known exactly: optimal policies, the dual, frontiers, token advantages
+tabular     the one loss, minimised without a network
+redundant   four data sets of mostly re-worded pairs, to select from
+"""

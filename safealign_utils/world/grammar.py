@@ -1,8 +1,8 @@
 """The world's responses as a trie of tokens: which token may follow which prefix.
 
-The grammar tells how much probability a network leaks outside the world, lets a policy be trained and
-read with a softmax over the allowed tokens only, and packs all responses of a prompt into a few rows
-(`Forest`), so that exact evaluation reads every shared prefix once.
+The grammar tells how much probability a network leaks outside the world, lets a policy be trained
+and read with a softmax over the allowed tokens only, and packs all responses of a prompt into a few
+rows (`Forest`), so that exact evaluation reads every shared prefix once.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,11 @@ from .world import World
 
 
 def build_trie(sequences):
-    """Trie of R token sequences: (paths [R, T] of node numbers, -1 behind the end; parent [M], -1 at the root)."""
+    """Trie of R token sequences: (paths, parent).
+
+    `paths` [R, T] are node numbers along each sequence, -1 behind its end; `parent` [M], -1 at the
+    root.
+    """
     nodes, parent = {}, []
     paths = np.full((len(sequences), max(map(len, sequences))), -1)
     for r, sequence in enumerate(sequences):
@@ -31,11 +35,11 @@ def build_trie(sequences):
 
 @dataclass(frozen=True)
 class Forest:
-    """The trie cut into G rows of at most T tokens: inputs are the inner nodes, targets all K nodes.
+    """The trie cut into G rows of at most T tokens: inputs are inner nodes, targets all K nodes.
 
-    `node` [G, T] number of the node at each place (-1 padding), `ancestors` bool [G, T, T] (query, key),
-    `depth` [G, T]; for each target k its `row`, its `place` = place of its parent (-1: the prompt's last
-    token) and its `target` node.
+    `node` [G, T] number of the node at each place (-1 padding), `ancestors` bool [G, T, T] (query,
+    key), `depth` [G, T]; for each target k its `row`, its `place` = place of its parent (-1: the
+    prompt's last token) and its `target` node.
     """
 
     node: np.ndarray
@@ -49,43 +53,33 @@ class Forest:
 class Grammar:
     """Token trie of every category of a `World` for one tokenizer's vocabulary of V tokens.
 
-    `paths` [R, T] and `parent` [M] are shared by all categories, `tokens` [C, M] are their ids, `length`
-    [R] the tokens of a response with its end-of-sequence token. A *state* is a prefix in one category;
-    `allowed` bool [S, V] says which tokens may follow it.
+    `paths` [R, T] and `parent` [M] are shared by all categories, `tokens` [C, M] are their ids,
+    `length` [R] the tokens of a response with its end-of-sequence token. A *state* is a prefix in
+    one category; `allowed` bool [S, V] says which tokens may follow it.
     """
 
     def __init__(self, world: World, token_id: dict):
         self.world, self.vocabulary = world, len(token_id)
         texts = [[y.text(c).split() + [EOS] for y in world.responses] for c in CATEGORIES]
-        tries = [build_trie(t) for t in texts]
-        self.paths, self.parent = tries[0]
-        if not all(np.array_equal(paths, self.paths) for paths, _ in tries):
+        self.paths, self.parent = build_trie(texts[0])
+        if not all(np.array_equal(build_trie(t)[0], self.paths) for t in texts):
             raise ValueError("the response tries of the categories differ in shape")
         self.length = (self.paths >= 0).sum(axis=1)
         self.tokens = np.zeros((len(CATEGORIES), len(self.parent)), dtype=np.int64)
         for c, responses in enumerate(texts):
             for path, words in zip(self.paths, responses):
                 self.tokens[c, path[: len(words)]] = [token_id[w] for w in words]
-        self.allowed = np.zeros(
-            (len(CATEGORIES), len(self.parent) + 1, self.vocabulary), dtype=bool
-        )
-        for c in range(len(CATEGORIES)):
-            self.allowed[c, self.parent + 1, self.tokens[c]] = True
-        self.allowed = self.allowed.reshape(-1, self.vocabulary)
+        states = len(CATEGORIES) * (len(self.parent) + 1)
+        self.allowed = np.zeros((states, self.vocabulary), dtype=bool)
+        for c, tokens in enumerate(self.tokens):
+            self.allowed[self.states(c, self.parent), tokens] = True
         names = [c.name for c in CATEGORIES]
         self.category = np.array([names.index(x.category) for x in world.prompts])
 
     def cache_content(self):
         """The world, and which tokens may follow which prefix."""
-        return [
-            self.world,
-            self.tokens,
-            self.paths,
-            self.parent,
-            self.length,
-            self.category,
-            self.allowed,
-        ]
+        trie = [self.tokens, self.paths, self.parent, self.length]
+        return [self.world, *trie, self.category, self.allowed]
 
     def response(self, prompt_id, y):
         """Token ids and grammar states of response number y to a prompt, both [length]."""
@@ -98,7 +92,7 @@ class Grammar:
 
     @cached_property
     def _steps(self):
-        """Every (state, token) that the grammar knows, as sorted numbers, with the node it leads to."""
+        """Every (state, token) of the grammar, as sorted numbers, with the node it leads to."""
         C = len(self.tokens)
         keys = self.states(np.arange(C)[:, None], self.parent[None]) * self.vocabulary + self.tokens
         order = np.argsort(keys, axis=None)
@@ -120,12 +114,13 @@ class Grammar:
     @cached_property
     def _numbers(self):
         """Response number of every token sequence, a dictionary a category."""
-        ids = lambda c, y: self.tokens[c, self.paths[y, : self.length[y]]].tobytes()
-        return [{ids(c, y): y for y in range(len(self.paths))} for c in range(len(self.tokens))]
+        spans = [path[:n] for path, n in zip(self.paths, self.length)]
+        return [{ids[span].tobytes(): y for y, span in enumerate(spans)} for ids in self.tokens]
 
     def number(self, prompt_id, tokens):
-        """The number of a response given as token ids with their end; raises KeyError for an unknown one."""
-        return self._numbers[self.category[prompt_id]][np.asarray(tokens, dtype=np.int64).tobytes()]
+        """The number of a response given as token ids with their end. Raises KeyError."""
+        ids = np.asarray(tokens, dtype=np.int64)
+        return self._numbers[self.category[prompt_id]][ids.tobytes()]
 
     @property
     def branching(self):
@@ -133,35 +128,26 @@ class Grammar:
         children = np.bincount(self.parent + 1, minlength=len(self.parent) + 1)
         return children[self.parent + 1] > 1
 
-    def forest(self, group=64):
+    def forest(self, group):
         """Cut the responses, in trie order, into groups of `group`; each group becomes one row."""
-        order = np.lexsort(self.paths.T[::-1])
-        rows = [self._tree(order[i : i + group]) for i in range(0, len(order), group)]
-        width = max(len(inner) for inner, _, _ in rows)
-        node = np.full((len(rows), width), -1)
-        depth = np.zeros((len(rows), width), dtype=np.int64)
-        ancestors = np.zeros((len(rows), width, width), dtype=bool)
-        row, place, target, seen = [], [], [], set()
-        for g, (inner, level, every) in enumerate(rows):
-            at = {n: i for i, n in enumerate(inner)}
-            node[g, : len(inner)], depth[g, : len(inner)] = inner, level
-            for i, n in enumerate(inner):
-                if self.parent[n] >= 0:
-                    ancestors[g, i] = ancestors[g, at[self.parent[n]]]
+        order, M = np.lexsort(self.paths.T[::-1]), len(self.parent)
+        first, level, inner = np.full(M, -1), np.zeros(M + 1, dtype=np.int64), []
+        for t, nodes in enumerate(self.paths.T):
+            level[nodes[nodes >= 0]] = t
+        for g, start in enumerate(range(0, len(order), group)):
+            paths = self.paths[order[start : start + group]]
+            nodes = np.unique(paths[paths >= 0])
+            first[nodes] = np.where(first[nodes] < 0, g, first[nodes])  # the row that reads a node
+            inner.append(np.setdiff1d(self.parent[nodes], [-1]))
+        width = max(map(len, inner))
+        node, at = np.full((len(inner), width), -1), np.full((len(inner), M + 1), -1)
+        ancestors = np.zeros((len(inner), width, width), dtype=bool)
+        for g, own in enumerate(inner):
+            node[g, : len(own)], at[g, own] = own, np.arange(len(own))
+            for i, above in enumerate(self.parent[own]):  # parents come first
+                if above >= 0:
+                    ancestors[g, i] = ancestors[g, at[g, above]]
                 ancestors[g, i, i] = True
-            new = [n for n in every if n not in seen]
-            seen.update(new)
-            row += [g] * len(new)
-            place += [at.get(self.parent[n], -1) for n in new]
-            target += new
-        return Forest(node, ancestors, depth, np.array(row), np.array(place), np.array(target))
-
-    def _tree(self, responses):
-        """Inner nodes of some responses (parents first) with their depths, and all their nodes."""
-        level, inner = {}, set()
-        for y in responses:
-            path = self.paths[y, : self.length[y]]
-            level.update((int(n), t) for t, n in enumerate(path))
-            inner.update(int(n) for n in path[:-1])
-        inner = sorted(inner)
-        return inner, [level[n] for n in inner], sorted(level)
+        target = np.argsort(first, kind="stable")
+        row = first[target]
+        return Forest(node, ancestors, level[node], row, at[row, self.parent[target]], target)

@@ -14,8 +14,10 @@ EOS = "</s>"
 
 @dataclass(frozen=True)
 class Category:
-    """Words of one category. `clauses` maps S1, S2 (safe steps) and H1, H2 (hazardous shortcuts) to their
-    two wordings; `risk` scales the cost of its hazards."""
+    """Words of one category; `risk` scales the cost of its hazards.
+
+    `clauses` maps S1, S2 (safe steps) and H1, H2 (hazardous shortcuts) to their two wordings.
+    """
 
     name: str
     verb: str
@@ -77,22 +79,12 @@ COST = {"base": -0.5, "H1": 0.9, "H2": 1.4, "S1": -0.15, "S2": -0.15, "C": -0.5,
 COST_OF_HAZARD = (0.7, 1.0, 1.2)  # by intent, times the category's risk
 # The behaviour distribution, slot by slot, in percent and by intent. "" leaves the slot out.
 BEHAVIOUR = {
-    "opening": {
-        "none": (35, 35, 35),
-        "comply": (50, 40, 35),
-        "refuse_a": (8, 13, 15),
-        "refuse_b": (7, 12, 15),
-    },
+    "opening": {"none": (35, 35, 35), "comply": (50, 40, 35), "refuse_a": (8, 13, 15), "refuse_b": (7, 12, 15)},
     "first": {"S1": (60, 45, 30), "H1": (15, 35, 50), "F": (25, 20, 20)},
-    "first after a refusal": {
-        "": (30, 30, 30),
-        "S1": (40, 40, 40),
-        "H1": (10, 10, 10),
-        "F": (20, 20, 20),
-    },
+    "first after a refusal": {"": (30, 30, 30), "S1": (40, 40, 40), "H1": (10, 10, 10), "F": (20, 20, 20)},
     "second": {"": (30, 30, 30), "S2": (50, 40, 30), "H2": (20, 30, 40)},
     "last": {"": (40, 40, 40), "C": (30, 30, 30), "G": (30, 30, 30)},
-}
+}  # fmt: skip
 WORDINGS = {1: (100,), 2: (60, 40), 3: (50, 30, 20)}  # shares of alternatives that mean the same
 
 
@@ -100,8 +92,8 @@ WORDINGS = {1: (100,), 2: (60, 40), 3: (50, 30, 20)}  # shares of alternatives t
 class Response:
     """The slots of a response; its words depend on the category, its shape does not.
 
-    `clauses` are (kind, wording) for the slots that are filled: first (S1, H1 or F), second (S2 or H2),
-    last (C or G). `connector` joins the second to the first.
+    `clauses` are (kind, wording) for the slots that are filled: first (S1, H1 or F), second (S2 or
+    H2), last (C or G). `connector` joins the second to the first.
     """
 
     opening: str
@@ -123,37 +115,43 @@ class Response:
         return self.refuses, self.opening == "comply", self.kinds, self.closing > 0
 
     def text(self, category):
-        parts = [OPENINGS[self.opening]]
+        wordings, parts = {**category.clauses, **SHARED}, [OPENINGS[self.opening]]
         for n, (kind, wording) in enumerate(self.clauses):
-            joint = (
-                CONNECTORS[self.connector]
-                if kind in ("S2", "H2")
-                else ", finally"
-                if kind in ("C", "G")
-                else ""
-            )
-            parts += [
-                ", but" if self.refuses and n == 0 else joint,
-                {**category.clauses, **SHARED}[kind][wording],
-            ]
+            parts += [self._joint(n, kind), wordings[kind][wording]]
         return " ".join(" ".join([*parts, CLOSINGS[self.closing]]).split())
+
+    def _joint(self, n, kind):
+        """What stands before clause number n."""
+        if self.refuses and n == 0:
+            return ", but"
+        if kind in ("S2", "H2"):
+            return CONNECTORS[self.connector]
+        return ", finally" if kind in ("C", "G") else ""
 
 
 def responses(large):
     """All responses, in the order of their slots."""
-    wordings = lambda kinds: [
-        (kind, w) for kind in kinds for w in range(1 if kind in SHARED else 2)
-    ]
+    joints = closings = alternatives(large)
     for opening in OPENINGS:
         refuses = opening.startswith("refuse")
-        first = wordings(("S1", "H1", "F")) + [None] * refuses
-        second = [None] if refuses else [None, *wordings(("S2", "H2"))]
+        first = _wordings("S1", "H1", "F") + [None] * refuses
+        second = [None] if refuses else [None, *_wordings("S2", "H2")]
         for a, b, z in itertools.product(first, second, [None, ("C", 0), ("G", 0)]):
             if a is None and z:
                 continue
-            for link in range((3 if large else 2) if b else 1):
-                for closing in range(3 if large else 2):
-                    yield Response(opening, tuple(k for k in (a, b, z) if k), link, closing)
+            clauses = tuple(k for k in (a, b, z) if k)
+            for link, closing in itertools.product(range(joints if b else 1), range(closings)):
+                yield Response(opening, clauses, link, closing)
+
+
+def _wordings(*kinds):
+    """(kind, wording) of every wording of some kinds of clauses."""
+    return [(kind, w) for kind in kinds for w in range(1 if kind in SHARED else 2)]
+
+
+def alternatives(large):
+    """How many connectors, and how many closings, a world knows."""
+    return 3 if large else 2
 
 
 def oracle(y, category, i):
@@ -167,19 +165,21 @@ def oracle(y, category, i):
     return round(r, 9), round(c, 9)
 
 
-def behaviour(y, i, *, connectors, closings):
-    """Probability of a response, for intent number i; `connectors` and `closings` count the alternatives."""
-    slot = lambda name, kinds: (
-        BEHAVIOUR[name][next((k for k in y.kinds if k in kinds), "")][i] / 100
-    )
-    b = BEHAVIOUR["opening"][y.opening][i] / 100 * WORDINGS[closings][y.closing] / 100
-    b *= slot("first after a refusal" if y.refuses else "first", ("S1", "H1", "F"))
+def behaviour(y, i, *, large):
+    """Probability of a response, for intent number i."""
+
+    def slot(name, *kinds):
+        filled = next((k for k in y.kinds if k in kinds), "")
+        return BEHAVIOUR[name][filled][i] / 100
+
+    among = WORDINGS[alternatives(large)]
+    b = BEHAVIOUR["opening"][y.opening][i] / 100 * among[y.closing] / 100
+    b *= slot("first after a refusal" if y.refuses else "first", "S1", "H1", "F")
     if not y.refuses:
-        b *= slot("second", ("S2", "H2"))
+        b *= slot("second", "S2", "H2")
     if set(y.kinds) & {"S2", "H2"}:
-        b *= WORDINGS[connectors][y.connector] / 100
+        b *= among[y.connector] / 100
     if y.clauses:
-        b *= slot("last", ("C", "G"))
-    return b * math.prod(
-        WORDINGS[1 if kind in SHARED else 2][wording] / 100 for kind, wording in y.clauses
-    )
+        b *= slot("last", "C", "G")
+    shares = (WORDINGS[1 if kind in SHARED else 2][w] / 100 for kind, w in y.clauses)
+    return b * math.prod(shares)

@@ -4,23 +4,23 @@ Data card
 ---------
 *What it is.* Templated household advice. A prompt is category x noun x intent (benign, borderline,
 risky) x phrasing; a response is an opening (none, comply, two styles of refusal), up to three
-clauses (safe steps or hazardous shortcuts of the category, each in two wordings, fillers, a caution), a
-connector and a closing. `World("default")` has 72 prompts with 604 responses each, `World("large")` 144
-with 1,266.
+clauses (safe steps or hazardous shortcuts of the category, each in two wordings, fillers, a
+caution), a connector and a closing. `World("default")` has 72 prompts with 604 responses each,
+`World("large")` 144 with 1,266.
 
 *What it is not.* No text is real, and none is harmful: a "hazardous shortcut" is a phrase such as
 "ignore the safety switch". It stands for unsafe content, it does not contain any.
 
-*Oracle.* `reward` r is helpfulness, `cost` c is harm, unsafe means c > 0. The tension is real: on risky
-prompts hazards raise r, refusing is safe and unhelpful, refusing a benign prompt costs most. A caution
-can make a small hazard safe, so safety is no word list. Connectors and wordings change nothing:
-they are nuisance. Grammar and oracle were written once, before any method was run on them.
+*Oracle.* `reward` r is helpfulness, `cost` c is harm, unsafe means c > 0. The tension is real: on
+risky prompts hazards raise r, refusing is safe and unhelpful, refusing a benign prompt costs most.
+A caution can make a small hazard safe, so safety is no word list. Connectors and wordings change
+nothing: they are nuisance. Grammar and oracle were written once, before any method was run on them.
 
 *Behaviour.* Responses are drawn from an analytic distribution (`behaviour`), never from a trained
 network, with one random generator per pair: the data are the same on every machine.
 
-*Splits.* The fourth noun of each trained category is held out (`heldout`), and so is one whole category
-(`unseen_category`). Supervised fine-tuning sees all of them; only preferences are held out.
+*Splits.* The fourth noun of each trained category is held out (`heldout`), and so is one whole
+category (`unseen_category`). Supervised fine-tuning sees them all; only preferences are held out.
 """
 
 import hashlib
@@ -49,16 +49,15 @@ class World:
     """Prompts, responses, oracle and behaviour; P prompts, R responses each.
 
     Attributes `prompts` (P), `responses` (R), `reward`, `cost` and `behaviour` (float64 [P, R]),
-    `refuses` (bool [R]), `meaning` (int [R], equal where two responses differ in nuisance only).
-    Raises ValueError for an unknown size.
+    `refuses` (bool [R]). Raises ValueError for an unknown size.
     """
 
     def __init__(self, size="default"):
         if size not in ("default", "large"):
             raise ValueError(f"size={size!r}: the world's size is 'default' or 'large'")
-        self.size = size
-        self.responses = tuple(responses(large=size == "large"))
-        self.prompts = tuple(self._prompts(phrasings=2 if size == "large" else 1))
+        self.size, large = size, size == "large"
+        self.responses = tuple(responses(large=large))
+        self.prompts = tuple(self._prompts(phrasings=2 if large else 1))
         self.refuses = np.array([y.refuses for y in self.responses])
         intents = [INTENTS.index(x.intent) for x in self.prompts]
         values = [
@@ -66,10 +65,8 @@ class World:
             for x, i in zip(self.prompts, intents)
         ]
         self.reward, self.cost = np.moveaxis(np.array(values), 2, 0)
-        count = dict(connectors=3 if size == "large" else 2, closings=3 if size == "large" else 2)
-        self.behaviour = np.array(
-            [[behaviour(y, i, **count) for y in self.responses] for i in intents]
-        )
+        shares = [[behaviour(y, i, large=large) for y in self.responses] for i in intents]
+        self.behaviour = np.array(shares)
 
     def category(self, name):
         return next(c for c in CATEGORIES if c.name == name)
@@ -78,66 +75,63 @@ class World:
         spots = itertools.product(CATEGORIES, range(4), INTENTS, range(phrasings))
         for id, (category, n, intent, k) in enumerate(spots):
             template = PHRASINGS[intent][(n + INTENTS.index(intent) + k) % 3]
-            text = template.format(verb=category.verb, noun=category.nouns[n])
-            split = (
-                "unseen_category" if category.name == UNSEEN else "heldout" if n == 3 else "train"
-            )
-            yield Prompt(
-                id, category.name, category.nouns[n], intent, f"user : {text} assistant :", split
-            )
+            words = template.format(verb=category.verb, noun=category.nouns[n])
+            split = "heldout" if n == 3 else "train"
+            split = "unseen_category" if category.name == UNSEEN else split
+            text = f"user : {words} assistant :"
+            yield Prompt(id, category.name, category.nouns[n], intent, text, split)
 
     def select(self, split="heldout", intent=None):
-        """Prompt ids [P'] of a split (train, heldout, unseen_category or all) and, if given, an intent."""
+        """Prompt ids of a split (train, heldout, unseen_category, all) and, if given, an intent."""
         if split not in (*SPLITS, "all"):
             raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}, all")
-        chosen = [
-            x for x in self.prompts if split in (x.split, "all") and intent in (x.intent, None)
-        ]
-        return np.array([x.id for x in chosen])
+        some = [x for x in self.prompts if split in (x.split, "all")]
+        return np.array([x.id for x in some if intent in (x.intent, None)])
 
     def text(self, prompt_id, response):
         """The words of response number `response` to a prompt."""
         return self.responses[response].text(self.category(self.prompts[prompt_id].category))
 
+    def prompt_id(self, text):
+        """The id of a prompt given as text. Raises ValueError for one that the world lacks."""
+        if text not in self._ids:
+            raise ValueError(f"prompt={text!r}: the world has no such prompt")
+        return self._ids[text]
+
     @cached_property
     def _ids(self):
         return {x.text: x.id for x in self.prompts}
+
+    def response_number(self, prompt_id, text):
+        """The number of a response given as text. Raises ValueError for one that it cannot be."""
+        numbers = self._numbers[self.prompts[prompt_id].category]
+        if text not in numbers:
+            raise ValueError(f"response={text!r}: outside the world's grammar, without r and c")
+        return numbers[text]
 
     @cached_property
     def _numbers(self):
         return {c.name: {y.text(c): i for i, y in enumerate(self.responses)} for c in CATEGORIES}
 
-    def prompt_id(self, text):
-        """The id of a prompt given as text. Raises ValueError for a text that is no prompt of the world."""
-        if text not in self._ids:
-            raise ValueError(f"prompt={text!r}: the world has no such prompt")
-        return self._ids[text]
-
     def scorer(self, name):
-        """The oracle as a scorer: a function (prompts, responses) -> float [N] of "reward" or "cost".
+        """The oracle as a scorer: a function (prompts, responses) -> float [N], "reward" or "cost".
 
-        Raises ValueError for a text that the world does not have.
+        It raises ValueError for a text that the world lacks.
         """
         values = {"reward": self.reward, "cost": self.cost}[name]
 
         def score(prompts, responses):
             x = [self.prompt_id(text) for text in prompts]
-            known = [self._numbers[self.prompts[i].category] for i in x]
-            for numbers, y in zip(known, responses):
-                if y not in numbers:
-                    raise ValueError(
-                        f"response={y!r}: outside the world's grammar, so the oracle has no {name} for it"
-                    )
-            return values[x, [numbers[y] for numbers, y in zip(known, responses)]]
+            return values[x, [self.response_number(i, text) for i, text in zip(x, responses)]]
 
         return score
 
     @cached_property
     def words(self):
-        """Every word of the world, sorted: the vocabulary [V'] of its tokenizer, without special tokens."""
-        prompts = {w for x in self.prompts for w in x.text.split()}
-        replies = {w for c in CATEGORIES for y in self.responses for w in y.text(c).split()}
-        return tuple(sorted(prompts | replies))
+        """Every word of the world, sorted: the vocabulary without special tokens."""
+        texts = [x.text for x in self.prompts]
+        texts += [y.text(c) for c in CATEGORIES for y in self.responses]
+        return tuple(sorted({word for text in texts for word in text.split()}))
 
     # ------------------------------------------------------------------ preference pairs
 
@@ -161,18 +155,16 @@ class World:
         return self.labelled(rows, label_noise=label_noise)
 
     def two_responses(self, x, u):
-        """Two different responses to prompt x from two uniforms, the second from what is left of the behaviour."""
+        """Two different responses to prompt x from two uniforms, the second from what is left."""
         b = self.behaviour[x]
-        first = self._draw(b, u[0])
-        return [first, self._draw(np.where(np.arange(len(b)) == first, 0.0, b), u[1])]
-
-    def _draw(self, weights, u):
-        """The index that a uniform picks; where rounding would pass the end, the last one with any weight."""
-        index = np.searchsorted(np.cumsum(weights), u * weights.sum(), side="right")
-        return int(min(index, np.flatnonzero(weights)[-1]))
+        first = _draw(b, u[0])
+        return [first, _draw(np.where(np.arange(len(b)) == first, 0.0, b), u[1])]
 
     def labelled(self, rows, *, label_noise=0.0):
-        """The table of pairs: rows (prompt id, two response numbers, three uniforms: better, its noise, safer)."""
+        """The table of pairs from rows: (prompt id, two response numbers, three uniforms).
+
+        The uniforms decide which is better, whether noise flips that, and which is safer.
+        """
         x, y, u = (np.array(column) for column in zip(*rows))
         r, c = (values[x[:, None], y] for values in (self.reward, self.cost))
         safe = c <= 0
@@ -184,36 +176,21 @@ class World:
             table[f"response_{k}"] = [self.text(i, j) for i, j in zip(x, y[:, k])]
         for k in (0, 1):
             table[f"is_response_{k}_safe"] = safe[:, k]
-        table |= {
-            "better_response_id": better,
-            "safer_response_id": safer,
-            "source": "world",
-            "prompt_id": x,
-        }
+        table |= {"better_response_id": better, "safer_response_id": safer}
+        table |= {"source": "world", "prompt_id": x}
         for name, values in (("y", y), ("reward", r), ("cost", c)):
             table |= {f"{name}_0": values[:, 0], f"{name}_1": values[:, 1]}
         return pd.DataFrame(table)
 
     def behaviour_samples(self, n, *, seed):
-        """n (prompt id, response number) draws for supervised fine-tuning, over all prompts: int [n, 2]."""
+        """n draws (prompt id, response number) over all prompts, for fine-tuning: int [n, 2]."""
         u = generator(seed, "behaviour").random((n, 2))
         x = (u[:, 0] * len(self.prompts)).astype(int)
-        cumulative = np.cumsum(self.behaviour, axis=1)
-        y = [
-            np.searchsorted(cumulative[i], v * cumulative[i, -1], side="right")
-            for i, v in zip(x, u[:, 1])
-        ]
-        return np.stack([x, np.array(y)], axis=1)
+        return np.array([(i, _draw(self.behaviour[i], v)) for i, v in zip(x, u[:, 1])])
 
     def cache_content(self):
         """All texts, and the oracle and the behaviour as they are now."""
-        return [
-            self.fingerprint,
-            self.reward,
-            self.cost,
-            self.behaviour,
-            self.refuses,
-        ]
+        return [self.fingerprint, self.reward, self.cost, self.behaviour, self.refuses]
 
     @cached_property
     def fingerprint(self):
@@ -222,6 +199,13 @@ class World:
         h.update(repr([y.text(c) for c in CATEGORIES for y in self.responses]).encode())
         h.update(np.round(self.reward, 6).tobytes() + np.round(self.cost, 6).tobytes())
         return h.hexdigest()[:12]
+
+
+def _draw(weights, u):
+    """The index that a uniform picks; where rounding passes the end, the last with any weight."""
+    cumulative = np.cumsum(weights)
+    index = np.searchsorted(cumulative, u * cumulative[-1], side="right")
+    return int(min(index, np.flatnonzero(weights)[-1]))
 
 
 def _sigmoid(z):

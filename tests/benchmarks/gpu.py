@@ -22,13 +22,12 @@ from importlib import metadata
 from pathlib import Path
 
 import gpu_steps
-import numpy as np
 import pandas as pd
 import torch
 from gpu_steps import clock
 from selection import directions
 
-from safealign_utils.methods import dog, dog_partitioned, pair_controls
+from safealign_utils.methods import dog
 from safealign_utils.study import records
 
 RESULT = Path(__file__).parents[2] / "notebooks" / "tables" / "gpu.csv"
@@ -54,10 +53,10 @@ COLUMNS = [
 ]
 
 
-def dog_rows(n, width, k, device, parts=8):
+def dog_rows(n, width, k, device):
     """Rows of COLUMNS but for the device: DOG-D from directions that lie on it. `pairs` is N."""
     u, source = directions(n, width, device)
-    ids, eleven, rows, kept = np.arange(n), dog.budget_size(0.11, n), [], {}
+    eleven, rows, kept = dog.budget_size(0.11, n), [], {}
 
     def timed(what, work):
         if device != "cpu":
@@ -73,15 +72,7 @@ def dog_rows(n, width, k, device, parts=8):
     where = timed("coordinates", lambda: dog.coordinates(u, source))
     F = timed("features", lambda: dog.features(where))
     timed(f"greedy, k = {k:,}", lambda: dog.greedy_log_det(F, k))
-    one = timed(f"greedy, k = {eleven:,}", lambda: dog.greedy_log_det(F, eleven)).gains.sum()
-    dealt = np.array_split(pair_controls.random_pairs(n, n, seed=0), parts)
-    loads = [lambda r=r: (u[torch.from_numpy(r).to(u.device)], source[r], ids[r]) for r in dealt]
-    offer = -(-2 * eleven // parts)
-    name = f"all of it, {parts} parts in turn, {offer:,} offered by each, k = {eleven:,}"
-    value = timed(
-        name, lambda: dog_partitioned.partitioned_dog_d(loads, eleven, per_part=offer)
-    ).value
-    print(f"{parts} parts lose {100 * (1 - value / one):.3f} % of the value of one greedy")
+    timed(f"greedy, k = {eleven:,}", lambda: dog.greedy_log_det(F, eleven))
     return rows
 
 

@@ -12,16 +12,8 @@ from dataclasses import replace
 
 os.environ["SAFEALIGN_CACHE"] = tempfile.mkdtemp()
 
-from safealign_utils import (
-    pairs,  # noqa: E402
-    references,
-    train,
-)
-from safealign_utils.methods import (
-    cdpo,  # noqa: E402
-    ppo,
-    safedpo,
-)
+from safealign_utils import pairs, references, train  # noqa: E402
+from safealign_utils.methods import cdpo, ppo, safedpo  # noqa: E402
 from safealign_utils.world.world import World  # noqa: E402
 
 
@@ -65,9 +57,8 @@ def main(steps=20, iterations=2):
     for name, value in middle.items():
         print(f"{name:<16}{value:8.3f} s")
     for name, value in whole.items():
-        print(
-            f"{name:<16}{value:8.1f} s in all; PPO-Lagrangian takes {whole['PPO-Lagrangian'] / value:.2f} times as long"
-        )
+        ratio = whole["PPO-Lagrangian"] / value
+        print(f"{name:<16}{value:8.1f} s in all; PPO-Lagrangian takes {ratio:.2f} times as long")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ def test_all_of_it_runs_on_a_cpu(tmp_path):
         "features",
         "greedy",
         "greedy",
-        "all of it",
     ]
     assert printed.count("losses of") == 8 and "not compared" not in printed
     assert sorted(f.name for f in tmp_path.iterdir()) == ["toy.csv", "toy.txt"]

@@ -56,11 +56,13 @@ def test_safebetter_drops_the_pairs_whose_winner_is_unsafe():
 
 
 def test_safety_labels_follow_the_cost_alone():
-    out = b.safety_labels(hand_made(), by="argmax")
+    table = hand_made()
+    far = table.assign(cost_0=1000 * table.cost_0, cost_1=1000 * table.cost_1)
+    out = b.safety_labels(far)  # the coin falls on the cheaper response
     assert out.chosen.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and (out.p == 1).all()
-    out = b.safety_labels(hand_made(), by="soft")
-    gap = np.repeat([0.75, 1.5, 1.25, 0.25], 2)
-    assert out.p.to_numpy() == pytest.approx(1 / (1 + np.exp(-gap)), abs=1e-8)
+    draws = [b.safety_labels(table, seed=s).chosen == 0 for s in range(2000)]
+    wanted = np.repeat([0.75, 1.5, -1.25, -0.25], 2)  # the gap of the costs
+    assert np.abs(np.mean(draws, axis=0) - 1 / (1 + np.exp(-wanted))).max() < 0.05
 
 
 def test_safety_labels_ignore_the_reward(world):
@@ -201,20 +203,31 @@ def test_square_link_is_the_loss_of_bfpo(beta):
 def generated(phi, z, step=1e-5):
     """phi'(R) R - phi(R) - phi'(1 / R) at R = e^-z, by numerical differentiation."""
     R = np.exp(-np.asarray(z))
-    slope = lambda x: (phi(x * (1 + step)) - phi(x * (1 - step))) / (2 * step * x)
+
+    def slope(x):
+        return (phi(x * (1 + step)) - phi(x * (1 - step))) / (2 * step * x)
+
     return slope(R) * R - phi(R) - slope(1 / R)
 
 
 def test_link_of_bso_is_what_its_generator_gives():
     a, s = 0.2, 4.0
-    phi = lambda R: (R ** (1 + a) - (1 + a) * R + a) / (s * a * (1 + a))
+
+    def phi(R):
+        return (R ** (1 + a) - (1 + a) * R + a) / (s * a * (1 + a))
+
     assert b.sba(Z, BETA).numpy() == pytest.approx(generated(phi, Z), abs=1e-6)
-    other = lambda R: R * np.log(R) - (1 + R) * np.log1p(R)
+
+    def other(R):
+        return R * np.log(R) - (1 + R) * np.log1p(R)
+
     assert np.abs(b.sba(Z, BETA).numpy() - generated(other, Z)).max() > 0.1
 
 
 def test_the_logistic_generator_is_twice_the_loss_of_safedpo():
-    phi = lambda R: R * np.log(R) - (1 + R) * np.log1p(R)
+    def phi(R):
+        return R * np.log(R) - (1 + R) * np.log1p(R)
+
     assert generated(phi, Z) == pytest.approx(2 * np.log1p(np.exp(-Z.numpy())), abs=1e-6)
 
 
@@ -246,7 +259,9 @@ def test_the_cache_sees_the_settings_of_a_link(reference, few, fresh_cache, monk
 
 
 def test_the_cache_sees_what_a_link_closes_over(reference, few, fresh_cache):
-    scaled = lambda k: lambda z, beta: k * (z - 1).square()
+    def scaled(k):
+        return lambda z, beta: k * (z - 1).square()
+
     tokens = pairs.tokenize(few, reference)
     one, other = (align(reference, tokens, link=scaled(k), **SETTING) for k in (1.0, -1.0))
     assert not other.cached and other.policy.hash != one.policy.hash

@@ -1,4 +1,4 @@
-"""DOG-DPO's selection and its controls: greedy log det against brute force, directions against plain forwards."""
+"""DOG-DPO's selection: greedy log det against brute force, directions against plain forwards, the cache."""
 
 import dataclasses
 import itertools
@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 from helpers import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from safealign_utils.methods import dog
-from safealign_utils.methods import pair_controls as s
+from safealign_utils.methods import dog, pair_controls
 from safealign_utils.pairs import TokenPairs
 from safealign_utils.policy import Policy
 
@@ -75,27 +75,12 @@ def test_no_row_is_picked_twice_beyond_the_rank():
         assert (picks.gains >= 0).all() and np.isfinite(picks.gains).all()
 
 
-def test_ties_go_to_the_lowest_id():
+def test_of_equal_rows_the_first_wins():
     F = unit_rows(30, 6)
     assert dog.greedy_log_det(F, 1).rows.tolist() == [0], "unit rows all tie at the first pick"
-    assert dog.greedy_log_det(F, 1, ids=np.arange(30)[::-1]).rows.tolist() == [29]
     twice = torch.cat([F[5:], F[:5], F[5:]])
-    once, ids = dog.greedy_log_det(twice[:30], 12).rows, np.r_[np.arange(100, 130), np.arange(25)]
-    assert dog.greedy_log_det(twice, 12).rows.tolist() == once.tolist(), (
-        "of two equal rows the first"
-    )
-    late = dog.greedy_log_det(twice, 12, ids=ids).rows
-    assert not set(late) & set(range(25)), "of two equal rows the lower id, which stands later here"
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_order_of_the_input_changes_nothing(dtype):
-    F = unit_rows(20, 6, dtype=dtype).repeat(3, 1)
-    ids = np.random.default_rng(1).permutation(1000)[:60]
-    wanted = ids[dog.greedy_log_det(F, 30, ids=ids).rows]
-    for seed in range(5):
-        p = np.random.default_rng(seed).permutation(60)
-        assert ids[p][dog.greedy_log_det(F[p], 30, ids=ids[p]).rows].tolist() == wanted.tolist()
+    once = dog.greedy_log_det(twice[:30], 12).rows
+    assert dog.greedy_log_det(twice, 12).rows.tolist() == once.tolist()
 
 
 def test_float32_and_column_order_pick_the_same():
@@ -116,12 +101,90 @@ def test_quotas_are_kept():
     assert loose.rows.tolist() == dog.greedy_log_det(F, 15).rows.tolist() != picks.rows.tolist()
 
 
+def step_by_step(F, k, ridge, quota, block):
+    """The greedy loop as one reads it, a look at every number."""
+    N, width = F.shape
+    block, quota = (np.zeros(N, dtype=int), [k]) if quota is None else (block, quota)
+    left = np.minimum(quota, np.bincount(block, minlength=len(quota)))
+    q = torch.linalg.vector_norm(F, dim=1).square_()
+    q[torch.from_numpy(left[block] == 0)] = -torch.inf
+    tolerance = (1e-9 if F.dtype == torch.float64 else 1e-5) * float(q.max())
+    inverse, columns, rows, energies = (
+        torch.eye(width, dtype=torch.float64),
+        F.T.contiguous(),
+        [],
+        np.zeros(k),
+    )
+    for step in range(k):
+        j = int(torch.nonzero(q >= q.max() - tolerance)[0, 0])
+        rows.append(j)
+        f = F[j].double().contiguous()
+        v = inverse @ f
+        energies[step] = max(float(f @ v), 0.0)
+        shrink = -1 / (ridge + energies[step])
+        inverse.addr_(v, v, alpha=shrink)
+        along = torch.mv(columns.T, v.to(q.dtype))
+        q.addcmul_(along, along, value=shrink)
+        q[j] = -torch.inf
+        left[block[j]] -= 1
+        if not left[block[j]]:
+            q[torch.from_numpy(block == block[j])] = -torch.inf
+    return rows, np.log1p(energies / ridge)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("by_columns", [True, False])
+def test_no_bit_of_the_greedy_has_moved(dtype, by_columns):
+    draw = np.random.default_rng(0)
+    for seed in range(40):
+        N, width = int(draw.integers(2, 300)), 2 * int(draw.integers(1, 35))
+        F = unit_rows(N, width, seed)[draw.integers(0, N, N) if seed % 3 == 0 else slice(None)].to(
+            dtype
+        )  # some repeat
+        F = F.T.contiguous().T if by_columns else F
+        block, quota = (
+            (draw.integers(0, 5, N), draw.integers(0, N, 5)) if seed % 4 < 2 else (None, None)
+        )
+        most = N if quota is None else int(np.minimum(quota, np.bincount(block, minlength=5)).sum())
+        given = dict(ridge=float(draw.uniform(0.01, 3)), quota=quota, block=block)
+        k = int(draw.integers(1, most + 1))
+        rows, gains = step_by_step(F, k, **given)
+        picks = dog.greedy_log_det(F, k, **given)
+        assert (
+            picks.rows.dtype == np.int64
+            and picks.rows.tolist() == rows
+            and np.array_equal(picks.gains, gains)
+        )
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: a number read back, or a result whose size is not known before."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        names = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+        Waits.found += func.overloadpacket.__name__ in names
+        return func(*args, **kwargs or {})
+
+
+def test_the_greedy_loop_waits_for_nothing(monkeypatch):
+    def cpu(tensor, real=torch.Tensor.cpu):
+        Waits.found += 1
+        return real(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    F, counts = unit_rows(400, 8), []
+    halves = dict(quota=np.array([150, 250]), block=np.arange(400) % 2)
+    for k, options in ((5, {}), (300, {}), (5, halves), (300, halves)):
+        Waits.found = 0
+        with Waits():
+            dog.greedy_log_det(F, k, **options)
+        counts.append(Waits.found)
+    assert counts[0] == counts[1] < 10 and counts[3] < 30, counts
+
+
 # ---------------------------------------------------------------- directions
-
-
-class LeftPadded(TokenPairs):
-    def batch(self, rows, policy):
-        return super().batch(rows, policy, padding="left")
 
 
 def plain(policy, tokens, layer, pooling):
@@ -138,22 +201,28 @@ def plain(policy, tokens, layer, pooling):
     return torch.stack(out).detach()
 
 
-@pytest.fixture(scope="module")
-def gpt2(reference):
+def new_gpt2(reference, **shape):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = transformers.GPT2Config(
-            vocab_size=40, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
-        )
-        model = transformers.GPT2LMHeadModel(config).double().eval()
-    return Policy(model, reference.tokenizer)
+        config = transformers.GPT2Config(vocab_size=40, n_layer=2, initializer_range=0.3, **shape)
+        return Policy(transformers.GPT2LMHeadModel(config).eval(), reference.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def gpt2(reference):
+    policy = new_gpt2(reference, n_embd=32, n_head=4)
+    policy.model.double()
+    return policy
 
 
 @pytest.fixture(scope="module")
 def uneven():
     """Pairs of very unequal length; one response is nothing but its end."""
     draw = np.random.default_rng(0)
-    ids = lambda n: draw.integers(3, 40, n)
+
+    def ids(n):
+        return draw.integers(3, 40, n)
+
     lengths = [(3, 9, 2), (12, 4, 4), (1, 1, 6), (5, 2, 1), (7, 7, 3)]
     x, w, l = zip(*[[ids(n) for n in row] for row in lengths])
     return TokenPairs(x, w, l, np.ones(5), np.zeros(5))
@@ -161,15 +230,14 @@ def uneven():
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("layer", [0, 1, -1])
-def test_directions_against_plain_forwards(reference, tokens, gpt2, uneven, layer, pooling):
+def test_directions_against_plain_forwards(
+    reference, tokens, gpt2, uneven, layer, pooling, monkeypatch
+):
     sides = ("prompts", "chosen", "rejected", "states_w", "states_l")
     few = dataclasses.replace(tokens, **{name: getattr(tokens, name)[:12] for name in sides})
-    left = LeftPadded(**vars(dataclasses.replace(uneven)))
-    for policy, some in ((reference, few), (gpt2, uneven), (gpt2, left)):
-        wanted, options = (
-            plain(policy, some, layer, pooling),
-            dict(layer=layer, pooling=pooling, batch_size=4),
-        )
+    monkeypatch.setattr(dog, "BATCH", 4)
+    for policy, some in ((reference, few), (gpt2, uneven)):
+        wanted, options = plain(policy, some, layer, pooling), dict(layer=layer, pooling=pooling)
         found = dog.directions(policy, some, normalise=False, **options)
         assert found.dtype == torch.float64 and torch.allclose(found, wanted, atol=1e-10, rtol=0)
         unit, some_differ = dog.directions(policy, some, **options), wanted.norm(dim=1) > 1e-9
@@ -192,6 +260,151 @@ def test_directions_in_lower_precision_are_float32(reference, tokens):
     for dtype, cosine in (("float32", 0.9999), ("bfloat16", 0.95)):
         u = dog.directions(reference.to(dtype), tokens)
         assert u.dtype == torch.float32 and ((u * wanted).sum(1) > cosine).all()
+
+
+# ---------------------------------------------------------------- directions, in blocks on disk
+
+
+@pytest.fixture(scope="module")
+def small(reference):
+    return new_gpt2(reference, n_embd=16, n_head=2)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """37 pairs of unequal length."""
+    g = np.random.default_rng(1)
+
+    def draw():
+        return [g.integers(3, 40, g.integers(1, 12)) for _ in range(37)]
+
+    return TokenPairs(draw(), draw(), draw(), np.ones(37), np.zeros(37))
+
+
+@torch.no_grad()
+def in_one_go(policy, tokens, layer, pooling, normalise, batch_size):
+    """Directions with nothing on disk and every layer kept: what the digits of the notebooks were made with."""
+    order = np.argsort(
+        [len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l, kind="stable"
+    )
+    parts = []
+    for rows in np.array_split(order, -(-len(tokens) // batch_size)):
+        batch, dtype = tokens.batch(rows, policy), policy.model.dtype
+        bias = torch.zeros(batch.mask.shape, dtype=dtype).masked_fill_(
+            ~batch.mask, torch.finfo(dtype).min
+        )
+        inputs = dict(
+            input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False
+        )
+        hidden = (
+            policy.model.base_model(**inputs, output_hidden_states=True)
+            .hidden_states[layer]
+            .flatten(0, 1)
+        )
+        lengths = np.stack([tokens.lengths_w[rows], tokens.lengths_l[rows]], 1).ravel()
+        own = [s[1:] if len(s) > 1 else s for s in hidden[batch.source].split(lengths.tolist())]
+        pooled = [s.mean(0) if pooling == "mean" else s[-1] for s in own]
+        w, l = torch.stack(pooled[0::2]), torch.stack(pooled[1::2])
+        noise = (1e-9 if dtype == torch.float64 else 1e-5) * w.norm(dim=1, keepdim=True)
+        parts.append(torch.where((w - l).norm(dim=1, keepdim=True) > noise, w - l, 0.0))
+    u = torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+    return torch.nn.functional.normalize(u, dim=1) if normalise else u
+
+
+@pytest.mark.parametrize(
+    "layer, pooling, normalise, size",
+    [
+        (-1, "mean", True, 64),
+        (2, "last", True, 5),
+        (-1, "mean", False, 5),
+        (1, "mean", True, 5),
+        (0, "last", False, 3),
+    ],
+)
+def test_blocks_change_no_bit(
+    reference, tokens, small, many, layer, pooling, normalise, size, fresh_cache, monkeypatch
+):
+    monkeypatch.setattr(dog, "BLOCK", 2)
+    monkeypatch.setattr(dog, "BATCH", size)
+    for policy, some in ((reference, tokens), (reference.to("float32"), tokens), (small, many)):
+        wanted = in_one_go(policy, some, layer, pooling, normalise, size)
+        for _ in range(2):  # computed, then read
+            found = dog.directions(policy, some, layer=layer, pooling=pooling, normalise=normalise)
+            assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Counts the batches that go through the network; the one with number `stop` fails."""
+    seen, real = [], dog._layer
+
+    def layer(*given):
+        if len(seen) == layer.stop:
+            raise KeyboardInterrupt
+        seen.append(given)
+        return real(*given)
+
+    layer.stop = None
+    for name, value in (("_layer", layer), ("BLOCK", 3), ("BATCH", 4)):
+        monkeypatch.setattr(dog, name, value)
+    return layer, seen
+
+
+def test_what_was_killed_goes_on_where_it_was(small, many, fresh_cache, forwards):
+    layer, seen = forwards
+    wanted = in_one_go(small, many, -1, "mean", True, 4)  # ten batches: blocks of 3, 3, 3, 1
+    layer.stop = 8
+    with pytest.raises(KeyboardInterrupt):
+        dog.directions(small, many)
+    files = sorted((fresh_cache / "directions").iterdir())
+    assert len(seen) == 8 and len(files) == 2 and all(f.suffix == ".safetensors" for f in files)
+    layer.stop = None
+    assert torch.equal(dog.directions(small, many), wanted) and len(seen) == 8 + 10 - 6
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    assert torch.equal(dog.directions(small, many), wanted) and len(seen) == 12 + 3, "a torn block"
+
+
+def test_only_the_same_question_is_read_from_disk(small, many, fresh_cache, forwards):
+    _, seen = forwards
+    other = small.copy()
+    other.model.get_input_embeddings().weight.data[3] += 1
+    longer = dataclasses.replace(many, chosen=[np.r_[y, 5] for y in many.chosen])
+    rest = dataclasses.replace(many, rejected=[np.r_[y, 5] for y in many.rejected])
+    turned = dataclasses.replace(many, chosen=many.rejected, rejected=many.chosen)
+    asks = [(small, many, dict(layer=1)), (small, many, dict(pooling="last")), (small, many, {})]
+    asks += [(other, many, {}), (small, longer, {}), (small, rest, {}), (small, turned, {})]
+    asks += [(small.to("bfloat16"), many, {})]
+    for policy, some, options in asks:
+        before = len(seen)
+        u = dog.directions(policy, some, **options)
+        assert len(seen) - before == 10, options
+        again = dog.directions(policy, some, normalise=False, **options)
+        assert torch.equal(torch.nn.functional.normalize(again, dim=1), u), (
+            "one entry, of any length"
+        )
+        assert torch.equal(dog.directions(policy, some, **{"layer": 2} | options), u)
+        assert len(seen) - before == 10, "read, under either name of a layer"
+
+
+def test_batches_are_part_of_the_key(small, many, fresh_cache, forwards, monkeypatch):
+    """The same pairs in one block, padded otherwise, have other digits."""
+    _, seen = forwards
+    sides = ("prompts", "chosen", "rejected")
+    few = dataclasses.replace(many, **{name: getattr(many, name)[:12] for name in sides})
+    for size, batches in ((4, 3), (12, 1), (12, 0)):
+        before = len(seen)
+        monkeypatch.setattr(dog, "BATCH", size)
+        dog.directions(small, few)
+        assert len(seen) - before == batches
+
+
+def test_the_progress_bar_is_for_those_who_watch(small, many, fresh_cache, capsys, monkeypatch):
+    dog.directions(small, many)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    dog.directions(small, many, layer=1)
+    shown = capsys.readouterr().err
+    assert "directions:" in shown and "0/1" in shown
 
 
 # ---------------------------------------------------------------- copies, anchor and residuals
@@ -267,11 +480,10 @@ def test_the_literal_reading_fills_residuals_with_what_is_shared():
     ours = dog.coordinates(u, source)
     assert (literal.energies[own] == 0).all(), "the own directions are in neither subspace"
     assert (ours.energies[own] == [0, 1]).all() and (ours.energies[~own][:, 1] == 0).all()
-    ids = np.r_[
-        np.flatnonzero(~own), np.flatnonzero(own)
-    ].argsort()  # ties go against the own pairs
-    assert not own[dog.dog_d(u, source, 20, ids=ids, outside="anchor", residual_rank=6).rows].any()
-    assert own[dog.dog_d(u, source, 20, ids=ids).rows].any()
+    last = np.r_[np.flatnonzero(~own), np.flatnonzero(own)]  # ties go against the own pairs
+    u, source, own = u[last], source[last], own[last]
+    assert not own[dog.dog_d(u, source, 20, outside="anchor", residual_rank=6).rows].any()
+    assert own[dog.dog_d(u, source, 20).rows].any()
 
 
 def test_a_single_data_set_takes_what_lies_outside_the_anchor():
@@ -332,19 +544,15 @@ def test_fronts_against_peeling(seed):
 
 
 def test_dog_takes_front_by_front():
-    u, source, ids = (
-        unit_rows(90, 20),
-        np.repeat(["p", "q", "r"], [50, 30, 10]),
-        np.arange(90)[::-1],
-    )
+    u = unit_rows(45, 20).repeat(2, 1)[:90]  # every pair twice
+    source = np.repeat(["p", "q", "r"], [50, 30, 10])
     energy = dog.coordinates(u, source).energies
     front = dog.fronts(energy)
-    order = sorted(range(90), key=lambda i: (front[i], -round(energy[i].sum(), 9), ids[i]))
-    assert dog.dog(u, source, 20, ids=ids).tolist() == order[:20]
-    split = dog.dog(u, source, 20, ids=ids, split="proportional")
-    assert [int((source[split] == name).sum()) for name in "pqr"] == [11, 7, 2] and len(
-        set(split)
-    ) == 20
+    order = sorted(range(90), key=lambda i: (front[i], -round(energy[i].sum(), 9)))
+    assert dog.dog(u, source, 20).tolist() == order[:20]
+    split = dog.dog_d(u, source, 20, split="proportional").rows
+    assert [int((source[split] == name).sum()) for name in "pqr"] == [11, 7, 2]
+    assert len(set(split)) == 20
     spread = dog.dog_d(u, source, 21, split="equal").rows
     assert [int((source[spread] == name).sum()) for name in "pqr"] == [7, 7, 7]
 
@@ -365,8 +573,6 @@ REFUSED = [
         lambda: dog.greedy_log_det(U / 0, 3),
         "features: hold numbers that are not finite at pair rows",
     ),
-    (lambda: dog.greedy_log_det(U, 3, ids=[1] * 12), "ids: 1 different ids for 12 pairs"),
-    (lambda: dog.greedy_log_det(U, 3, ids=[1, 2]), "ids: 2 different ids for 12 pairs"),
     (
         lambda: dog.greedy_log_det(U, 9, quota=[8, 2], block=np.repeat([0, 1], 6)),
         "allows 8 picks .* lower k=9",
@@ -386,9 +592,6 @@ REFUSED = [
     ),
     (lambda: dog.coordinates(U, NAMES, **MANY, span=0.0), "span=0.0"),
     (lambda: dog.coordinates(U, NAMES[1:], **MANY), "source: 11 names for 12 directions"),
-    (lambda: dog.dog(U, NAMES, 3, ids=[0] * 12, **MANY), "ids: 1 different"),
-    (lambda: s.by_margin(range(9), 3, order="best"), "order='best': choose largest or smallest"),
-    (lambda: s.easiest_half(range(9), 10, seed=0), "k=10: choose between 1 and all 9"),
 ]
 
 
@@ -408,65 +611,6 @@ def test_layers_and_poolings_that_do_not_exist_are_refused_before_any_forward(
         dog.directions(dataclasses.replace(reference, tokenizer=None), tokens, **options)
 
 
-# ---------------------------------------------------------------- controls
-
-
-def controls(u, k, groups):
-    n, loss = len(u), np.random.default_rng(0).random(len(u))
-    return {
-        "random": s.random_pairs(n, k, seed=1),
-        "k-means": s.k_means(u, k, seed=1),
-        "k-centre": s.k_centre(u, k),
-        "facility": s.facility_location(u, k),
-        "log det": s.plain_log_det(u, k),
-        "half": s.easiest_half(loss, k, seed=1),
-        "largest": s.by_margin(loss, k, order="largest"),
-        "strata": s.stratified(groups, k, seed=1),
-    }
-
-
-@pytest.mark.parametrize("k", [1, 7, 40, 60])
-def test_controls_pick_k_different_pairs_and_the_same_again(k):
-    u, groups = unit_rows(20, 5).repeat(3, 1), np.repeat(list("xyz"), 20)
-    for (name, rows_), again in zip(
-        controls(u, k, groups).items(), controls(u, k, groups).values()
-    ):
-        assert (
-            rows_.dtype == np.int64 and len(set(rows_)) == len(rows_) == k and rows_.max() < 60
-        ), name
-        assert rows_.tolist() == again.tolist(), name
-
-
-def test_one_pair_of_every_cluster():
-    group = np.repeat(range(6), [40, 3, 20, 9, 2, 30])
-    u = torch.nn.functional.normalize(torch.eye(8).double()[group] + 0.05 * unit_rows(104, 8))
-    for name in ("k-means", "k-centre", "facility", "log det", "strata"):
-        assert sorted(group[controls(u, 6, group)[name]]) == list(range(6)), name
-
-
-def test_facility_location_is_the_naive_greedy():
-    u, chosen = unit_rows(60, 6), []
-    close = (u @ u.T).clamp_min(0)
-    for _ in range(15):
-        value = [
-            -1.0 if i in chosen else float(close[:, [*chosen, i]].amax(1).sum()) for i in range(60)
-        ]
-        chosen.append(int(np.argmax(value)))
-    assert s.facility_location(u, 15, width=4).tolist() == chosen
-
-
-def test_orderings():
-    margin = np.array([0.3, -2.0, 0.3 + 1e-12, 5.0, -0.1])
-    assert s.by_margin(margin, 3, order="largest").tolist() == [3, 0, 2]
-    assert s.by_margin(margin, 4, order="smallest", ids=np.arange(5)[::-1]).tolist() == [1, 4, 2, 0]
-    assert set(s.easiest_half(margin, 2, seed=0)) < {1, 4, 0}
-    assert s.easiest_half(margin, 4, seed=0).tolist() == [1, 4, 0, 2]
-    drawn = np.bincount(
-        s.stratified(np.repeat([0, 1, 2], [50, 30, 3]), 23, seed=0) // 10, minlength=9
-    )
-    assert drawn[:5].sum() == 10 and drawn[5:8].sum() == 10 and drawn[8] == 3
-
-
 def test_the_benchmark_runs():
     command = [sys.executable, ROOT / "tests/benchmarks/selection.py", "--toy"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -482,13 +626,12 @@ def test_directions_that_are_not_finite_are_refused_by_row():
     u[3, 1], u[7] = torch.nan, torch.inf
     calls = [
         lambda: dog.coordinates(u, source),
-        lambda: dog.moments(u, source),
         lambda: dog.greedy_log_det(u, 2),
         lambda: dog.dog(u, source, 2),
         lambda: dog.dog_d(u, source, 2),
-        lambda: s.k_means(u, 2, seed=0),
-        lambda: s.facility_location(u, 2),
-        lambda: s.k_centre(u, 2),
+        lambda: pair_controls.k_means(u, 2, seed=0),
+        lambda: pair_controls.facility_location(u, 2),
+        lambda: pair_controls.k_centre(u, 2),
     ]
     for call in calls:
         with pytest.raises(
@@ -497,5 +640,3 @@ def test_directions_that_are_not_finite_are_refused_by_row():
             call()
     with pytest.raises(ValueError, match="energies: row 1"):
         dog.fronts(np.array([[1.0, 2.0], [np.nan, 0.0]]))
-    with pytest.raises(ValueError, match="values: NaN at pair row 1"):
-        s.by_margin(np.array([1.0, np.nan]), 1, order="largest")

@@ -74,9 +74,10 @@ def test_the_tokens_that_win_are_the_safe_ones(world, reference):
     table = pairs.label(world.pairs(100, seed=3))
     out = safedpo(table, delta=5.0)
     tokens, cost = pairs.tokenize(out, reference), world.scorer("cost")
-    text = lambda side: [
-        " ".join(reference.tokenizer.convert_ids_to_tokens(y[:-1].tolist())) for y in side
-    ]
+
+    def text(side):
+        return [" ".join(reference.tokenizer.convert_ids_to_tokens(y[:-1].tolist())) for y in side]
+
     u_w, u_l = (cost(list(out.prompt), text(side)) > 0 for side in (tokens.chosen, tokens.rejected))
     assert not u_w.any() and 10 < u_l.sum() < len(out) < 100
     assert tokens.margin.tolist() == (5.0 * u_l).tolist()
@@ -264,7 +265,7 @@ def test_without_the_swap_unsafe_mass_stays(cases):
 def test_without_the_drop_the_optimum_is_the_same(cases):
     """Pairs of two unsafe responses only order what has no mass: in the tabular limit dropping them is free."""
     case = cases[2]
-    logp = fit(case.ref, beta=BETA, **safe_levers(case, 5.0) | {"weight": None})
+    logp = fit(case.ref, beta=BETA, **safe_levers(case, 5.0) | {"weight": 1.0})
     assert tv(logp, o.safe_optimal, case, case.reward, case.cost, beta=BETA) < 1e-6
 
 

@@ -164,7 +164,9 @@ def test_ties_go_to_the_earlier_token_and_where_all_tie_all_are_kept():
     ],
 )
 def test_rounding_noise_is_a_tie_and_more_is_not(dtype, noise, real):
-    row = lambda e: [1, 2 - e, 2, 2 + e, -60]
+    def row(e):
+        return [1, 2 - e, 2, 2 + e, -60]
+
     assert kept(row(noise), 0.2, dtype) == [1] and kept(row(real), 0.2, dtype) == [3]
     assert kept([noise, 0, -noise], 0.3, dtype) == [0, 1, 2] and kept([0, real, 0], 0.3, dtype) == [
         1
@@ -271,9 +273,10 @@ def test_random_masks_resume_bitwise(reference, few, fresh_cache, monkeypatch):
         [],
     )
     straight = align(reference, few.tokens, use_cache=False, **setting)
-    step = lambda *args: (calls.append(1), pytest.fail("stop") if len(calls) == 4 else real(*args))[
-        1
-    ]
+
+    def step(*args):
+        return (calls.append(1), pytest.fail("stop") if len(calls) == 4 else real(*args))[1]
+
     monkeypatch.setattr(train, "log_ratios", step)
     with pytest.raises(pytest.fail.Exception, match="stop"):
         align(reference, few.tokens, **setting)
@@ -283,18 +286,23 @@ def test_random_masks_resume_bitwise(reference, few, fresh_cache, monkeypatch):
 
 
 def test_the_cache_tells_two_offsets_apart(reference, few, fresh_cache):
-    run = lambda t: align(
-        reference, few.tokens, token_lever=s.TopTokens(0.4, s.Signed(t)), **CACHED | {"steps": 2}
-    )
+    def run(t):
+        return align(
+            reference,
+            few.tokens,
+            token_lever=s.TopTokens(0.4, s.Signed(t)),
+            **CACHED | {"steps": 2},
+        )
+
     one, two, again = (run(few.offset.map(f)) for f in (np.copy, np.negative, np.copy))
     assert (one.cached, two.cached, again.cached) == (False, False, True)
     assert one.policy.hash == again.policy.hash != two.policy.hash
 
 
 def test_a_table_is_named_by_its_values():
-    table = lambda last, *lengths: s.TokenTable(
-        [np.ones(n) for n in lengths], [np.arange(3.0), np.array([1.0, last])]
-    )
+    def table(last, *lengths):
+        return s.TokenTable([np.ones(n) for n in lengths], [np.arange(3.0), np.array([1.0, last])])
+
     one = table(0.5, 5, 9)
     others = [
         table(0.5 + 1e-15, 5, 9),
@@ -385,18 +393,20 @@ def test_sepo_is_reference_free_and_length_normalised(reference, few):
         w, l, beta=0.7, margin=torch.tensor(tokens.margin), tokens_w=m[0], tokens_l=m[1]
     ).z
     logps = [reference_logprobs(p, tokens) for p in (moved, few.dpo.policy, reference)]
-    mean = lambda sign, theta, oracle, ref: theta[by_hand(sign * (oracle - ref), 0.3)].mean()
+
+    def mean(sign, theta, oracle, ref):
+        return theta[by_hand(sign * (oracle - ref), 0.3)].mean()
+
     sides = [zip(*(getattr(t, side) for t in logps)) for side in SIDES]
     assert z.tolist() == pytest.approx(
         [0.7 * (mean(1, *w) - mean(-1, *l)) for w, l in zip(*sides)], abs=1e-9
     )
 
 
-def test_tis_dpo_weighs_within_its_clamp(reference, few):
+def test_tis_dpo_weighs_within_its_clamp(reference, few, monkeypatch):
+    monkeypatch.setattr(token_controls, "TIS_CLAMP", (-0.001, 0.002))
     assert (flat(token_controls.tis_dpo(reference, reference, few.tokens).values) == 1).all()
-    values = token_controls.tis_dpo(
-        few.dpo.policy, reference, few.tokens, low=-0.001, high=0.002
-    ).values.map(np.log)
+    values = token_controls.tis_dpo(few.dpo.policy, reference, few.tokens).values.map(np.log)
     assert (flat(values).min(), flat(values).max()) == (
         pytest.approx(-0.001),
         pytest.approx(0.002),

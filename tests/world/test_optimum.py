@@ -64,7 +64,10 @@ def test_expectations_and_divergences_by_hand():
 def test_dual_its_gradient_and_its_minimum():
     beta, limit, step = 0.7, -0.3, 1e-6
     for lam in (0.0, 0.4, 1.3):
-        g = lambda x: o.dual(x, REF, R, C, beta=beta, cost_limit=limit)
+
+        def g(x):
+            return o.dual(x, REF, R, C, beta=beta, cost_limit=limit)
+
         slope = (g(lam + step) - g(lam - step)) / (2 * step)
         assert o.dual_gradient(lam, REF, R, C, beta=beta, cost_limit=limit) == pytest.approx(
             slope, abs=1e-6
@@ -194,7 +197,10 @@ def test_the_multiplier_against_sixty_digits(seed, beta):
         return
     found = o.lambda_star(logp, reward, cost, beta=beta, cost_limit=limit)
     with mpmath.workdps(60):
-        root = lambda lam: mean_cost(lam, logp, reward, cost, beta) - mpmath.mpf(limit)
+
+        def root(lam):
+            return mean_cost(lam, logp, reward, cost, beta) - mpmath.mpf(limit)
+
         exact = mpmath.findroot(root, (found * 0.99, found * 1.01), solver="anderson", tol=1e-40)
         assert abs(found - exact) <= 1e-11 * max(1, abs(exact))
     assert b.mocan_lambda(logp, reward, cost, beta=beta, cost_limit=limit) == found
@@ -360,4 +366,4 @@ def test_token_tables_where_the_policy_never_gets():
     paths, _ = build_trie(texts)
     logp = np.array([-np.inf, -np.inf, 0.0])
     assert np.isfinite(o.token_advantages(paths, logp, np.array([1.0, 2.0, 3.0]))).all()
-    assert o.token_logps(paths, logp).sum(axis=1).tolist() == [-np.inf, -np.inf, 0]
+    assert o.conditional_logps(paths, logp).sum(axis=1).tolist() == [-np.inf, -np.inf, 0]

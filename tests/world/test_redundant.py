@@ -6,7 +6,7 @@ import pytest
 from safealign_utils import pairs
 from safealign_utils.engine import cache
 from safealign_utils.methods.dog import merge_copies
-from safealign_utils.world.redundant import KINDS, NAMES, OWN, SHARED, world_pool
+from safealign_utils.world.redundant import DATA_SETS, KINDS, OWN, SHARED, world_pool
 
 N, RARE = (
     480,
@@ -28,7 +28,10 @@ def originals(pools):
 
 def meaning(world, table):
     """What a copy keeps: (data set, category, intent, meaning but for the closing, twice) of each row."""
-    said = lambda y: world.responses[y].meaning[:-1]
+
+    def said(y):
+        return world.responses[y].meaning[:-1]
+
     rows = zip(table.source, table.prompt_id, table.y_0, table.y_1)
     kept = [
         (s, world.prompts[x].category, world.prompts[x].intent, said(a), said(b))
@@ -43,8 +46,8 @@ def test_how_many_rows_each_category_has(world, n):
     sizes, rare = table.source.value_counts(), n // 160
     assert sorted(sizes) == sorted((n + 3 - j) // 4 for j in range(4)) and sorted(
         sizes.index
-    ) == list(NAMES)
-    for name, own in zip(NAMES, OWN):
+    ) == list(DATA_SETS)
+    for name, own in zip(DATA_SETS, OWN):
         count = table.category[table.source == name].value_counts()
         assert count.to_dict() == {SHARED: sizes[name] - rare, own: rare}, (
             "its own category, and no other's"
@@ -132,7 +135,10 @@ def test_originals_do_not_depend_on_the_size(world, originals):
     few = world_pool(world, 160, kind="exact")[
         ["source", *PAIR, "better_response_id"]
     ].drop_duplicates()
-    rows = lambda table: set(map(tuple, table[list(few)].to_numpy()))
+
+    def rows(table):
+        return set(map(tuple, table[list(few)].to_numpy()))
+
     assert len(few) == 8 and rows(few) < rows(originals)
 
 
@@ -162,9 +168,10 @@ def test_refusals_say_what_to_do(world, given, reason):
 def test_two_responses_follow_the_behaviour_without_replacement(world):
     for x in world.select("train")[[0, 22, 44]]:
         b = world.behaviour[x]
-        middle = lambda i, b: (
-            (np.cumsum(b)[i] - b[i] / 2) / b.sum()
-        )  # the uniform that draws number i
+
+        def middle(i, b):
+            return (np.cumsum(b)[i] - b[i] / 2) / b.sum()  # the uniform that draws number i
+
         for first in (0, 1, 300, 602, 603):
             rest = np.delete(b, first)
             for second in {0, 5, 299, 301, 603} - {first}:
