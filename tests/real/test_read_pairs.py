@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers import made_models
 
 from safealign_utils import pairs, templates
 from safealign_utils.real import read_pairs
@@ -104,8 +105,6 @@ def test_a_chat_format_is_refused_and_its_rows_counted(tmp_path, text, column):
 
 
 def test_special_tokens_of_the_model_are_known_before_a_kernel(tmp_path):
-    import made_models
-
     folder = str(made_models.model_folder(tmp_path / "model", "llama"))
     from transformers import AutoTokenizer
 
