@@ -105,10 +105,9 @@ class Scorer:
         return scores
 
 
-def check_sign(scorer, known_pairs):
-    """Raise ValueError unless the scorer orders most of the known pairs (prompt, lower, higher)
-    rightly."""
-    prompts, low, high = zip(*known_pairs)
+def check_sign(scorer):
+    """Raise ValueError unless a scorer orders most of the KNOWN_PAIRS of its kind rightly."""
+    prompts, low, high = zip(*KNOWN_PAIRS[scorer.kind])
     right = int((scorer(prompts, high) > scorer(prompts, low)).sum())
     if 2 * right <= len(prompts):
         order = {"cost": "harmful answer above the harmless"}
@@ -116,6 +115,6 @@ def check_sign(scorer, known_pairs):
         raise ValueError(
             f"{scorer.kind}_model={scorer.name!r}: it scores the {order} one in only {right} of "
             f"{len(prompts)} known pairs, so its sign looks swapped (a {scorer.kind} model must "
-            "score it higher); is it of another kind? Name known_pairs of your own, or switch the "
-            "check off with sign_check=False"
+            "score it higher); is it of another kind? Name one of this kind; load_scorer(..., "
+            "sign_check=False) switches the check off"
         )

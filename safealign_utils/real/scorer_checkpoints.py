@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaModel, LlamaPreTrainedModel
 
 from ..engine import distributed
@@ -74,15 +75,7 @@ class BeaverScorer(LlamaPreTrainedModel):
 
 # ---------------------------------------------------------------- loading
 def load_scorer(
-    name,
-    *,
-    kind,
-    dtype="float32",
-    device="cpu",
-    max_length=512,
-    template="auto",
-    sign_check=True,
-    known_pairs=None,
+    name, *, kind, dtype="float32", device="cpu", max_length=512, template="auto", sign_check=True
 ):
     """A `Scorer` from a folder or a hub id (owner/name@revision too): Safe RLHF's score model, or
     sequence classification with one label.
@@ -91,36 +84,37 @@ def load_scorer(
     (the conversation format of the beaver models, ended by the end-of-sequence token), "chat" (the
     tokenizer's chat template), or a text with {prompt} and {response}; "auto" is safe_rlhf for a
     beaver checkpoint, else chat. Texts longer than `max_length` tokens lose the prompt's beginning
-    and the response's end. `known_pairs` (prompt, lower, higher) replaces ours, most of which must
-    be ordered rightly; `sign_check=False` switches that off.
-
-    Raises ValueError for anything that cannot be read safely: no safetensors, missing or unexpected
-    weights, a padding token that is missing or is the end of the sequence, more than one label,
-    another kind, a wrong sign.
+    and the response's end. Raises ValueError for anything that cannot be read safely: no
+    safetensors, missing or unexpected weights, a padding token that is missing or is the end of the
+    sequence, more than one label, another kind, and, unless `sign_check` is False, a wrong sign.
 
     *Differs from the paper's code:* over-long texts keep their last token; it cuts it off.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r}: choose float32 or bfloat16")
     opened, encode = check_scorer(name, kind=kind, max_length=max_length, template=template)
-    model, pad = opened.load(dtype=getattr(torch, dtype)), opened.tokenizer.pad_token_id
-    # the head of sequence classification looks for it in the ids
-    model.config.get_text_config().pad_token_id = pad
-    device = distributed.own_device(device)
-    model.to(device)
-
-    def forward(rows):
-        ids, mask = (part.to(device) for part in _padded([row[0] for row in rows], pad))
-        out = model(input_ids=ids, attention_mask=mask)
-        return out if isinstance(model, BeaverScorer) else out.logits[:, 0].float()
+    model = opened.load(dtype=getattr(torch, dtype)).to(distributed.own_device(device))
+    # The head of sequence classification looks for padding in the ids.
+    model.config.get_text_config().pad_token_id = opened.tokenizer.pad_token_id
 
     def made_of():
-        return [weights_hash(model, _said(model.config)), dtype, torch.device(device).type]
+        return [weights_hash(model, _said(model.config)), dtype, model.device.type]
 
-    scorer = Scorer(name, kind, made_of, encode, forward)
+    scorer = Scorer(name, kind, made_of, encode, functools.partial(_scores, model))
     if sign_check:
-        check_sign(scorer, known_pairs or KNOWN_PAIRS[kind])
+        check_sign(scorer)
     return scorer
+
+
+def _scores(model, rows):
+    """Scores [B] of rows of ids, padded on the right."""
+    ids = [torch.from_numpy(row[0]) for row in rows]
+    mask = [torch.ones_like(row) for row in ids]
+    pad = model.config.get_text_config().pad_token_id
+    ids = pad_sequence(ids, batch_first=True, padding_value=pad).to(model.device)
+    mask = pad_sequence(mask, batch_first=True).to(model.device)
+    out = model(input_ids=ids, attention_mask=mask)
+    return out if isinstance(model, BeaverScorer) else out.logits[:, 0].float()
 
 
 def check_scorer(name, *, kind, max_length=512, template="auto"):
@@ -192,16 +186,6 @@ def _check_beaver(kind, what, config):
 def _said(config):
     said = {k: v for k, v in config.to_dict().items() if k not in NOT_CONTENT}
     return json.dumps(said, sort_keys=True, default=str)
-
-
-def _padded(rows, pad_id):
-    """Rows of ids (int arrays), padded on the right: ids and attention mask, int64 [B, T]."""
-    ids = np.full((len(rows), max(map(len, rows))), pad_id)
-    mask = np.zeros_like(ids)
-    for b, row in enumerate(rows):
-        ids[b, : len(row)] = row
-        mask[b, : len(row)] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 # ---------------------------------------------------------------- texts to ids
