@@ -9,7 +9,7 @@ import torch
 import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from safealign_utils import sampling
+from safealign_utils import sampling, templates
 from safealign_utils.engine import distributed
 from safealign_utils.real.models import load_policy
 from safealign_utils.sampling import answer, converse, end_ids, generate
@@ -252,6 +252,15 @@ def test_conversations(policies, kind, between, monkeypatch):
         ids = sampling.encode(policy, asked[1])[0][1]
         wanted = f"<|user|>{talks[2][0]}<|end|><|assistant|>{said[2][0]}<|end|><|user|>{talks[2][1]}<|end|><|assistant|>"
         assert policy.tokenizer.decode(ids) == wanted
+
+
+def test_a_turn_after_a_context_is_asked_within_it(monkeypatch):
+    asked, hello = [], {"role": "assistant", "content": "Hello."}
+    talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    monkeypatch.setattr(sampling, "generate", lambda p, x, **k: asked.append(x) or ["Hello."])
+    converse(None, [(templates.dialogue(talk), "More?")])
+    more = {"role": "user", "content": "More?"}
+    assert [templates.turns(x) for (x,) in asked] == [talk, [*talk, hello, more]]
 
 
 def test_the_second_turn_has_the_same_numbers_for_every_policy(policies, monkeypatch):

@@ -219,13 +219,3 @@ def test_messages_keep_their_roles(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"row 1: .*{words}"):
             load_prompts(write(tmp_path / "b.jsonl", [{"prompt": bad}]))
-
-
-def test_a_turn_after_a_context_is_asked_within_it():
-    from safealign_utils.sampling import _messages
-
-    talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-    asked = _messages((templates.dialogue(talk), "More?"), ["Hello."])
-    assert [m["role"] for m in asked] == ["system", "user", "assistant", "user"] and asked[
-        :2
-    ] == talk
