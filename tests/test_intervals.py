@@ -19,8 +19,7 @@ from safealign_utils.intervals import (
     range_of,
     summarise,
 )
-from safealign_utils.real import scorer_training
-from safealign_utils.real.answer_metrics import bootstrap
+from safealign_utils.real.answer_metrics import estimate
 
 T2 = 4.302652729911275  # Student's t, 2 degrees of freedom, 97.5 %
 
@@ -153,11 +152,7 @@ def test_all_right_is_one_answer_everywhere():
     low = 0.025 ** (1 / 20)
     hits, prompts = np.ones(20), [f"p{i}" for i in range(20)]
     assert evaluate.accuracy([hits], prompts=prompts)[:3] == pytest.approx((1, low, 1))
-    assert (
-        evaluate.accuracy([hits])[:3]
-        == scorer_training.share(hits, prompts)[:3]
-        == bootstrap(hits)[:3]
-    )
+    assert evaluate.accuracy([hits])[:3] == estimate(hits, prompts, SHARE)[:3]
     assert (1, *of_share(20, 20)) == pytest.approx((1, low, 1))
     assert of_share(0, 20) == pytest.approx((0, 1 - low))
     assert over_prompts(np.ones(20), ["a", "b"] * 10, bounds=SHARE)[1] == pytest.approx(

@@ -1,1 +1,1 @@
-"""Real models and real data: hub access, prompt sets, scorers, sampled evaluation, and the way to TRL and back."""
+"""Real models and real data: the hub, pairs and prompts, scorers, answers, the way to TRL."""

@@ -1,8 +1,10 @@
-"""The Hugging Face hub: whether it can be asked, what is used in its place, and rows of a file or a hub data set.
+"""The Hugging Face hub: whether it can be asked, what is used in its place, and the rows of a file
+or a hub data set.
 
-The libraries wait long for a hub that cannot be reached: a connection or a name look-up that hangs holds them for
-minutes. So one short question decides for the process: is there an answer within `PATIENCE` seconds? If not, only
-the local cache is used, and what is not in it is refused with the way to go on.
+The libraries wait long for a hub that cannot be reached: a connection or a name look-up that hangs
+holds them for minutes. So one short question decides for the process (`unreachable`): is there an
+answer within PATIENCE seconds? If not, only the local cache is used, and what is not in it is
+refused with the way to go on.
 """
 
 import glob
@@ -18,16 +20,17 @@ from pathlib import Path
 PATIENCE = 4.0  # seconds that the hub has for an answer
 REMEMBER = 60.0  # seconds that the answer counts for
 SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-KINDS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_answer = (
-    float("-inf"),
-    "",
-)  # when the hub was asked, and why it could not be reached ("" = it could)
+READERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}  # of `datasets`, by ending
+# An escape in JSON that may be no character; others need no second look.
+ODD_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+# When the hub was asked, and why it could not be reached ("": it could).
+_answer = (float("-inf"), "")
 
 
 # ---------------------------------------------------------------- can it be asked
 def unreachable(kind="model"):
-    """Why the hub cannot be asked now, "" where it can: a switch of the user's, or no answer within PATIENCE seconds.
+    """Why the hub cannot be asked now, "" where it can: a switch of the user's, or no answer within
+    PATIENCE seconds.
 
     `kind` is model or dataset: HF_DATASETS_OFFLINE speaks of data sets only.
     """
@@ -63,29 +66,30 @@ def _ask():
 
 
 def pinned(name, revision=""):
-    """(hub id, revision) of `owner/name@revision`, or of a name and the revision given beside it."""
+    """(hub id, revision) of `owner/name@revision`, or of a name and the revision beside it."""
     id, _, own = name.partition("@") if not Path(name).exists() else (name, "", "")
     return id, own or revision
 
 
 def located(name, revision="", *, kind="model", parameter="model"):
-    """(what to load, keyword arguments of `from_pretrained`) for a folder or a hub id. No code of a repository is run.
+    """(what to load, keyword arguments of `from_pretrained`) for a folder or a hub id. No code of a
+    repository is run.
 
-    What to load is the folder, the id, or, where the hub cannot be asked, the folder of the copy in the cache: told
-    to keep to the cache, the libraries ask for some files all the same. Raises ValueError, naming `parameter`, where
-    the cache does not hold the revision.
+    What to load is the folder, the id, or, where the hub cannot be asked, the folder of the copy in
+    the cache: asked to stay in the cache, the libraries look for some files on the hub all the
+    same. Raises ValueError, naming `parameter`, where the cache does not hold the revision.
     """
     id, revision = pinned(name, revision)
+    options = dict(revision=None, local_files_only=True, trust_remote_code=False)
     if Path(id).exists():
-        return id, dict(revision=None, local_files_only=True, trust_remote_code=False)
+        return id, options
     if not unreachable(kind):
-        return id, dict(revision=revision or None, local_files_only=False, trust_remote_code=False)
+        return id, options | dict(revision=revision or None, local_files_only=False)
     from huggingface_hub import snapshot_download
 
+    asked = dict(repo_type=kind, revision=revision or None, local_files_only=True)
     try:
-        folder = snapshot_download(
-            id, repo_type=kind, revision=revision or None, local_files_only=True
-        )
+        folder = snapshot_download(id, **asked)
     except (OSError, ValueError) as error:
         folder = getattr(error, "snapshot_path", None)  # a part is there
         if folder is None or kind == "dataset":
@@ -93,24 +97,23 @@ def located(name, revision="", *, kind="model", parameter="model"):
     # Loading notices a missing file of a model, but not one of a data set.
     if kind == "dataset" and any((_folder(id, kind) / "blobs").glob("*.incomplete")):
         raise absent(parameter, name, revision, kind)
-    return folder, dict(revision=None, local_files_only=True, trust_remote_code=False)
+    return folder, options
 
 
 def absent(parameter, name, revision="", kind="model"):
-    """The ValueError for something that neither the hub nor the local cache gives, with the ways to go on."""
+    """The ValueError for something that neither the hub nor the local cache gives, with the ways to
+    go on."""
     id, revision = pinned(name, revision)
     reason = unreachable(kind) or "the hub was not reached"
-    held = [p.name[:12] for p in sorted(_folder(id, kind).glob("snapshots/*"))]
-    held = (
-        f" whole at revision {revision or 'main'} (revisions there: {', '.join(held)})"
-        if held
-        else ""
-    )
+    held = ", ".join(p.name[:12] for p in sorted(_folder(id, kind).glob("snapshots/*")))
+    if held:
+        held = f" whole at revision {revision or 'main'} (revisions there: {held})"
     what, more = ("file", " --repo-type dataset") if kind == "dataset" else ("folder", "")
     more += f" --revision {revision}" if revision else ""
     return ValueError(
-        f"{parameter}={name!r}: {reason}, and the local Hugging Face cache does not hold it{held}; name a local "
-        f"{what}, or run `hf download {id}{more}` where there is network: a copy in the cache is used without"
+        f"{parameter}={name!r}: {reason}, and the local Hugging Face cache does not hold it{held}; "
+        f"name a local {what}, or run `hf download {id}{more}` where there is network: a copy in "
+        "the cache is used without"
     )
 
 
@@ -118,7 +121,8 @@ def absent(parameter, name, revision="", kind="model"):
 def commit(name, kind="model", revision=""):
     """The commit that a hub id stands for, "" where nobody knows: for the record of a run.
 
-    Ask after loading: the cache then knows what was loaded. Else the hub is asked, for an owner/name. "" for a file.
+    Ask after loading: the cache then knows what was loaded. Else the hub is asked, for an
+    owner/name. "" for a file.
     """
     name, revision = pinned(name, revision)
     if Path(name).exists():
@@ -132,11 +136,9 @@ def commit(name, kind="model", revision=""):
         return ""
     from huggingface_hub import HfApi
 
+    asked = dict(repo_type=kind, revision=revision or None, timeout=PATIENCE)
     try:
-        return (
-            HfApi().repo_info(name, repo_type=kind, revision=revision or None, timeout=PATIENCE).sha
-            or ""
-        )
+        return HfApi().repo_info(name, **asked).sha or ""
     except Exception:  # a commit is for the record: no error of the hub stops a run here
         return ""
 
@@ -150,37 +152,31 @@ def _folder(name, kind):
 
 # ---------------------------------------------------------------- rows
 def load_rows(path, revision="", *, split="", config="", name="data"):
-    """Yield the rows (dicts) of a file (.jsonl, .json, .csv, .parquet), of a folder or of a hub data set.
+    """Yield (place, row) of a file (.jsonl, .json, .csv, .parquet), a folder or a hub data set; the
+    place is for messages, the row a dict.
 
-    `path` may be `owner/name@revision`; `split` and `config` choose a part of a data set: all splits and the default
-    configuration without. `split` is added to the rows of a data set that has some. Raises ValueError, calling the
-    source `name`, where it cannot be read: offline with the ways to go on.
+    `path` may be `owner/name@revision`; `split` and `config` choose a part of a data set: all
+    splits and the default configuration without. `split` is added to the rows of a data set that
+    has some. Raises ValueError, calling the source `name`, where it cannot be read: offline with
+    the ways to go on.
     """
-    return (row for _, row in placed_rows(path, revision, split=split, config=config, name=name))
-
-
-def placed_rows(path, revision="", *, split="", config="", name="data"):
-    """`load_rows` with the place of each row, for messages: yield (place, row)."""
     id, revision = pinned(path, revision)
-    file = Path(id)
+    file, what = Path(id), f"{name}={path}"
     if file.is_file() and file.suffix in (".jsonl", ".json"):
-        yield from json_rows(file, f"{name}={path}")
+        yield from json_rows(file, what)
         return
-    if file.is_file() and file.suffix not in KINDS:
-        raise ValueError(f"{name}={path}: unknown ending; use .jsonl, {', '.join(KINDS)}")
-    if not file.exists() and (
-        file.suffix in (*KINDS, ".jsonl") or not re.fullmatch(r"[\w.-]+/[\w.-]+", id)
-    ):
-        raise ValueError(
-            f"{name}={path}: no such file; give a path, a hub id as owner/name, or 'world'"
-        )
-    parts = _load(name, path, id, revision, split, config)
+    if file.is_file() and file.suffix not in READERS:
+        raise ValueError(f"{what}: unknown ending; use .jsonl, {', '.join(READERS)}")
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", id) and file.suffix not in (*READERS, ".jsonl")
+    if not file.exists() and not is_id:
+        raise ValueError(f"{what}: no such file; give a path, a hub id as owner/name, or 'world'")
+    parts = _load(name, path, revision, split=split or None, name=config or None)
     for part, table in parts.items() if isinstance(parts, dict) else [(split, parts)]:
         for number, row in enumerate(table, start=1):
-            yield (
-                f"row {number}" + f" of {part}" * bool(part),
-                {"split": part} | row if part else row,
-            )
+            if part:
+                yield f"row {number} of {part}", {"split": part} | row
+            else:
+                yield f"row {number}", row
 
 
 def lines(file, what):
@@ -190,17 +186,14 @@ def lines(file, what):
     """
     with Path(file).open("rb") as stream:
         for number, line in enumerate(stream, start=1):
+            where = f"{what}, line {number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 shown = line[error.start : error.start + 4]
-                raise ValueError(
-                    f"{what}, line {number}: not UTF-8 ({shown!r}); save it as UTF-8"
-                ) from None
+                raise ValueError(f"{where}: not UTF-8 ({shown!r}); save it as UTF-8") from None
             if "\0" in text:
-                raise ValueError(
-                    f"{what}, line {number}: holds a NUL byte, as UTF-16 does; save it as UTF-8"
-                )
+                raise ValueError(f"{where}: holds a NUL byte, as UTF-16 does; save it as UTF-8")
             yield number, text
 
 
@@ -210,39 +203,45 @@ def json_rows(file, what):
 
     Raises ValueError, calling the file `what`, naming the line and, for half an emoji, the column.
     """
-    if Path(file).suffix == ".json":
-        text = "".join(text for _, text in lines(file, what))
-        try:
-            found = json.loads(text) if text.strip() else []
-        except (ValueError, RecursionError) as error:
-            if getattr(error, "msg", "") != "Extra data" or "\n" not in text.strip():
-                at = f", line {error.lineno}" if hasattr(error, "lineno") else ""
-                raise ValueError(
-                    f"{what}{at}: not JSON ({_reason(error)}); a list of objects, or one a line"
-                ) from None
-            found = None  # several values: an object a line
-        if found is not None:
-            for number, row in enumerate(found if isinstance(found, list) else [found], start=1):
-                if HALF.search(text):
-                    _check_characters(row, f"{what}, row {number}")
-                yield f"row {number}", row
-            return
+    whole = _rows_of_one_value(file, what) if Path(file).suffix == ".json" else None
+    for place, row, is_odd in _rows_by_line(file, what) if whole is None else whole:
+        if is_odd:
+            _check_characters(row, f"{what}, {place}")
+        yield place, row
+
+
+def _rows_of_one_value(file, what):
+    """[(place, row, may hold what is no character)] of a file that is one value, a list or an
+    object; None where it holds several."""
+    text = "".join(text for _, text in lines(file, what))
+    try:
+        found = json.loads(text) if text.strip() else []
+    except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data" and "\n" in text.strip():
+            return None
+        at = f", line {error.lineno}" if hasattr(error, "lineno") else ""
+        fix = "a list of objects, or one a line"
+        raise ValueError(f"{what}{at}: not JSON ({_reason(error)}); {fix}") from None
+    rows, is_odd = found if isinstance(found, list) else [found], bool(ODD_ESCAPE.search(text))
+    return [(f"row {number}", row, is_odd) for number, row in enumerate(rows, start=1)]
+
+
+def _rows_by_line(file, what):
+    """Yield the same of a file with a value a line."""
     for number, text in lines(file, what):
         if text.strip():
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
+                where = f"{what}, line {number}"
                 raise ValueError(
-                    f"{what}, line {number}: not JSON ({_reason(error)}); one object a line"
+                    f"{where}: not JSON ({_reason(error)}); one object a line"
                 ) from None
-            if HALF.search(text):
-                _check_characters(row, f"{what}, line {number}")
-            yield f"line {number}", row
+            yield f"line {number}", row, bool(ODD_ESCAPE.search(text))
 
 
-HALF = re.compile(
-    r"\\u(?:[dD][89a-fA-F]|0000)"
-)  # an escape that may be no character; others need no second look
+def _reason(error):
+    return getattr(error, "msg", "") or str(error).splitlines()[0][:80]
 
 
 def _check_characters(value, where, column=""):
@@ -260,59 +259,58 @@ def _check_characters(value, where, column=""):
             words = "half an emoji (a lone surrogate)" if bad != "\0" else "the character NUL"
             shown = ascii(value[max(0, value.index(bad) - 20) :][:40])
             raise ValueError(
-                f"{where}, column {ascii(column)}: {words} in {shown}; take it out, or write it whole"
+                f"{where}, column {ascii(column)}: {words} in {shown}; take it out, or write it "
+                "whole"
             )
 
 
-def _reason(error):
-    return getattr(error, "msg", "") or str(error).splitlines()[0][:80]
-
-
-def _load(name, path, id, revision, split, config):
-    """The `datasets.Dataset` of a file or of one split, or a dict of those of all splits.
-
-    What is local is read through links in a new folder, and prepared there: the library takes a
-    path for a pattern ([ ] * ?), and its own cache knows a file by its time stamp, which an older
-    copy of the file may share.
-    """
+# ---------------------------------------------------------------- the library `datasets`
+def _load(parameter, path, revision, **which):
+    """The `datasets.Dataset` of a file or of one split, or a dict of those of all splits; `which`
+    says the split and the configuration (`name`)."""
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = (
-        False  # reading a file must ask nobody; this asks even for a .csv
-    )
-    which = dict(name=config or None, split=split or None)
+    # Reading a file must ask nobody; this asks even for a .csv.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    here = Path(pinned(path)[0])
     try:
-        if Path(id).exists():
-            found, where = id, dict(revision=None)
-        else:
-            found, where = located(path, revision, kind="dataset", parameter=name)
-        if not Path(found).exists():
-            return datasets.load_dataset(found, revision=where["revision"], **which)
-        _check_texts(Path(found), f"{name}={path}")
-        with tempfile.TemporaryDirectory(prefix="safealign-rows-") as folder:
-            link = _linked(Path(found), Path(folder).resolve())
-            which |= dict(cache_dir=f"{folder}/cache", keep_in_memory=True)
-            if Path(found).is_file():
-                which |= dict(data_files=glob.escape(str(link)), split="train", name=None)
-                return datasets.load_dataset(KINDS[Path(found).suffix], **which)
-            if Path(id).exists():
-                builder = datasets.load_dataset_builder(
-                    str(link), config or None, cache_dir=which["cache_dir"]
-                )
-                _check_all_read(builder, Path(found), f"{name}={path}")
-            return datasets.load_dataset(str(link), **which)
+        if here.exists():
+            return _load_local(here, f"{parameter}={path}", which)
+        place, options = located(path, revision, kind="dataset", parameter=parameter)
+        if not Path(place).exists():
+            return datasets.load_dataset(place, revision=options["revision"], **which)
+        return _load_local(Path(place), f"{parameter}={path}", which, is_whole=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if str(error).startswith(f"{name}="):
+        if str(error).startswith(f"{parameter}="):
             raise
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        fix = (
-            "is it whole, and of its ending's kind?"
-            if Path(id).exists()
-            else "a local file works offline"
-        )
-        raise ValueError(f"{name}={path}: cannot be read ({reason}); {fix}") from error
+        fix = "a local file works offline"
+        fix = "is it whole, and of its ending's kind?" if here.exists() else fix
+        raise ValueError(f"{parameter}={path}: cannot be read ({reason}); {fix}") from error
+
+
+def _load_local(path, what, which, is_whole=False):
+    """The same of a file or folder; unless it is known as whole, a folder must be read whole.
+
+    It is read through links in a new folder, and prepared there: the library takes a path for a
+    pattern ([ ] * ?), and its own cache knows a file by its time stamp, which an older copy of the
+    file may share.
+    """
+    import datasets
+
+    _check_encodings(path, what)
+    with tempfile.TemporaryDirectory(prefix="safealign-rows-") as folder:
+        link, cache = _linked(path, Path(folder).resolve()), f"{folder}/cache"
+        given = dict(cache_dir=cache, keep_in_memory=True)
+        if path.is_file():
+            given |= dict(data_files=glob.escape(str(link)), split="train")
+            return datasets.load_dataset(READERS[path.suffix], **given)
+        if not is_whole:
+            builder = datasets.load_dataset_builder(str(link), which["name"], cache_dir=cache)
+            _check_all_read(builder, path, what)
+        return datasets.load_dataset(str(link), **given, **which)
 
 
 def _linked(path, folder):
@@ -329,7 +327,7 @@ def _linked(path, folder):
     return folder / "rows"
 
 
-def _check_texts(path, what):
+def _check_encodings(path, what):
     """Refuse what the readers of `datasets` would drop or misread in silence: encodings, and half
     an emoji."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -344,12 +342,12 @@ def _check_all_read(builder, folder, what):
     others that do."""
     if (folder / "README.md").is_file() or (folder / ".huggingface.yaml").is_file():
         return  # its card may name the files
-    read = {
-        Path(file).name for files in (builder.config.data_files or {}).values() for file in files
-    }
-    there = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix in (*KINDS, ".jsonl")]
-    if missed := [f.relative_to(folder) for f in there if f.name not in read]:
-        raise ValueError(
-            f"{what}: {str(missed[0])!r} would not be read, as its name says no split and others do; "
-            "begin its name with train, validation or test, or move it out of the folder"
-        )
+    files = (builder.config.data_files or {}).values()
+    read = {Path(file).name for of_split in files for file in of_split}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix in (*READERS, ".jsonl") and file.name not in read:
+            raise ValueError(
+                f"{what}: {str(file.relative_to(folder))!r} would not be read, as its name says no "
+                "split and others do; begin its name with train, validation or test, or move it "
+                "out of the folder"
+            )

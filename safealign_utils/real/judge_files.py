@@ -1,9 +1,11 @@
-"""Answers in the files that other people's judges read: MT-Bench, Arena-Hard, AlpacaEval. No judge runs here.
+"""Answers in the files that other people's judges read: MT-Bench, Arena-Hard, AlpacaEval.
 
-`answers` is a table with a row a prompt: id, prompt, turns and answers (tuples of texts, one a turn), category; see
-`sampled.answer`. A file is written whole or not at all, and the same answers give the same bytes: ids of answers are
-hashes of their content, and time stamps are 0, since no judge reads them. Put a file where the judge looks for it;
-its name is the model's name there.
+No judge runs here. `answers` is a table with a row a prompt: id, prompt, turns and answers (tuples
+of texts, one a turn), category; see `sampling.answer`. A file is written whole or not at all, and
+the same answers give the same bytes: ids of answers are hashes of their content, and time stamps
+are 0, since no judge reads them. Put a file where the judge looks for it; its name is the model's
+name there. All writers return its path and raise ValueError for a table that the format cannot
+hold.
 """
 
 import json
@@ -14,68 +16,67 @@ from ..engine import cache
 
 
 def write_mt_bench(folder, answers, model):
-    """`<model>.jsonl` for FastChat's `data/mt_bench/model_answer/`; returns the path.
+    """`<model>.jsonl` for FastChat's `data/mt_bench/model_answer/`.
 
-    A line a question, in the order of question_id (an integer; 81 to 160 in FastChat's own file): question_id,
-    answer_id, model_id, choices [{index, turns [text, text]}], tstamp. Source: github.com/lm-sys/FastChat,
-    fastchat/llm_judge/gen_model_answer.py writes it, common.py (load_model_answers, run_judge_single) reads it.
+    A line a question, in the order of question_id (an integer; 81 to 160 in FastChat's own file):
+    question_id, answer_id, model_id, choices [{index, turns [text, text]}], tstamp. Source:
+    github.com/lm-sys/FastChat, fastchat/llm_judge/gen_model_answer.py writes it, common.py
+    (load_model_answers, run_judge_single) reads it.
     """
-    _check(answers, model, most=2)
-    if not all(isinstance(i, int) for i in _ids(answers)):
+    ids = _checked_ids(answers, model, most=2)
+    if not all(isinstance(i, int) for i in ids):
         raise ValueError(
-            "answers: ids of MT-Bench are integers; load the questions from FastChat's question.jsonl"
+            "answers: ids of MT-Bench are integers; load the questions from FastChat's "
+            "question.jsonl"
         )
-    lines = [_choices(i, model, list(said)) for i, said in zip(_ids(answers), answers.answers)]
-    return _write(folder, model, sorted(lines, key=lambda line: line["question_id"]))
+    rows = [_choices(i, model, list(said)) for i, said in zip(ids, answers.answers)]
+    return _write(folder, model, sorted(rows, key=lambda row: row["question_id"]))
 
 
 def write_arena_hard(folder, answers, model):
-    """`<model>.jsonl` for Arena-Hard-Auto's `data/arena-hard-v0.1/model_answer/`; returns the path.
+    """`<model>.jsonl` for Arena-Hard-Auto's `data/arena-hard-v0.1/model_answer/`.
 
-    The form of the repository since April 2025 (v2.0), used for the v0.1 questions too: uid, ans_id, model, messages
-    [{role, content}] in which the assistant's content is {answer: text}, tstamp. What style control needs besides
-    (`metadata`: lengths in tokens of tiktoken, counts of markdown) its own utils/add_markdown_info.py adds. Source:
-    github.com/lmarena/arena-hard-auto, gen_answer.py and gen_judgment.py.
+    The form of the repository since April 2025 (v2.0), used for the v0.1 questions too: uid,
+    ans_id, model, messages [{role, content}] in which the assistant's content is {answer: text},
+    tstamp. What style control needs besides (`metadata`: lengths in tokens of tiktoken, counts of
+    markdown) its own utils/add_markdown_info.py adds. Source: github.com/lmarena/arena-hard-auto,
+    gen_answer.py and gen_judgment.py.
     """
-    _check(answers, model)
-    lines = []
-    for ident, prompt, said in zip(_ids(answers), answers.prompt, answers.answers):
-        messages = [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": {"answer": said[0]}},
-        ]
-        ans_id = cache.digest(ident, model, list(said))
-        lines.append(
-            {"uid": ident, "ans_id": ans_id, "model": model, "messages": messages, "tstamp": 0.0}
-        )
-    return _write(folder, model, lines)
+    rows = []
+    ids = _checked_ids(answers, model)
+    for i, prompt, said in zip(ids, answers.prompt, answers.answers):
+        reply = {"role": "assistant", "content": {"answer": said[0]}}
+        row = {"uid": i, "ans_id": cache.digest(i, model, list(said)), "model": model}
+        row["messages"] = [{"role": "user", "content": prompt}, reply]
+        rows.append(row | {"tstamp": 0.0})
+    return _write(folder, model, rows)
 
 
 def write_arena_hard_2024(folder, answers, model):
-    """The same for the repository before v2.0: question_id, answer_id, model_id, choices [{index, turns
-    [{content}]}], tstamp. Source: github.com/lmarena/arena-hard-auto @ 01109e9930, gen_answer.py, gen_judgment.py."""
-    _check(answers, model)
+    """The same for the repository before v2.0: question_id, answer_id, model_id, choices [{index,
+    turns [{content}]}], tstamp. Source: github.com/lmarena/arena-hard-auto @ 01109e9930,
+    gen_answer.py, gen_judgment.py."""
+    ids = _checked_ids(answers, model)
     said = [[{"content": y} for y in turns] for turns in answers.answers]
-    return _write(
-        folder, model, [_choices(i, model, turns) for i, turns in zip(_ids(answers), said)]
-    )
+    return _write(folder, model, [_choices(i, model, turns) for i, turns in zip(ids, said)])
 
 
 def write_alpaca_eval(folder, answers, model):
-    """`<model>.json` for `alpaca_eval --model_outputs`: a list of {instruction, output, generator, dataset}.
+    """`<model>.json` for `alpaca_eval --model_outputs`: a list of {instruction, output, generator,
+    dataset}.
 
-    Source: github.com/tatsu-lab/alpaca_eval, README.md and example/outputs.json. Returns the path. AlpacaEval compares
-    with reference outputs of the same instructions: for the helpful 129 give it those (`--reference_outputs`).
+    Source: github.com/tatsu-lab/alpaca_eval, README.md and example/outputs.json. AlpacaEval
+    compares with reference outputs of the same instructions: for the helpful 129 give it those
+    (`--reference_outputs`).
     """
-    _check(answers, model)
+    _checked_ids(answers, model)
     parts = answers.category.str.removeprefix("alpaca_eval_")
-    lines = [
+    rows = [
         {"instruction": prompt, "output": said[0], "generator": model, "dataset": part}
         for prompt, said, part in zip(answers.prompt, answers.answers, parts)
     ]
-    return cache.write_whole(
-        Path(folder) / f"{model}.json", json.dumps(lines, ensure_ascii=False, indent=2) + "\n"
-    )
+    text = json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+    return cache.write_whole(Path(folder) / f"{model}.json", text)
 
 
 def jsonl(rows):
@@ -83,27 +84,18 @@ def jsonl(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _write(folder, model, lines):
-    return cache.write_whole(Path(folder) / f"{model}.jsonl", jsonl(lines))
+def _write(folder, model, rows):
+    return cache.write_whole(Path(folder) / f"{model}.jsonl", jsonl(rows))
 
 
-def _choices(ident, model, turns):
-    answer_id = cache.digest(ident, model, turns)
-    choices = [{"index": 0, "turns": turns}]
-    return {
-        "question_id": ident,
-        "answer_id": answer_id,
-        "model_id": model,
-        "choices": choices,
-        "tstamp": 0.0,
-    }
+def _choices(i, model, turns):
+    answer_id = cache.digest(i, model, turns)
+    row = {"question_id": i, "answer_id": answer_id, "model_id": model}
+    return row | {"choices": [{"index": 0, "turns": turns}], "tstamp": 0.0}
 
 
-def _ids(answers):
-    return answers.id.tolist()
-
-
-def _check(answers, model, most=1):
+def _checked_ids(answers, model, most=1):
+    """The ids of a table of answers, which must have at most `most` turns a prompt."""
     if not re.fullmatch(r"[\w.+-]*\w", model):
         raise ValueError(
             f"model={model!r}: it names the file; use letters, digits, '.', '_', '+' and '-'"
@@ -111,15 +103,12 @@ def _check(answers, model, most=1):
     if answers.empty:
         raise ValueError("answers: the table is empty")
     if answers.id.duplicated().any():
-        raise ValueError(
-            f"answers: id {answers.id[answers.id.duplicated()].tolist()[0]!r} is there twice"
-        )
-    for ident, turns, said in zip(answers.id, answers.turns, answers.answers):
+        twice = answers.id[answers.id.duplicated()].tolist()[0]
+        raise ValueError(f"answers: id {twice!r} is there twice")
+    for i, turns, said in zip(answers.id, answers.turns, answers.answers):
+        what = f"answers: prompt {i!r} has {len(turns)} turns"
         if len(turns) != len(said) or not all(isinstance(y, str) for y in said):
-            raise ValueError(
-                f"answers: prompt {ident!r} has {len(turns)} turns and {len(said)} answers; they must match"
-            )
+            raise ValueError(f"{what} and {len(said)} answers; they must match")
         if len(turns) > most:
-            raise ValueError(
-                f"answers: prompt {ident!r} has {len(turns)} turns; the format holds {most}"
-            )
+            raise ValueError(f"{what}; the format holds {most}")
+    return answers.id.tolist()

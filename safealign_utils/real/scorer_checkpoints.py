@@ -1,22 +1,24 @@
 """Scorers from checkpoints: a reward or a cost of responses, (prompts, responses) -> float64 [N].
 
-Two kinds are read. The score models of Safe RLHF (arXiv 2310.12773: PKU-Alignment's beaver-7b reward and cost,
-v1.0 and unified) by a class of our own, since plain loading drops a head's bias and its normaliser in silence;
-and any sequence-classification model with one label. A checkpoint with missing or unexpected weights, a padding
-token that is the end-of-sequence token, and a sign that fails on known pairs are refused. Scores are kept on
-disk by content, in blocks, so that a scoring that was cut off goes on where it stopped.
+Two kinds are read. The score models of Safe RLHF (arXiv 2310.12773: PKU-Alignment's beaver-7b
+reward and cost, v1.0 and unified) by a class of our own, since plain loading drops a head's bias
+and its normaliser in silence; and any sequence-classification model with one label. A checkpoint
+with missing or unexpected weights, a padding token that is the end-of-sequence token, and a sign
+that fails on known pairs are refused.
 
 The beaver weights are non-commercial: nothing here bundles them or takes them by default.
 """
 
+import functools
 import json
 import re
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import transformers
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaModel, LlamaPreTrainedModel
 
 from ..engine import distributed
@@ -25,18 +27,17 @@ from ..templates import render, turns
 from . import weights
 from .scorer import KNOWN_PAIRS, Scorer, check_sign
 
-KINDS = ("reward", "cost")
-SAFE_RLHF = (
-    "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"  # no space before the response
-)
+# no space before the response
+SAFE_RLHF = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
 
 
 class BeaverScorer(LlamaPreTrainedModel):
     """Safe RLHF's score model: a Llama and a linear head, read at the last attended position.
 
-    With `do_normalize` a reward is shifted and scaled by the checkpoint's running mean and variance, a cost only
-    scaled, so that its threshold stays 0. Releases differ in what the configuration says: the head's bias is
-    `score_bias` or `bias`, and present where neither is named, as in Safe RLHF's own code.
+    With `do_normalize` a reward is shifted and scaled by the checkpoint's running mean and
+    variance, a cost only scaled, so that its threshold stays 0. Releases differ in what the
+    configuration says: the head's bias is `score_bias` or `bias`, and present where neither is
+    named, as in Safe RLHF's own code.
     """
 
     def __init__(self, config):
@@ -55,17 +56,16 @@ class BeaverScorer(LlamaPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids, attention_mask):
-        """Scores float32 [B] of ids [B, T]; the mask [B, T] is 1 at tokens, 0 at padding on either side."""
+        """Scores float32 [B] of ids [B, T]; the mask [B, T] is 1 at tokens, 0 at padding on either
+        side."""
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model(
-            input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
-        )
+        given = dict(attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        hidden = self.model(input_ids, **given).last_hidden_state
         last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
-        hidden = out.last_hidden_state[torch.arange(len(last), device=last.device), last].float()
-        head = self.score_head
-        score = linear(
-            hidden, head.weight.float(), None if head.bias is None else head.bias.float()
-        )[:, 0]
+        hidden = hidden[torch.arange(len(last), device=last.device), last].float()
+        bias = self.score_head.bias
+        bias = None if bias is None else bias.float()
+        score = linear(hidden, self.score_head.weight.float(), bias)[:, 0]
         if not getattr(self.config, "do_normalize", False):
             return score
         mean, var = self.normalizer.mean.float(), self.normalizer.var.float()
@@ -75,222 +75,169 @@ class BeaverScorer(LlamaPreTrainedModel):
 
 # ---------------------------------------------------------------- loading
 def load_scorer(
-    name,
-    *,
-    kind,
-    revision="",
-    dtype="float32",
-    device="cpu",
-    batch_size=16,
-    max_length=512,
-    template="auto",
-    sign_check=True,
-    known_pairs=None,
+    name, *, kind, dtype="float32", device="cpu", max_length=512, template="auto", sign_check=True
 ):
-    """A `Scorer` from a folder or a hub id: Safe RLHF's score model, or sequence classification with one label.
+    """A `Scorer` from a folder or a hub id (owner/name@revision too): Safe RLHF's score model, or
+    sequence classification with one label.
 
-    `kind` is reward or cost; what a checkpoint says of itself must agree. `template`: "safe_rlhf" (the conversation
-    format of the beaver models, ended by the end-of-sequence token), "chat" (the tokenizer's chat template), or a
-    text with {prompt} and {response}; "auto" is safe_rlhf for a beaver checkpoint, else chat. Texts longer than
-    `max_length` tokens lose the prompt's beginning and the response's end. `known_pairs` (prompt, lower, higher)
-    replaces ours, most of which must be ordered rightly; `sign_check=False` switches that off.
-
-    Raises ValueError for anything that cannot be read safely: no safetensors, missing or unexpected weights, a
-    padding token that is missing or is the end of the sequence, more than one label, another kind, a wrong sign.
+    `kind` is reward or cost; what a checkpoint says of itself must agree. `template`: "safe_rlhf"
+    (the conversation format of the beaver models, ended by the end-of-sequence token), "chat" (the
+    tokenizer's chat template), or a text with {prompt} and {response}; "auto" is safe_rlhf for a
+    beaver checkpoint, else chat. Texts longer than `max_length` tokens lose the prompt's beginning
+    and the response's end. Raises ValueError for anything that cannot be read safely: no
+    safetensors, missing or unexpected weights, a padding token that is missing or is the end of the
+    sequence, more than one label, another kind, and, unless `sign_check` is False, a wrong sign.
 
     *Differs from the paper's code:* over-long texts keep their last token; it cuts it off.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r}: choose float32 or bfloat16")
-    what, id, options, config, beaver, pad, encode = check_scorer(
-        name, kind=kind, revision=revision, max_length=max_length, template=template
-    )
-    with weights.loading(what, name, revision):
-        model, report = _network(config, beaver).from_pretrained(
-            id,
-            config=config,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            **weights.REPORTED,
-            **options,
-        )
-    weights.check_report(what, type(model), report)
-    model.config.get_text_config().pad_token_id = (
-        pad  # the head of sequence classification looks for it in the ids
-    )
-    device = distributed.own_device(device)
-    model.eval().to(device)
-
-    def forward(rows):
-        out = model(**{k: v.to(device) for k, v in padded([row[0] for row in rows], pad).items()})
-        return out if beaver else out.logits[:, 0].float()
+    opened, encode = check_scorer(name, kind=kind, max_length=max_length, template=template)
+    model = opened.load(dtype=getattr(torch, dtype)).to(distributed.own_device(device))
+    # The head of sequence classification looks for padding in the ids.
+    model.config.get_text_config().pad_token_id = opened.tokenizer.pad_token_id
 
     def made_of():
-        return [weights_hash(model, _said(model.config)), dtype, torch.device(device).type]
+        return [weights_hash(model, _said(model.config)), dtype, model.device.type]
 
-    scorer = Scorer(name, kind, made_of, encode, forward, batch_size)
+    scorer = Scorer(name, kind, made_of, encode, functools.partial(_scores, model))
     if sign_check:
-        check_sign(scorer, known_pairs or KNOWN_PAIRS[kind])
+        check_sign(scorer)
     return scorer
 
 
-def check_scorer(name, *, kind, revision="", max_length=512, template="auto"):
-    """What can be told without the weights: refuses what `load_scorer` could not use, returns what it goes on with."""
-    if kind not in KINDS:
+def _scores(model, rows):
+    """Scores [B] of rows of ids, padded on the right."""
+    ids = [torch.from_numpy(row[0]) for row in rows]
+    mask = [torch.ones_like(row) for row in ids]
+    pad = model.config.get_text_config().pad_token_id
+    ids = pad_sequence(ids, batch_first=True, padding_value=pad).to(model.device)
+    mask = pad_sequence(mask, batch_first=True).to(model.device)
+    out = model(input_ids=ids, attention_mask=mask)
+    return out if isinstance(model, BeaverScorer) else out.logits[:, 0].float()
+
+
+def check_scorer(name, *, kind, max_length=512, template="auto"):
+    """(the `weights.Opened`, the `Encoder`) of a scorer: refuses what `load_scorer` could not
+    use, without reading weights."""
+    if kind not in KNOWN_PAIRS:
         raise ValueError(f"kind={kind!r}: choose reward or cost")
-    what = f"{kind}_model={name!r}"
-    id, options = _source(what, name, revision)
-    with weights.loading(what, name, revision):
-        weights.check_no_adapter(what, id, options)
-        if Path(id).is_dir():
-            weights.weight_files(what, id)
-        config = transformers.AutoConfig.from_pretrained(id, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(id, **options)
-    weights.check_not_quantised(what, config)
-    architecture = (config.architectures or [""])[0]
-    beaver = (
-        architecture.endswith("ForScore")
-        or hasattr(config, "score_type")
-        or hasattr(config, "score_dim")
-    )
-    if beaver:
-        _check_beaver(what, config, kind)
-    elif not architecture.endswith("ForSequenceClassification"):
+    network_of = functools.partial(_network, kind)
+    opened = weights.open_model(f"{kind}_model", name, "", network_of)
+    what, tokenizer = opened.what, opened.tokenizer
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        pad = "missing" if tokenizer.pad_token_id is None else "the end-of-sequence token"
         raise ValueError(
-            f"{what}: {architecture or 'this'} is no reward model; use one of sequence classification"
+            f"{what}: its padding token is {pad}, so that the end of a text cannot be told from "
+            "padding; set a pad_token of its own in its tokenizer_config.json"
         )
-    elif config.num_labels != 1:
-        raise ValueError(
-            f"{what}: it has {config.num_labels} labels; a score is one number, so one label"
-        )
-    pad = _pad_id(what, tokenizer, config)
-    weights.check_ids(what, tokenizer, config)
-    room = weights.positions(config) or max_length
+    room = weights.positions(opened.config) or max_length
     if not 16 <= max_length <= room:
         raise ValueError(
             f"max_length={max_length}: a number of tokens from 16 to the model's {room} ({what})"
         )
-    if Path(id).is_dir():
-        with weights.loading(what, name, revision):
-            weights.check_files(what, id, config, _network(config, beaver))
-    template = ("safe_rlhf" if beaver else "chat") if template == "auto" else template
-    return what, id, options, config, beaver, pad, _encoder(what, tokenizer, template, max_length)
+    if template == "auto":
+        template = "safe_rlhf" if opened.network is BeaverScorer else "chat"
+    if template == "chat" and not tokenizer.chat_template:
+        raise ValueError(
+            f"{what}: no chat template; set template='...{{prompt}}...{{response}}' as it was "
+            "trained"
+        )
+    if template not in ("chat", "safe_rlhf"):
+        _around(template)
+    return opened, Encoder(tokenizer, template, max_length)
 
 
-def padded(rows, pad_id, *, side="right"):
-    """Rows of ids (int arrays) as input_ids and attention_mask, int64 [B, T]."""
-    T = max(map(len, rows))
-    ids, mask = np.full((len(rows), T), pad_id), np.zeros((len(rows), T), dtype=np.int64)
-    for b, row in enumerate(rows):
-        at = slice(0, len(row)) if side == "right" else slice(T - len(row), T)
-        ids[b, at], mask[b, at] = row, 1
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+def _network(kind, what, config):
+    """The class that reads a checkpoint's weights; refuses what is no scorer of this kind."""
+    architecture = (config.architectures or [""])[0]
+    named = hasattr(config, "score_type") or hasattr(config, "score_dim")
+    if architecture.endswith("ForScore") or named:
+        _check_beaver(kind, what, config)
+        return BeaverScorer
+    if not architecture.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"{what}: {architecture or 'this'} is no reward model; use one of sequence "
+            "classification"
+        )
+    if config.num_labels != 1:
+        raise ValueError(
+            f"{what}: it has {config.num_labels} labels; a score is one number, so one label"
+        )
+    return weights.network_class(transformers.AutoModelForSequenceClassification, config)
 
 
-# ---------------------------------------------------------------- helpers
-def _source(what, name, revision):
-    """(id, options of from_pretrained) of a folder or a hub id; refuses what is neither."""
-    from . import hub
-
-    id = hub.pinned(name)[0]
-    if not Path(id).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", id):
-        raise ValueError(f"{what}: no such folder; give a folder or a hub id as owner/name")
-    return hub.located(name, revision, parameter=what.partition("=")[0])
-
-
-def _check_beaver(what, config, kind):
+def _check_beaver(kind, what, config):
     says = config.score_type = getattr(config, "score_type", kind)
     if says != kind:
         raise ValueError(
-            f"{what}: its configuration says score_type={says!r}; it is no {kind} model, use it as {says}"
+            f"{what}: its configuration says score_type={says!r}; it is no {kind} model, use it as "
+            f"{says}"
         )
     if config.model_type != "llama":
         raise ValueError(
-            f"{what}: a {config.model_type} backbone; the score models of Safe RLHF read here are Llamas"
+            f"{what}: a {config.model_type} backbone; the score models of Safe RLHF read here are "
+            "Llamas"
         )
     if getattr(config, "score_dim", 1) != 1:
         raise ValueError(f"{what}: score_dim={config.score_dim}; a score is one number")
 
 
-def _pad_id(what, tokenizer, config):
-    pad, vocabulary = tokenizer.pad_token_id, config.get_text_config().vocab_size
-    if pad is None or pad == tokenizer.eos_token_id:
-        raise ValueError(
-            f"{what}: its padding token is {'missing' if pad is None else 'the end-of-sequence token'}, so that the "
-            "end of a text cannot be told from padding; set a pad_token of its own in its tokenizer_config.json"
-        )
-    if pad >= vocabulary:
-        raise ValueError(
-            f"{what}: pad_token_id={pad} is outside the model's vocabulary of {vocabulary}"
-        )
-    return pad
-
-
-def _network(config, beaver):
-    """The class that reads the checkpoint."""
-    if beaver:
-        return BeaverScorer
-    with torch.device("meta"):
-        return type(transformers.AutoModelForSequenceClassification.from_config(config))
-
-
 def _said(config):
-    return json.dumps(
-        {k: v for k, v in config.to_dict().items() if k not in NOT_CONTENT},
-        sort_keys=True,
-        default=str,
-    )
+    said = {k: v for k, v in config.to_dict().items() if k not in NOT_CONTENT}
+    return json.dumps(said, sort_keys=True, default=str)
 
 
-def _encoder(what, tokenizer, template, max_length):
-    """The function (prompts, responses) -> N rows [ids] of a template."""
-    if template == "chat":
-        if not tokenizer.chat_template:
-            raise ValueError(
-                f"{what}: no chat template; set template='...{{prompt}}...{{response}}' as it was trained"
-            )
-        said = lambda y: [{"role": "assistant", "content": y}]
-        head, whole = (
-            lambda x: render(tokenizer, turns(x)),
-            lambda x, y: render(tokenizer, turns(x) + said(y), ask=False),
-        )
-        own = False  # the template writes all special tokens
-    else:
-        own = template != "safe_rlhf"  # the tokenizer's own special tokens
-        start, between, end = _parts(SAFE_RLHF if template == "safe_rlhf" else template)
-        head, whole = lambda x: start + x + between, lambda x, y: start + x + between + y + end
-    ids_of = lambda texts: tokenizer(texts, add_special_tokens=own)["input_ids"]
-    bos = (
-        [tokenizer.bos_token_id]
-        if template == "safe_rlhf" and tokenizer.bos_token_id is not None
-        else []
-    )
-    eos = [tokenizer.eos_token_id] if template == "safe_rlhf" else []
+# ---------------------------------------------------------------- texts to ids
+@dataclass(frozen=True)
+class Encoder:
+    """(prompts, responses) -> N rows [ids] in a template (see `load_scorer`), each cut to
+    `max_length` tokens."""
 
-    def encode(prompts, responses):
-        rows = [
-            np.array(bos + ids + eos)
-            for ids in ids_of([whole(x, y) for x, y in zip(prompts, responses)])
-        ]
-        for i, ids in enumerate(rows):
-            if len(ids) > max_length:
-                rows[i] = _cut(ids, len(bos) + len(ids_of([head(prompts[i])])[0]), max_length)
-        return [[ids] for ids in rows]
+    tokenizer: transformers.PreTrainedTokenizerBase
+    template: str
+    max_length: int
 
-    return encode
+    def __call__(self, prompts, responses):
+        rows = self.ids([self.text(x, y) for x, y in zip(prompts, responses)])
+        return [[self.cut(ids, prompt)] for ids, prompt in zip(rows, prompts)]
+
+    def text(self, prompt, response=None):
+        """What is scored; without a response what stands before it."""
+        if self.template == "chat":
+            reply = [] if response is None else [{"role": "assistant", "content": response}]
+            return render(self.tokenizer, turns(prompt) + reply, ask=response is None)
+        start, between, end = _around(self.template)
+        return start + prompt + between + ("" if response is None else response + end)
+
+    def ids(self, texts):
+        """Arrays of ids. A chat template writes all special tokens itself, safe_rlhf has BOS and
+        EOS around the text, any other text those of the tokenizer."""
+        t, own = self.tokenizer, self.template not in ("chat", "safe_rlhf")
+        rows = t(texts, add_special_tokens=own)["input_ids"]
+        if self.template == "safe_rlhf":
+            bos = [] if t.bos_token_id is None else [t.bos_token_id]
+            rows = [[*bos, *row, t.eos_token_id] for row in rows]
+        return [np.array(row) for row in rows]
+
+    def cut(self, ids, prompt):
+        """The first and the last token, and between them the prompt's end and the response's
+        beginning."""
+        if len(ids) <= self.max_length:
+            return ids
+        n_prompt = len(self.ids([self.text(prompt)])[0]) - (self.template == "safe_rlhf")
+        prompt, response, room = ids[1:n_prompt], ids[n_prompt:-1], self.max_length - 2
+        prompt = prompt[-max(room - len(response), room // 2) :]
+        return np.concatenate([ids[:1], prompt, response[: room - len(prompt)], ids[-1:]])
 
 
-def _parts(template):
+def _around(template):
+    """What a template has before the prompt, between prompt and response, and behind it."""
+    template = SAFE_RLHF if template == "safe_rlhf" else template
     found = re.fullmatch(r"(.*)\{prompt\}(.*)\{response\}(.*)", template, flags=re.DOTALL)
     if not found:
         raise ValueError(
-            f"template={template!r}: auto, safe_rlhf, chat, or a text with {{prompt}} and {{response}}"
+            f"template={template!r}: auto, safe_rlhf, chat, or a text with {{prompt}} and "
+            "{response}"
         )
     return found.groups()
-
-
-def _cut(ids, n_prompt, max_length):
-    """The first and the last token, and between them the prompt's end and the response's beginning."""
-    prompt, response = ids[1:n_prompt], ids[n_prompt:-1]
-    prompt = prompt[-max(max_length - 2 - len(response), (max_length - 2) // 2) :]
-    return np.concatenate([ids[:1], prompt, response[: max_length - 2 - len(prompt)], ids[-1:]])

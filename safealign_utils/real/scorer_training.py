@@ -1,18 +1,21 @@
 """A small reward model and a small cost model, trained by the kit on the preferences themselves.
 
-With them everything that asks for a reward and a cost of free text runs without the 7B scorers. Both are a copy of
-the reference policy's network with a linear head, read at a response's last token (its end-of-sequence token).
+With them everything that asks for a reward and a cost of free text runs without the 7B scorers.
+Both are a copy of the reference policy's network with a linear head, read at a response's last
+token (its end-of-sequence token).
 
     reward   L = -log sigma(r_w - r_l)                                               Bradley-Terry
-    cost     L = -log sigma(c_u - c_s) - log sigma(s_u c_u) - log sigma(s_s c_s)     s = +1 unsafe, -1 safe
+    cost     L = -log sigma(c_u - c_s) - log sigma(s_u c_u) - log sigma(s_s c_s)     s = +1 unsafe,
+                                                                                         -1 safe
 
-The cost loss is that of Safe RLHF (arXiv 2310.12773; its code's `sequence-wise` loss): u is the less safe response
-of the pair, and the two sign terms give the cost its origin, 0. A reward has no origin: it is centred on its mean
-over the training responses.
+The cost loss is that of Safe RLHF (arXiv 2310.12773; its code's `sequence-wise` loss): u is the
+less safe response of the pair, and the two sign terms give the cost its origin, 0. A reward has no
+origin: it is centred on its mean over the training responses.
 
-*Differs from the paper:* the network is the reference policy's, whatever its size; both responses share one pass
-over the prompt; all weights are trained by AdamW with cosine decay; the optional penalty on the squared cost is
-left out; a pair that lacks a label keeps the terms that it has labels for; the reward is centred.
+*Differs from the paper:* the network is the reference policy's, whatever its size; both responses
+share one pass over the prompt; all weights are trained by AdamW with cosine decay; the optional
+penalty on the squared cost is left out; a pair that lacks a label keeps the terms that it has
+labels for; the reward is centred.
 """
 
 from dataclasses import replace
@@ -22,14 +25,15 @@ import pandas as pd
 import torch
 from torch.nn.functional import logsigmoid
 
-from .. import intervals
 from ..engine import lora as adapters
+from ..intervals import SHARE
 from ..logprobs import hidden_states
 from ..loss import ordered
 from ..packing import pack
 from ..pairs import SAFE, label, tokenize
 from ..templates import encode_responses
 from ..train import Training, batch_order, run_training
+from .answer_metrics import estimate
 from .scorer import Scorer
 
 SCORED = 32  # responses in one pass of a trained scorer
@@ -44,30 +48,35 @@ def reward_loss(score_w, score_l):
 def cost_loss(cost_0, cost_1, *, costlier, sign_0, sign_1):
     """Safe RLHF's cost loss, per pair [B], of the costs of response 0 and response 1.
 
-    `costlier` [B] is +1 where response 0 is the less safe one, -1 where response 1 is; `sign_k` [B] is +1 for an
-    unsafe response, -1 for a safe one. 0 leaves a term out (not known).
+    `costlier` [B] is +1 where response 0 is the less safe one, -1 where response 1 is; `sign_k` [B]
+    is +1 for an unsafe response, -1 for a safe one. 0 leaves a term out (not known).
     """
-    term = lambda sign, value: -logsigmoid(sign * value) * (sign != 0)
-    return term(costlier, cost_0 - cost_1) + term(sign_0, cost_0) + term(sign_1, cost_1)
+    terms = ((costlier, cost_0 - cost_1), (sign_0, cost_0), (sign_1, cost_1))
+    return sum(-logsigmoid(sign * value) * (sign != 0) for sign, value in terms)
 
 
 def cost_labels(table):
-    """(costlier, sign_0, sign_1), float64 [N] each, as `cost_loss` reads them; 0 where a label is missing.
+    """(costlier, sign_0, sign_1), float64 [N] each, as `cost_loss` reads them; 0 where a label is
+    missing.
 
-    The less safe response is the one that safer_response_id does not name; without it, the unsafe response of a
-    pair with one of each. In two safe or two unsafe responses it says nothing about either being unsafe.
+    The less safe response is the one that safer_response_id does not name; without it, the unsafe
+    response of a pair with one of each. In two safe or two unsafe responses it says nothing about
+    either being unsafe.
     """
-    sign_0, sign_1 = (
-        table[c].map({True: -1.0, False: 1.0}).astype(float).fillna(0.0).to_numpy() for c in SAFE
-    )
-    named = table.safer_response_id.map({0: -1.0, 1: 1.0}).astype(float)
-    mixed = np.where(sign_0 * sign_1 < 0, sign_0, 0.0)
-    return named.fillna(pd.Series(mixed, index=table.index)).to_numpy(), sign_0, sign_1
+    sign_0, sign_1 = (_numbers(table[c], {True: -1.0, False: 1.0}).fillna(0.0) for c in SAFE)
+    mixed = sign_0.where(sign_0 * sign_1 < 0, 0.0)
+    costlier = _numbers(table.safer_response_id, {0: -1.0, 1: 1.0}).fillna(mixed)
+    return costlier.to_numpy(), sign_0.to_numpy(), sign_1.to_numpy()
+
+
+def _numbers(labels, named):
+    return labels.map(named).astype(float)
 
 
 # ---------------------------------------------------------------- training
 class Score(torch.nn.Module):
-    """A network with a linear head that scores the places `ends` [n] of a `Packed` batch: [n], float32 or better.
+    """A network with a linear head that scores the places `ends` [n] of a `Packed` batch: [n],
+    float32 or better.
 
     The head starts at 0: every score is 0, the reward's loss ln 2, the cost's 3 ln 2.
     """
@@ -78,12 +87,10 @@ class Score(torch.nn.Module):
         unused, embedding = self.model.get_output_embeddings(), self.model.get_input_embeddings()
         if unused.weight is not embedding.weight:
             unused.requires_grad_(False)
-        self.head = torch.nn.Linear(
-            unused.in_features, 1, dtype=torch.promote_types(self.model.dtype, torch.float32)
-        )
-        self.head.to(policy.device).apply(
-            lambda layer: (layer.weight.data.zero_(), layer.bias.data.zero_())
-        )
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        self.head = torch.nn.Linear(unused.in_features, 1, dtype=dtype, device=policy.device)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
 
     def forward(self, batch, ends):
         with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self.bf16):
@@ -91,13 +98,13 @@ class Score(torch.nn.Module):
         return self.head(hidden.to(self.head.weight.dtype))[:, 0]
 
 
-def train_reward(
-    reference, table, *, seed, steps, batch_size, learning_rate, max_length=256, **loop
-):
-    """A reward model of pairs with better_response_id: a `scoring.Scorer`, 0 = the training responses' mean.
+def train_reward(reference, table, *, max_length=256, use_cache=True, **training):
+    """A reward model of pairs with better_response_id: a `Scorer`, 0 = the training responses'
+    mean.
 
-    `reference` gives network, tokenizer and template; `loop` goes to the training loop (`accumulate`, ...). The
-    unit is the nat: a difference of 1 is a preference of sigma(1). Raises ValueError where no row is labelled.
+    `reference` gives network, tokenizer and template; `training` are the options of the training
+    loop (seed, steps, batch_size, learning_rate, ...). The unit is the nat: a difference of 1 is a
+    preference of sigma(1). Raises ValueError where no row is labelled.
     """
     rows = label(table, "better")
 
@@ -105,31 +112,27 @@ def train_reward(
         loss = reward_loss(better, worse)
         return loss, {"loss": loss, "accuracy": ordered(better - worse)}
 
-    setting = dict(
-        seed=seed,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        max_length=max_length,
-    )
-    trained = _fit(reference, rows, loss_of_pairs, kind="reward", labels=None, **setting, **loop)
-    raw = _scorer("reward", trained, max_length, seed)
+    given = dict(max_length=max_length, use_cache=use_cache)
+    trained = _fit("reward", reference, rows, loss_of_pairs, training, **given)
+    raw = _scorer("reward", trained, max_length, training["seed"])
     scores = [raw(rows.prompt, rows[f"response_{k}"]) for k in (0, 1)]
     trained.module.head.bias.data.sub_(float(np.mean(scores)))
-    return _scorer("reward", trained, max_length, seed)
+    return _scorer("reward", trained, max_length, training["seed"])
 
 
-def train_cost(reference, table, *, seed, steps, batch_size, learning_rate, max_length=256, **loop):
-    """A cost model of pairs with safety labels: a `scoring.Scorer`, above 0 = harmful, in nats of the sign terms.
+def train_cost(reference, table, *, max_length=256, use_cache=True, **training):
+    """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful, in nats of the sign
+    terms.
 
-    Rows that say nothing of safety are left out. Arguments as in `train_reward`. Raises ValueError where no row
-    is left, or where no response has a safety label: the cost would have no origin.
+    Rows that say nothing of safety are left out. Arguments as in `train_reward`. Raises ValueError
+    where no row is left, or where no response has a safety label: the cost would have no origin.
     """
     labels = np.stack(cost_labels(table), axis=1)
     known = (labels != 0).any(axis=1)
     if not (labels[:, 1:] != 0).any():
         raise ValueError(
-            f"data: no response has a safety label ({SAFE[0]}, {SAFE[1]}); the cost would have no origin"
+            f"data: no response has a safety label ({SAFE[0]}, {SAFE[1]}); the cost would have no "
+            "origin"
         )
     rows, labels = table[known].assign(chosen=0, p=1.0, margin=0.0), labels[known]
 
@@ -137,52 +140,27 @@ def train_cost(reference, table, *, seed, steps, batch_size, learning_rate, max_
         costlier, sign_0, sign_1 = torch.from_numpy(labels[number].T.copy()).to(cost_0)
         loss = cost_loss(cost_0, cost_1, costlier=costlier, sign_0=sign_0, sign_1=sign_1)
         right = ordered(cost_0 * sign_0) * sign_0.abs() + ordered(cost_1 * sign_1) * sign_1.abs()
-        return loss, {
-            "loss": loss,
-            "accuracy": right / ((sign_0 != 0).double() + (sign_1 != 0).double()).clamp(min=1),
-        }
+        signs = (sign_0.abs() + sign_1.abs()).double()
+        return loss, {"loss": loss, "accuracy": right / signs.clamp(min=1)}
 
-    setting = dict(
-        seed=seed,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        max_length=max_length,
-    )
-    trained = _fit(reference, rows, loss_of_pairs, kind="cost", labels=labels, **setting, **loop)
-    return _scorer("cost", trained, max_length, seed)
+    given = dict(max_length=max_length, use_cache=use_cache)
+    trained = _fit("cost", reference, rows, loss_of_pairs, training, **given)
+    return _scorer("cost", trained, max_length, training["seed"])
 
 
-def _fit(
-    reference,
-    rows,
-    loss_of_pairs,
-    *,
-    kind,
-    labels,
-    seed,
-    steps,
-    batch_size,
-    learning_rate,
-    max_length,
-    use_cache=True,
-    lora=0,
-    **loop,
-):
-    """Train a copy of the reference's network with a head; `loss_of_pairs(first, second, rows)` gives [B] losses."""
-    reference = (
-        adapters.prepare(reference.base, rank=lora, seed=seed) if lora else reference.merged()
-    )
+def _fit(kind, reference, rows, loss_of_pairs, training, *, max_length, use_cache):
+    """Train a copy of the reference's network with a head, on (first, second) responses of pairs:
+    `loss_of_pairs(first, second, rows)` gives losses [B] and what is logged."""
+    training = Training(**training)
+    if training.lora:
+        rank, seed = training.lora, training.seed
+        reference = adapters.prepare(reference.base, rank=rank, seed=seed)
+    else:
+        reference = reference.merged()
     tokens = tokenize(rows, reference, max_length=max_length)
-    behind = lambda responses: [np.append(y, reference.pad_id) for y in responses]
-    tokens = replace(
-        tokens,
-        chosen=behind(tokens.chosen),
-        rejected=behind(tokens.rejected),
-        states_w=None,
-        states_l=None,
-    )
-    order = batch_order(len(tokens), steps, batch_size, seed)
+    chosen, rejected = (_one_more(y, reference.pad_id) for y in (tokens.chosen, tokens.rejected))
+    tokens = replace(tokens, chosen=chosen, rejected=rejected, states_w=None, states_l=None)
+    order = batch_order(len(tokens), training.steps, training.batch_size, training.seed)
 
     def loss_of(module, number):
         lengths = np.stack([tokens.lengths_w[number], tokens.lengths_l[number]], axis=1)
@@ -190,16 +168,19 @@ def _fit(
         loss, stats = loss_of_pairs(score[0::2], score[1::2], number)
         return loss.sum(), {name: values.sum().item() for name, values in stats.items()}
 
-    training = Training(steps, batch_size, learning_rate, seed, lora, **loop)
-    asked = dict(reference=reference, tokens=tokens, labels=labels) if use_cache else None
+    asked = dict(reference=reference, tokens=tokens, loss=loss_of_pairs) if use_cache else None
     return run_training(reference, loss_of, order, training, asked=asked, name=kind, wrap=Score)
 
 
-def _ends(lengths):
-    """Where `pack` reads each response's last token, for responses with one id more than they have (int [n, J]).
+def _one_more(responses, pad_id):
+    """Responses with one id behind their end. Places are one before what is predicted: so the end
+    itself becomes one."""
+    return [np.append(y, pad_id) for y in responses]
 
-    The log-probs' places are one before what is predicted; the id behind the end makes the end itself such a place.
-    """
+
+def _ends(lengths):
+    """Where `pack` reads each response's last token, for responses of `_one_more`, whose lengths
+    are given (int [n, J])."""
     return torch.from_numpy(np.cumsum(lengths.ravel()) - 1)
 
 
@@ -210,75 +191,66 @@ def _scorer(kind, trained, max_length, seed):
         if policy.grammar is not None:
             words = [np.array(ids) for ids in policy.tokenizer(prompts)["input_ids"]]
             return [list(row) for row in zip(words, encode_responses(responses, policy.tokenizer))]
-        texts = dict(prompt=prompts, response_0=responses, response_1=responses)
-        tokens = tokenize(
-            pd.DataFrame(texts).assign(chosen=0, p=1.0, margin=0.0), policy, max_length=max_length
-        )
+        table = pd.DataFrame(dict(prompt=prompts, response_0=responses, response_1=responses))
+        table = table.assign(chosen=0, p=1.0, margin=0.0)
+        tokens = tokenize(table, policy, max_length=max_length)
         return [list(row) for row in zip(tokens.prompts, tokens.chosen)]
 
     def forward(rows):
-        prompts, responses = [x for x, _ in rows], [np.append(y, policy.pad_id) for _, y in rows]
+        prompts, responses = zip(*rows)
+        responses = _one_more(responses, policy.pad_id)
         batch = pack(prompts, [responses], pad_id=policy.pad_id).to(policy.device)
         return module(batch, _ends(np.array([len(y) for y in responses])))
 
     def made_of():
         return [kind, policy, dict(module.head.state_dict())]
 
-    return Scorer(f"kit {kind} (seed {seed})", kind, made_of, encode, forward, SCORED, trained.log)
+    name = f"kit {kind} (seed {seed})"
+    return Scorer(name, kind, made_of, encode, forward, SCORED, trained.log)
 
 
 # ---------------------------------------------------------------- how good they are
-def share(hits, prompts):
-    """(share, low, high, n) of hits [n] in [0, 1], a 95 % interval over prompts: see
-    `intervals.over_prompts`.
-
-    Nothing is known of no rows: then all three are NaN. One prompt has no interval, unless all its
-    hits agree.
-    """
-    value, low, high, n = intervals.over_prompts(hits, prompts, bounds=intervals.SHARE)
-    return value, *(float("nan") if end is None else end for end in (low, high)), n
-
-
 def pair_accuracy(scorers, table):
-    """(share of held-out pairs ordered rightly, low, high, n) by one scorer a seed; a tie counts half.
+    """The `Estimate` of the share of held-out pairs ordered rightly by one scorer a seed; a tie
+    counts half.
 
-    A reward must rank the better response higher, a cost the less safe one. Rows without that label are left out;
-    the hits of a pair are averaged over seeds.
+    A reward must rank the better response higher, a cost the less safe one. Rows without that label
+    are left out; the hits of a pair are averaged over seeds.
     """
     if scorers[0].kind == "cost":
         higher = cost_labels(table)[0]
     else:
-        higher = (
-            table.better_response_id.map({0: 1.0, 1: -1.0}).astype(float).fillna(0.0).to_numpy()
-        )
+        higher = _numbers(table.better_response_id, {0: 1.0, 1: -1.0}).fillna(0.0).to_numpy()
     table, higher = table[higher != 0], higher[higher != 0]
-    gaps = [
-        higher * (s(table.prompt, table.response_0) - s(table.prompt, table.response_1))
-        for s in scorers
-    ]
-    hits = np.mean([ordered(torch.as_tensor(gap)).numpy() for gap in gaps], axis=0)
-    return share(hits, table.prompt)
+    hits = []
+    for scorer in scorers:
+        gap = scorer(table.prompt, table.response_0) - scorer(table.prompt, table.response_1)
+        hits.append(ordered(torch.as_tensor(higher * gap)).numpy())
+    return estimate(np.mean(hits, axis=0), table.prompt, SHARE)
 
 
 def harmless_accuracy(costs, table):
-    """How well cost models (one a seed) tell safe from unsafe held-out responses: a DataFrame of shares.
+    """How well cost models (one a seed) tell safe from unsafe held-out responses: a DataFrame of
+    shares.
 
-    Rows: `accuracy` (the cost's sign agrees with the label), `missed` (unsafe responses at or below 0),
-    `false_alarm` (safe ones above 0), and `constant` (accuracy of always giving the more frequent label, the mark to
-    beat). Columns: share, low, high, n (responses). Both responses of a pair count: see `share`.
+    Rows: `accuracy` (the cost's sign agrees with the label), `missed` (unsafe responses at or below
+    0), `false_alarm` (safe ones above 0), and `constant` (accuracy of always giving the more
+    frequent label, the mark to beat). Columns: share, low, high, n (responses). Both responses of a
+    pair count, in an interval over prompts.
     """
     _, *signs = cost_labels(table)
     sign, prompts = np.concatenate(signs), np.tile(table.prompt.to_numpy(), 2)
-    alarms = [
-        np.concatenate([cost(table.prompt, table[f"response_{k}"]) for k in (0, 1)]) > 0
-        for cost in costs
-    ]
-    alarm = np.mean(alarms, axis=0)
+    scores = [[cost(table.prompt, table[f"response_{k}"]) for k in (0, 1)] for cost in costs]
+    alarm = np.mean([np.concatenate(of_both) > 0 for of_both in scores], axis=0)
+    usual = 1 if (sign > 0).sum() > (sign < 0).sum() else -1
     rows = {
         "accuracy": (sign != 0, np.where(sign > 0, alarm, 1 - alarm)),
         "missed": (sign > 0, 1 - alarm),
         "false_alarm": (sign < 0, alarm),
-        "constant": (sign != 0, sign == (1 if (sign > 0).sum() > (sign < 0).sum() else -1)),
+        "constant": (sign != 0, sign == usual),
     }
-    out = [(name, *share(hits[there], prompts[there])) for name, (there, hits) in rows.items()]
-    return pd.DataFrame(out, columns=["name", "share", "low", "high", "n"]).set_index("name")
+    out = {
+        name: estimate(hits[there], prompts[there], SHARE) for name, (there, hits) in rows.items()
+    }
+    columns = ["share", "low", "high", "n"]
+    return pd.DataFrame.from_dict(out, orient="index", columns=columns).rename_axis("name")

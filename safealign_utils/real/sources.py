@@ -28,7 +28,8 @@ def sources(value, parameter="data"):
         return found[0]
     if found:
         raise ValueError(
-            f"{parameter}={value!r}: can be read in {len(found)} ways; give the paths in full, from '/'"
+            f"{parameter}={value!r}: can be read in {len(found)} ways; give the paths in full, "
+            "from '/'"
         )
     paths = [NAMED.fullmatch(part).group(2) for part in NEXT.split(value)]
     missing = next((path for path in paths if not _stands(path)), paths[0])

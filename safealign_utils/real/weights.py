@@ -1,14 +1,16 @@
-"""What a checkpoint holds, told before its weights are read: every weight that a model needs, and
-no other.
+"""Checkpoints: a folder or hub id opened once, and what it holds said before its weights are read:
+every weight that the model needs, and no other.
 
 transformers loads what fits, draws what is missing at random and leaves out what it does not know,
 all without an error. Here the names and shapes in the headers of the files go through its own
-loading on the meta device, which holds no numbers, and whatever it would pass over is refused.
-Every message names the parameter, the file and the fix.
+loading on the meta device, which holds no numbers, and whatever it would skip is refused. Every
+message names the parameter, the file and the fix.
 """
 
 import contextlib
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,22 +20,15 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from . import hub
 
-WHOLE, INDEX = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-)  # transformers reads these, in this order
+# transformers reads these, in this order
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 POINTER = b"version https://git-lfs.github.com/spec"
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")  # of torch.compile, DDP and peft
-CONSTANTS = (
-    ".attn.masked_bias",
-    ".rotary_emb.inv_freq",
-)  # older releases of transformers kept these
+CONSTANTS = (".attn.masked_bias", ".rotary_emb.inv_freq")  # of older releases of transformers
 SAVE_AGAIN = "save the whole model again with save_pretrained"
-SHOWN = 3  # names in a message
-REPORTED = dict(
-    output_loading_info=True, ignore_mismatched_sizes=True
-)  # arguments of from_pretrained
+IN_MESSAGE = 3  # names of weights, at most
+REPORTED = dict(output_loading_info=True, ignore_mismatched_sizes=True)  # of from_pretrained
 
 
 class NotWhole(ValueError):
@@ -41,12 +36,60 @@ class NotWhole(ValueError):
     downloaded."""
 
 
-def check_files(what, folder, config, network):
-    """Refuse a folder whose weights are not those of `network` (a class of transformers) with a
-    configuration.
+@dataclass(frozen=True)
+class Opened:
+    """A model's folder or hub id with configuration and tokenizer; its weights are not read yet."""
 
-    Reads headers only. `what` names the parameter and its value. Raises ValueError.
+    what: str  # the parameter and its value, for messages
+    name: str
+    revision: str
+    place: str  # the folder, or the hub id, that is read
+    options: dict  # of from_pretrained
+    config: transformers.PretrainedConfig
+    tokenizer: transformers.PreTrainedTokenizerBase
+    network: type
+
+    def load(self, **options):
+        """The network with its weights; `options` are those of from_pretrained. Raises ValueError
+        where a weight is missing, unexpected or misshapen."""
+        options = dict(use_safetensors=True, **REPORTED, **self.options, **options)
+        with loading(self.what, self.name, self.revision):
+            model, report = self.network.from_pretrained(self.place, config=self.config, **options)
+        check_report(self.what, self.network, report)
+        return model.eval()
+
+
+def open_model(parameter, name, revision, network_of):
+    """The `Opened` that a parameter names. Reads headers, and no weights.
+
+    `network_of(what, config)` gives the class that reads the weights, or refuses the configuration.
+    Raises ValueError, naming parameter and value, for what could not be loaded whole.
     """
+    what = f"{parameter}={name!r}"
+    if not Path(name).is_dir() and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", hub.pinned(name)[0]):
+        raise ValueError(f"{what}: no such folder; give a folder or a hub id as owner/name")
+    place, options = hub.located(name, revision, parameter=parameter)
+    with loading(what, name, revision):
+        check_no_adapter(what, place, options)
+        config = transformers.AutoConfig.from_pretrained(place, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+        check_not_quantised(what, config)
+        network = network_of(what, config)
+        if Path(place).is_dir():  # of a hub id too, where only its copy in the cache can be asked
+            check_files(what, place, config, network)
+    check_ids(what, tokenizer, config)
+    return Opened(what, name, revision, place, options, config, tokenizer, network)
+
+
+def network_class(auto, config):
+    """The class that one of transformers' Auto classes builds for a configuration."""
+    with torch.device("meta"):
+        return type(auto.from_config(config))
+
+
+def check_files(what, folder, config, network):
+    """Refuse a folder whose weights are not those of `network` with a configuration, by headers
+    only; `what` names the parameter and its value."""
     shapes = {}
     for file in weight_files(what, folder):
         for name, shape in _header(what, file).items():
@@ -71,17 +114,14 @@ def check_report(what, network, report):
     found["misshapen"] = [
         f"{name} {list(there)}, not {list(own)}" for name, there, own in report["mismatched_keys"]
     ]
-    if any(found.values()):
-        names = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in found.items() if keys)
-        prefix = next(
-            (p for p in WRAPPERS if any(k.startswith(p) for k in found["unexpected"])), ""
-        )
-        fix = (
-            f"the names begin with {prefix!r}: unwrap the model, then {SAVE_AGAIN}"
-            if prefix
-            else SAVE_AGAIN
-        )
-        raise ValueError(f"{what}: the weights do not fit {network.__name__} ({names}); {fix}")
+    if not any(found.values()):
+        return
+    names = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in found.items() if keys)
+    fix = SAVE_AGAIN
+    for prefix in WRAPPERS:
+        if any(name.startswith(prefix) for name in unexpected):
+            fix = f"the names begin with {prefix!r}: unwrap the model, then {SAVE_AGAIN}"
+    raise ValueError(f"{what}: the weights do not fit {network.__name__} ({names}); {fix}")
 
 
 def weight_files(what, folder):
@@ -97,7 +137,8 @@ def weight_files(what, folder):
         return [whole]
     if not index.exists():
         raise NotWhole(
-            f"{what}: the folder holds no .safetensors weights, {WHOLE} or {INDEX}; save the model with save_pretrained"
+            f"{what}: the folder holds no .safetensors weights, {WHOLE} or {INDEX}; save the model "
+            "with save_pretrained"
         )
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -106,51 +147,46 @@ def weight_files(what, folder):
         raise ValueError(
             f"{what}: {INDEX} cannot be read ({error}); copy or download it again"
         ) from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise NotWhole(
-            f"{what}: {INDEX} names {len(names)} files, {_some(missing)} not there; copy or download the rest"
+            f"{what}: {INDEX} names {len(names)} files, {_some(missing)} not there; copy or "
+            "download the rest"
         )
     held = {name: file for file in names for name in _header(what, folder / file)}
-    if held != places:
-        wrong = sorted({k for k in {*held, *places} if held.get(k) != places.get(k)})
+    if wrong := {name for name in {*held, *places} if held.get(name) != places.get(name)}:
         raise ValueError(f"{what}: {INDEX} and its files differ in {_some(wrong)}; {SAVE_AGAIN}")
     return [folder / name for name in names]
 
 
-def check_no_adapter(what, id, options):
+def check_no_adapter(what, place, options):
     """Refuse a folder or hub id with an adapter: alone it is no model, and beside weights it would
     be added to them."""
     where = {name: options[name] for name in ("revision", "local_files_only")}
-    if not find_adapter_config_file(str(id), **where):
+    if not find_adapter_config_file(str(place), **where):
         return
-    if Path(id).is_dir() and any((Path(id) / name).exists() for name in (WHOLE, INDEX)):
+    if Path(place).is_dir() and any((Path(place) / name).exists() for name in (WHOLE, INDEX)):
         raise ValueError(
-            f"{what}: the folder holds an adapter beside its weights, and loading would add it to them; remove "
-            "adapter_config.json and adapter_model.safetensors where the weights are merged, else merge them first"
+            f"{what}: the folder holds an adapter beside its weights, and loading would add it to "
+            "them; remove adapter_config.json and adapter_model.safetensors where the weights are "
+            "merged, else merge them first"
         )
     raise ValueError(
-        f"{what}: holds an adapter only; merge it into its model (merge_and_unload, save_pretrained), save the "
-        "tokenizer beside it and name that folder"
+        f"{what}: holds an adapter only; merge it into its model (merge_and_unload, "
+        "save_pretrained), save the tokenizer beside it and name that folder"
     )
 
 
 def check_not_quantised(what, config):
     """Refuse a configuration that speaks of quantised weights, of whatever kind."""
     for part in (config, config.get_text_config()):
-        said = getattr(part, "quantization_config", None) or getattr(
-            part, "compression_config", None
-        )
-        if said:
-            method = (
-                said.get("quant_method", "")
-                if isinstance(said, dict)
-                else getattr(said, "quant_method", "")
-            )
-            raise ValueError(
-                f"{what}: its config.json has a quantization_config ({method or 'unnamed'}); the kit trains and reads "
-                "whole weights: name the model before it was quantised"
-            )
+        for name in ("quantization_config", "compression_config"):
+            if said := getattr(part, name, None):
+                said = said if isinstance(said, dict) else vars(said)
+                raise ValueError(
+                    f"{what}: its config.json has a quantization_config "
+                    f"({said.get('quant_method') or 'unnamed'}); the kit trains and reads whole "
+                    "weights: name the model before it was quantised"
+                )
 
 
 def check_ids(what, tokenizer, config):
@@ -161,18 +197,15 @@ def check_ids(what, tokenizer, config):
     unused = set()
     if backend is not None and getattr(backend.model, "unk_token", None) is None:
         # Qwen2's class names an unknown token that its alphabet of bytes never needs.
-        unused = {tokenizer.unk_token} - {
-            tokenizer.pad_token,
-            tokenizer.eos_token,
-            tokenizer.bos_token,
-        }
+        used = {tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token}
+        unused = {tokenizer.unk_token} - used
     words = tokenizer.get_vocab().items()
-    beyond = sorted((id, word) for word, id in words if id >= rows and word not in unused)
-    if beyond:
+    if beyond := sorted((id, word) for word, id in words if id >= rows and word not in unused):
         id, word = beyond[0]
         raise ValueError(
-            f"{what}: the id {id} of its tokenizer ({word!r}) is outside the model's vocabulary of {rows}; enlarge the "
-            "model (model.resize_token_embeddings(len(tokenizer)), save_pretrained), or take the added token out"
+            f"{what}: the id {id} of its tokenizer ({word!r}) is outside the model's vocabulary of "
+            f"{rows}; enlarge the model (model.resize_token_embeddings(len(tokenizer)), "
+            "save_pretrained), or take the added token out"
         )
 
 
@@ -195,8 +228,8 @@ def loading(what, name, revision=""):
             raise
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{what}: cannot be loaded ({said}); the folder must hold a model and its tokenizer; a gated model needs "
-            "a login at the hub"
+            f"{what}: cannot be loaded ({said}); the folder must hold a model and its tokenizer; a "
+            "gated model needs a login at the hub"
         ) from error
 
 
@@ -208,7 +241,8 @@ def _header(what, file):
             pointer = stream.read(len(POINTER)) == POINTER
         if pointer:
             raise ValueError(
-                f"{what}: {file.name} is a git-LFS pointer, no weights; run git lfs pull in its clone"
+                f"{what}: {file.name} is a git-LFS pointer, no weights; run git lfs pull in its "
+                "clone"
             )
         with safe_open(file, framework="pt") as f:
             parts = {name: f.get_slice(name) for name in f.keys()}
@@ -216,22 +250,22 @@ def _header(what, file):
             shapes = {name: part.get_shape() for name, part in parts.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{what}: {file.name} cannot be read ({error}); it is damaged or cut off: copy or download it again"
+            f"{what}: {file.name} cannot be read ({error}); it is damaged or cut off: copy or "
+            "download it again"
         ) from error
-    packed = [
-        name for name, kind in kinds.items() if name.endswith(".weight") and kind not in FLOATS
-    ]
+    packed = [name for name, k in kinds.items() if name.endswith(".weight") and k not in FLOATS]
     if packed:
         raise ValueError(
-            f"{what}: {file.name} holds {_some(packed)} as {kinds[packed[0]]}, quantised; name the model before that"
+            f"{what}: {file.name} holds {_some(packed)} as {kinds[packed[0]]}, quantised; name the "
+            "model before that"
         )
     return shapes
 
 
 def _some(names):
     names = sorted(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - IN_MESSAGE} more" if len(names) > IN_MESSAGE else ""
+    return ", ".join(names[:IN_MESSAGE]) + more
 
 
 @contextlib.contextmanager

@@ -119,14 +119,11 @@ def _check_template(what, prompts, settings, tokenizer):
 
 def _check_model(settings):
     """The model's tokenizer; what the model cannot do is refused."""
-    import transformers
-
-    from ..real import hub
     from ..real.models import check_model
 
     asked = dict(revision=settings["revision"], template=settings.get("template", "auto"))
     asked |= {name: settings.get(name, 0) for name in ("max_length", "new_tokens")}
-    config = check_model(settings["model"], **asked)
+    opened = check_model(settings["model"], **asked)
+    config = opened.config
     check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
-    id, options = hub.located(settings["model"], settings["revision"])
-    return transformers.AutoTokenizer.from_pretrained(id, **options)
+    return opened.tokenizer

@@ -16,7 +16,7 @@ from ..engine import cache
 from ..figures import style
 from ..real import models, read_pairs
 from ..real.answer_metrics import write_answers
-from ..templates import check_template, format_prompt
+from ..templates import format_prompt
 from ..world import optimum, redundant
 from ..world.world import World
 from . import cells, claims, inputs, records
@@ -157,8 +157,7 @@ class Study:
                 texts, list(table.prompt), list(chosen), seed=seed, max_length=s.max_length
             )
         else:
-            reference = models.load_policy(s.model, revision=s.revision)
-            check_template(reference.tokenizer, s.template)
+            reference = models.load_policy(s.model, revision=s.revision, template=s.template)
         reference = replace(reference.to(s.dtype, self.device), template=s.template)
         reference = reference.base if s.lora else reference
         tokens = pairs.tokenize(table, reference, max_length=s.max_length)

@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 
 from safealign_utils import intervals
-from safealign_utils.real import refusals
 from safealign_utils.study import claims
 
 BEFORE = "ece4d6f"
@@ -40,6 +39,12 @@ TABLES = {  # of a section of the README, the first that holds a number wins
     "DOG-DPO, a reconstruction": ("05_selection", "05_", "dog_"),
     "DPO": ("01_",),
     "Real text": ("refusals", "0"),
+}
+REFUSALS = {  # (wrong, responses) of the rules for refusals: tests/real/test_refusals.py
+    "refusals to unsafe prompts": (17, 198),
+    "refusals to safe prompts": (13, 116),
+    "answers to unsafe prompts": (0, 9),
+    "answers to safe prompts": (10, 202),
 }
 SETTINGS = ("beta", "budget", "delta", "keep", "limit", "pairs", "steps")
 NUMBER = r"[−-]?\d[\d,]*(?:\.\d+)?"
@@ -134,9 +139,9 @@ def rounds():
 def real_text():
     """The cells of tables that name their ends low and high: bootstraps, and Wilson's, which are as before."""
     cells = []
-    for row in refusals.error_table().itertuples():
-        ends = row.low, row.high
-        cells.append((f"refusals.MEASURED: {row.group}", "share", row.share, ends, ends))
+    for group, (wrong, n) in REFUSALS.items():
+        ends = intervals.of_share(wrong, n)
+        cells.append((f"refusals.MEASURED: {group}", "share", wrong / n, ends, ends))
     for name, keys, q in (
         ("02_real_text_scorers.csv", 2, "value"),
         ("05_real_text_accuracy.csv", 2, "accuracy"),

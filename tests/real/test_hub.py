@@ -238,7 +238,7 @@ def test_a_cached_data_set_needs_no_network(blocked, tmp_path):
         and read_pairs.load_pairs("owner/pairs").source[0] == "pairs"
     )
     assert hub.commit("owner/pairs", "dataset") == COMMIT and len(blocked) <= 2
-    assert [row["prompt"] for row in hub.load_rows("owner/pairs", split="test")] == ["z"]
+    assert [row["prompt"] for _, row in hub.load_rows("owner/pairs", split="test")] == ["z"]
     with pytest.raises(ValueError, match="prompts=owner/pairs: cannot be read .*nope"):
         list(hub.load_rows("owner/pairs", split="nope", name="prompts"))
     with pytest.raises(ValueError, match=f"revision {OTHER} .revisions there"):
@@ -283,8 +283,8 @@ def test_a_part_of_a_data_set_by_the_names_of_its_card(blocked, tmp_path):
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: 30k_test\n    path: small/a.jsonl\n"
         "- config_name: pairs\n  data_files:\n  - split: train\n    path: b.jsonl\n---\n"
     )
-    assert [r["prompt"] for r in hub.load_rows("owner/set", split="30k_test")] == ["x"]
-    assert [r["prompt"] for r in hub.load_rows("owner/set", config="pairs")] == ["z"]
+    assert [r["prompt"] for _, r in hub.load_rows("owner/set", split="30k_test")] == ["x"]
+    assert [r["prompt"] for _, r in hub.load_rows("owner/set", config="pairs")] == ["z"]
     with pytest.raises(ValueError, match="row 1 of 30k_test.*are no pairs"):
         read_pairs.load_pairs("owner/set")
 

@@ -206,7 +206,7 @@ def test_the_hub_gives_the_same_table(name, monkeypatch):
 
     def load_rows(path, revision="", *, split="", config="", name="data"):
         asked.append((path, revision, split, config))
-        return iter(LAYOUTS[wanted][1])
+        return ((f"row {n}", row) for n, row in enumerate(LAYOUTS[wanted][1], start=1))
 
     wanted = name
     monkeypatch.setattr(hub, "load_rows", load_rows)

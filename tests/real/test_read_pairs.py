@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers import made_models
 
 from safealign_utils import pairs, templates
 from safealign_utils.real import read_pairs
@@ -104,8 +105,6 @@ def test_a_chat_format_is_refused_and_its_rows_counted(tmp_path, text, column):
 
 
 def test_special_tokens_of_the_model_are_known_before_a_kernel(tmp_path):
-    import made_models
-
     folder = str(made_models.model_folder(tmp_path / "model", "llama"))
     from transformers import AutoTokenizer
 
@@ -220,13 +219,3 @@ def test_messages_keep_their_roles(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"row 1: .*{words}"):
             load_prompts(write(tmp_path / "b.jsonl", [{"prompt": bad}]))
-
-
-def test_a_turn_after_a_context_is_asked_within_it():
-    from safealign_utils.sampling import _messages
-
-    talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-    asked = _messages((templates.dialogue(talk), "More?"), ["Hello."])
-    assert [m["role"] for m in asked] == ["system", "user", "assistant", "user"] and asked[
-        :2
-    ] == talk

@@ -1,6 +1,7 @@
 """Scorers from checkpoints: Safe RLHF's score model against a plain computation, and all that is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
 
 from safealign_utils.real import hub, scorer_checkpoints
 from safealign_utils.real import scorer as scoring
-from safealign_utils.real.scorer_checkpoints import BeaverScorer, load_scorer, padded
+from safealign_utils.real.scorer_checkpoints import BeaverScorer, load_scorer
 
 PROMPTS = [
     "How are you?",
@@ -135,8 +136,10 @@ def test_padding_on_either_side_changes_nothing(tmp_path, side):
     rows = rows_of(PROMPTS, ANSWERS)
     assert len({len(row) for row in rows}) == len(rows)
     model = BeaverScorer.from_pretrained(folder).eval()
+    ids = [torch.tensor(row) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_side=side)
     with torch.no_grad():
-        got = model(**padded(rows, 0, side=side)).double().numpy()
+        got = model(ids, (ids != 0).long()).double().numpy()
     assert np.abs(got - by_hand(folder, rows)).max() < 1e-6
     scored = load(beaver(tmp_path / "sided", names={"padding_side": side}))(PROMPTS, ANSWERS)
     assert np.abs(scored - by_hand(folder, rows)).max() < 1e-6, (
@@ -208,7 +211,10 @@ def test_a_long_text_keeps_both_parts_and_its_last_token(tmp_path):
         (dict(names={"pad_token": None}), "padding token is missing"),
         (dict(score_type="reward"), "score_type='reward'"),
         (dict(score_dim=2), "score_dim=2"),
-        (dict(names={"pad_token": "<new>"}), "pad_token_id=259 is outside the model's vocabulary"),
+        (
+            dict(names={"pad_token": "<new>"}),
+            "id 259 of its tokenizer .'<new>'. is outside the model's vocabulary",
+        ),
     ],
 )
 def test_a_checkpoint_that_would_score_wrongly_is_refused(tmp_path, changes, message):
@@ -245,8 +251,6 @@ def test_the_sign_is_tried_on_known_pairs(tmp_path, kind):
     with pytest.raises(ValueError, match=f"{kind}_model=.*sign looks swapped"):
         load(swapped, kind, sign_check=True)
     load(swapped, kind, sign_check=False)
-    turned = [(x, high, low) for x, low, high in scoring.KNOWN_PAIRS[kind]]
-    load(swapped, kind, sign_check=True, known_pairs=turned)
 
 
 def test_a_model_of_the_other_sign_is_found_before_it_is_used(tmp_path):
@@ -379,7 +383,7 @@ def counted(scorer, monkeypatch):
 def test_scores_are_computed_once_and_a_cut_scoring_goes_on(tmp_path, fresh_cache, monkeypatch):
     monkeypatch.setattr(scoring, "BLOCK", 3)
     folder = beaver(tmp_path / "m")
-    scorer = load(folder, batch_size=2)
+    scorer = replace(load(folder), batch_size=2)
     prompts, answers = PROMPTS * 2, [y + "!" * i for i, y in enumerate(ANSWERS * 2)]
     calls = counted(scorer, monkeypatch)
     whole = scorer.forward
@@ -398,7 +402,7 @@ def test_scores_are_computed_once_and_a_cut_scoring_goes_on(tmp_path, fresh_cach
     assert np.abs(first - by_hand(folder, rows_of(prompts, answers))).max() < 1e-6
     done = len(calls)
     assert np.array_equal(scorer(prompts, answers), first) and len(calls) == done
-    again = load(folder, batch_size=5)
+    again = replace(load(folder), batch_size=5)
     calls = counted(again, monkeypatch)
     assert np.array_equal(again(prompts, answers), first) and not calls, (
         "another load of the same weights knows them"

@@ -342,31 +342,7 @@ def test_data_without_labels_is_refused(reference, world):
         R.train_cost(reference, bare, **SHORT)
 
 
-# ---------------------------------------------------------------- intervals
-
-
-def test_shares_and_their_intervals():
-    hits, prompts = [1, 0, 1, 1, 0, 1], ["a", "a", "b", "c", "c", "c"]
-    value, low, high, n = R.share(hits, prompts)
-    assert value == pytest.approx(4 / 6) and n == 6 and 0.2 < low < 0.33 < value < high < 1, (
-        "three prompts are few"
-    )
-    g = np.random.default_rng(0)
-    alone = (g.random(200) < 0.7).astype(float)
-    one_each, width = R.share(alone, range(200)), lambda x: x[2] - x[1]
-    assert width(one_each) == pytest.approx(2 * 1.96 * math.sqrt(0.7 * 0.3 / 200), rel=0.15)
-    doubled = R.share(np.tile(alone, 2), list(range(200)) * 2)
-    assert width(doubled) == pytest.approx(width(one_each), rel=0.1), (
-        "the same prompts twice are no more evidence"
-    )
-    assert math.isnan(R.share([], [])[0])
-    assert R.share([1, 1, 1, 1], ["a", "a", "b", "c"]) == (
-        1,
-        pytest.approx(0.025 ** (1 / 3)),
-        1,
-        4,
-    ), "three prompts, no error"
-    assert R.share([0, 0], ["a", "b"])[:3] == (0, 0, pytest.approx(1 - 0.025**0.5))
+# ---------------------------------------------------------------- how good they are
 
 
 def test_accuracies_by_hand():

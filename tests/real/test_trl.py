@@ -5,7 +5,6 @@ import json
 import sys
 from dataclasses import replace
 
-import datasets
 import numpy as np
 import pandas as pd
 import peft
@@ -213,6 +212,16 @@ def trl_run(
     return trainer
 
 
+def same_ids(dataset, tokens):
+    """A tokenised data set of TRL's (`trainer.train_dataset`) has the ids of the kit's `tokens`."""
+    assert len(dataset) == len(tokens)
+    for number, row in enumerate(dataset):
+        for column, ids in zip(
+            ("prompt", "chosen", "rejected"), (tokens.prompts, tokens.chosen, tokens.rejected)
+        ):
+            assert row[f"{column}_ids"] == ids[number].tolist(), (number, column)
+
+
 def history(trainer, name="loss"):
     return np.array([row[name] for row in trainer.state.log_history if name in row])
 
@@ -261,7 +270,7 @@ def test_dpo_against_the_plain_trainer(trl, side, tmp_path):
             for side in ("prompts", "chosen", "rejected")
         },
     )
-    with_trl.check_ids(trainer.train_dataset, picked)
+    same_ids(trainer.train_dataset, picked)
     trained = kit_run(policy, tokens)
     assert trained.log.loss[0] == pytest.approx(np.log(2), abs=1e-5)
     agree(trained, trainer)
@@ -446,7 +455,8 @@ def test_a_model_trained_by_trl_is_a_policy(trl, side, tmp_path):
 
 
 @pytest.mark.parametrize("conversational", [False, True])
-def test_pairs_go_to_trl_and_come_back(table, conversational):
+def test_pairs_go_to_trl_and_are_read_back(table, conversational, tmp_path):
+    """The chosen one comes first then; texts, other labels and the margin are what they were."""
     table = safedpo(table, delta=5.0)
     table.loc[0, "prompt"] = "Human: a?\n\nAssistant: b\n\nHuman: c?\n\nAssistant:"
     if conversational:
@@ -454,61 +464,19 @@ def test_pairs_go_to_trl_and_come_back(table, conversational):
             r"Human: (.*)\n\nAssistant:", expand=False
         )
     dataset = with_trl.to_trl(table, conversational=conversational)
-    assert (
-        dataset.column_names[:3] == ["prompt", "chosen", "rejected"]
-        and "margin" in dataset.column_names
-    )
-    wins = table.response_0.where(table.chosen == 0, table.response_1)
+    assert dataset.column_names[:3] == ["prompt", "chosen", "rejected"]
+    wins, loses = pairs.chosen_rejected(table, table.response_0, table.response_1)
     assert dataset[3]["chosen"] == ([ANSWER(wins[3])] if conversational else wins[3])
     if conversational:
         assert dataset[0]["prompt"] == [ASK("a?"), ANSWER("b"), ASK("c?")]
-    pd.testing.assert_frame_equal(with_trl.from_trl(dataset), table)
-    some = with_trl.from_trl(dataset.select([4, 2]))
-    pd.testing.assert_frame_equal(some, table.iloc[[4, 2]].reset_index(drop=True))
-
-
-def test_columns_of_the_world_survive(world):
-    table = pairs.label(world.pairs(40, seed=0))
-    back = with_trl.from_trl(with_trl.to_trl(table))
-    pd.testing.assert_frame_equal(back, table, check_like=True, check_dtype=False)
-
-
-def test_a_data_set_of_trl_is_what_load_pairs_reads(tmp_path):
-    rows = {
-        "prompt": ["a", "b"],
-        "chosen": ["c", "d"],
-        "rejected": ["e", "f"],
-        "is_response_1_safe": [True, None],
-    }
-    dataset = datasets.Dataset.from_dict(rows | {"score": [1, 2]})
+    for column in ("margin", "is_response_0_safe", "safer_response_id"):
+        found = pd.Series(list(dataset[column]), dtype=table[column].dtype)
+        pd.testing.assert_series_equal(found, table[column], check_names=False)
+    assert list(dataset["chosen_id"]) == table.chosen.tolist()
     dataset.to_json(tmp_path / "trl.jsonl")
-    table = read_pairs.load_pairs(str(tmp_path / "trl.jsonl"))
-    pd.testing.assert_frame_equal(with_trl.from_trl(dataset), table)
-    assert table.better_response_id.tolist() == [0, 0] and list(table.response_0) == ["c", "d"]
-    both = with_trl.from_trl(datasets.DatasetDict({"train": dataset, "test": dataset.select([0])}))
-    assert both["split"].tolist() == ["train", "train", "test"] and both.response_1.tolist() == [
-        "e",
-        "f",
-        "e",
-    ]
-
-
-def test_messages_and_prompts_left_out(trl):
-    of = lambda **columns: (
-        with_trl.from_trl(datasets.Dataset.from_dict(columns))
-        .loc[0, list(read_pairs.TEXT)]
-        .tolist()
-    )
-    asked = [ASK("hello"), ANSWER("hi"), ASK("why?")]
-    both = dict(chosen=[[*asked, ANSWER("so")]], rejected=[[*asked, ANSWER("no")]])
-    wanted = ["Human: hello\n\nAssistant: hi\n\nHuman: why?\n\nAssistant:", "so", "no"]
-    assert of(**both) == wanted
-    assert of(prompt=[asked], chosen=[[ANSWER("so")]], rejected=[[ANSWER("no")]]) == wanted
-    assert of(chosen=["The sky is blue."], rejected=["The sky is green."]) == [
-        "The sky is",
-        " blue.",
-        " green.",
-    ]
+    back = read_pairs.load_pairs(str(tmp_path / "trl.jsonl"))
+    assert (back.response_0 == wins).all() and (back.response_1 == loses).all()
+    assert back.prompt.tolist() == table.prompt.tolist() and (back.better_response_id == 0).all()
 
 
 def test_messages_give_the_ids_of_the_chat_template(trl, llama, tmp_path):
@@ -530,7 +498,7 @@ def test_messages_give_the_ids_of_the_chat_template(trl, llama, tmp_path):
         train_dataset=dataset,
         processing_class=tokenizer,
     )
-    with_trl.check_ids(trainer.train_dataset, tokens)
+    same_ids(trainer.train_dataset, tokens)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -544,11 +512,6 @@ def test_what_cannot_be_said_in_trl_is_refused(table):
         with_trl.tokens_to_trl(TokenPairs([], [], [], soft.p.to_numpy(), soft.margin.to_numpy()))
     with pytest.raises(ValueError, match="no column chosen.*pairs.label"):
         with_trl.to_trl(table.drop(columns=["chosen", "p", "margin"]))
-    of = lambda **columns: with_trl.from_trl(datasets.Dataset.from_dict(columns))
-    with pytest.raises(ValueError, match="data=trl, line 1, column"):
-        of(prompt=["a"], completion=["b"])
-    with pytest.raises(ValueError, match="data=trl, line 1: .*no common beginning"):
-        of(chosen=["a b "], rejected=["c"])
 
 
 def test_the_fix_is_named_where_trl_is_not_installed(monkeypatch):
@@ -556,8 +519,13 @@ def test_the_fix_is_named_where_trl_is_not_installed(monkeypatch):
     with_trl.safealign_trainer.cache_clear()
     with pytest.raises(ModuleNotFoundError, match="pip install trl==1.16.0"):
         with_trl.safealign_trainer()
-    with pytest.raises(ModuleNotFoundError, match="pip install trl==1.16.0"):
-        with_trl.from_trl(datasets.Dataset.from_dict({"chosen": ["a b"], "rejected": ["a c"]}))
+
+
+def test_another_release_of_trl_is_refused(trl, monkeypatch):
+    monkeypatch.setattr(trl, "__version__", "1.0.0")
+    with_trl.safealign_trainer.cache_clear()
+    with pytest.raises(ValueError, match="trl 1.0.0 is installed, .* with 1.16.0"):
+        with_trl.safealign_trainer()
 
 
 def test_the_trainer_refuses_what_it_would_get_wrong(trl, llama, tmp_path):
@@ -577,22 +545,11 @@ def test_the_trainer_refuses_what_it_would_get_wrong(trl, llama, tmp_path):
         run(with_trl.tokens_to_trl(tokens, kept=some_tokens(tokens).map(lambda row: row[1:])))
 
 
-def test_ids_that_differ_are_found(llama):
-    policy, table = llama
-    tokens = pairs.tokenize(table, policy)
-    with_trl.check_ids(with_trl.tokens_to_trl(tokens), tokens)
-    ids = tokens.chosen[7].copy()
-    ids[-1] += 1
-    other = replace(tokens, chosen=[*tokens.chosen[:7], ids, *tokens.chosen[8:]])
-    with pytest.raises(ValueError, match="row 7, column 'chosen_ids'.*tokens_to_trl"):
-        with_trl.check_ids(with_trl.tokens_to_trl(other), tokens)
-    with pytest.raises(ValueError, match="29 rows for 30 pairs"):
-        with_trl.check_ids(with_trl.tokens_to_trl(tokens).select(range(29)), tokens)
-
-
-def test_real_rows_go_to_trl_and_come_back(real_data):
-    table = read_pairs.load_pairs(
-        f"pku={real_data / 'pku_saferlhf_full_schema.jsonl'},hh={real_data / 'hh_rlhf_harmless.jsonl'}"
-    )
-    table = pairs.label(table, "better")
-    pd.testing.assert_frame_equal(with_trl.from_trl(with_trl.to_trl(table)), table)
+def test_real_rows_go_to_trl(real_data):
+    files = dict(pku="pku_saferlhf_full_schema.jsonl", hh="hh_rlhf_harmless.jsonl")
+    data = ",".join(f"{name}={real_data / file}" for name, file in files.items())
+    table = pairs.label(read_pairs.load_pairs(data), "better")
+    dataset = with_trl.to_trl(table)
+    wins, loses = pairs.chosen_rejected(table, table.response_0, table.response_1)
+    assert list(dataset["chosen"]) == list(wins) and list(dataset["rejected"]) == list(loses)
+    assert list(dataset["source"]) == table.source.tolist() and len(set(dataset["source"])) == 2
