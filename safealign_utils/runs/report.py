@@ -13,7 +13,7 @@ from ..engine import cache
 from ..study import records
 from ..study.records import COMMITTED
 from ..study.settings import Refusal
-from . import pages, reference, runner
+from . import pages, runner, verify
 
 VERDICTS = {  # word: (words on the page, a sign that needs no colour)
     "holds": ("holds", "✓"),
@@ -123,7 +123,7 @@ def _judged(runs):
                 verdict | {"setting": setting.rstrip("]"), "word": verdict["verdict"]}
             )
     out = []
-    for id, claim in reference.ledger().items():
+    for id, claim in verify.ledger().items():
         verdicts = found.pop(id, [])
         if claim.scope == "only at scale":
             verdicts = [{"word": "needs_scale", "value": None, "setting": ""}]
@@ -264,8 +264,8 @@ def _provenance(runs):
 
 def _sweeps(folder):
     """Committed tables and figures by the command that made them; `same`: the bytes are those of the manifest."""
-    groups, listed = {}, reference.manifest(folder)
-    bad = {f.what for f in reference.compare_committed(folder) if not f.passed} if listed else set()
+    groups, listed = {}, verify.manifest(folder)
+    bad = {f.what for f in verify.compare_committed(folder) if not f.passed} if listed else set()
     for name, entry in listed.items():
         path = folder / name
         kind = (
