@@ -21,7 +21,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from safealign_utils.runs import reference, runner
+from reference_values import WIDER
+
+from safealign_utils.runs import runner, verify
 from safealign_utils.study.records import COMMITTED
 
 COLUMNS = ("notebook", "noise", "quantity", "values", "largest", "where", "tolerance", "within")
@@ -70,9 +72,9 @@ def run(notebook, folder, noise, given):
 
 def movements(one, other, wider):
     """Rows (quantity, values, largest, where, tolerance, within) for each group of compared values of two runs."""
-    groups = [reference.values(folder, wider=wider) for folder in (one, other)]
-    for group, (_, before, tolerance) in groups[0].items():
-        after = groups[1].get(group, reference.ABSENT)[1]
+    groups = [verify.values(folder, wider=wider) for folder in (one, other)]
+    for group, (_, before, tolerance, _) in groups[0].items():
+        after = groups[1].get(group, verify.ABSENT).places
         before = {place: v for place, v in before.items() if place != "reference_hash"}
         moved = {place: _moved(v, after.get(place, "absent")) for place, v in before.items()}
         worst = max(moved, key=moved.get, default="")
@@ -82,8 +84,8 @@ def movements(one, other, wider):
 
 
 def _moved(one, other):
-    """How far two values lie apart as `reference.close` counts it; infinite where no number can say."""
-    if reference.close(one, other, 0.0):
+    """How far two values lie apart as `verify.close` counts it; infinite where no number can say."""
+    if verify.close(one, other, 0.0):
         return 0.0
     if all(isinstance(v, (int, float)) for v in (one, other)):
         return abs(one - other) / max(1.0, abs(one))
@@ -94,7 +96,7 @@ def one(notebook, noises, **given):
     """Rows of the table for one notebook; each run is a process of its own, with an empty cache."""
     path, rows = runner.find(notebook), []
     kept = Path(__file__).parent / "reference" / "small" / path.stem
-    wider = {**reference.read(kept)["wider"], **reference.WIDER.get(path.stem, {})}
+    wider = {**verify.read(kept)["wider"], **WIDER.get(path.stem, {})}
     with tempfile.TemporaryDirectory() as temporary:
         for noise in (None, *noises):
             folder = Path(temporary) / str(noise)

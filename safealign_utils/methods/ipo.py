@@ -16,7 +16,7 @@ def ipo(z, beta):
 
     The paper's temperature tau is `beta`, and z = beta x log-ratio. Hand it to `train.align` as
     `link`; it starts at 1 / (4 beta^2), not at ln 2.
-"""
+    """
     return (z / beta - 1 / (2 * beta)).square()
 
 

@@ -1,286 +1,364 @@
-"""The command `safealign`. A refusal is one message on stderr and exit status 2; a failed run is 1."""
+"""The command `safealign`. A refusal is one line on stderr and exit status 2; a failed run is 1.
 
-import argparse
-import errno
-import importlib
-import os
-import sys
-
-import argcomplete
-
-from ..study.settings import Refusal
-
-NO_ROOM = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EFBIG,
-)  # of a disk or a folder
-SHELLS = """shell completion:
-  eval "$(register-python-argcomplete safealign)"       in bash or zsh, with .venv/bin on the PATH
+Only typer is imported above: help and completion must not wait for torch or pandas.
 """
 
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Literal
 
-def _pair(text):
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"{text!r}: write name=value")
-    return name, value
+import typer
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*=")  # how a refusal of an environment variable begins
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+app = typer.Typer(
+    name="safealign",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 
 
-def _folder(text):
-    """A folder to write to, `~` filled in: a shell does so in `--out ~/x`, but not in
-    `--out=~/x`."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"{text!r}: name a folder, . for this one")
-    return os.path.expanduser(text)
+# ---------------------------------------------------------------- what options have in common
+def _pairs(words):
+    """(name, value) of each word `name=value`."""
+    for word in words:
+        if word.find("=") < 1:
+            raise typer.BadParameter(f"{word!r}: write name=value")
+    return [tuple(word.split("=", 1)) for word in words]
 
 
-def _workers(text):
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number of processes, at least 1")
+def _expanded(folder):
+    """A folder to write to, `~` filled in: a shell does so in `--out ~/x`, not in `--out=~/x`."""
+    if not folder.strip():
+        raise typer.BadParameter(f"{folder!r}: name a folder, . for this one")
+    return os.path.expanduser(folder)
+
+
+def _files(names):
+    return [os.path.expanduser(name) for name in names]
+
+
+def _workers(given):
+    text = str(given)  # the default is a number
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise typer.BadParameter(f"{text!r}: a whole number of processes, at least 1")
     return int(text)
 
 
-def _names(**_):
+def _names():
+    """Completions of a notebook's name."""
     from . import runner
 
     return [path.stem for path in runner.numbered()]
 
 
-def _settings(prefix, parsed_args, **_):
+def _parameters(context: typer.Context):
     """Completions of -p: the parameters of the notebook that is named before it."""
-    from ..study import settings as parameters
+    from ..study import settings
     from . import runner
 
-    cell = (
-        parameters.read_cell(runner.find(parsed_args.notebook))
-        if parsed_args.notebook
-        else parameters.RULES
-    )
+    names, cell = context.args, settings.RULES  # of an unfinished line only its words are known
+    with contextlib.suppress(settings.Refusal):
+        cell = settings.read_cell(runner.find(names[0])) if names else cell
     return [f"{name}=" for name in cell if name != "out_dir"]
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, *args, **options):
-        super().__init__(*args, max_help_position=32, width=110, **options)
+def _command(*examples):
+    """A command whose help ends with examples of it."""
+    lines = [f"  safealign {example}" for example in examples]
+    return app.command(epilog="\n".join(["\b", "examples:", *lines]))
 
 
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="safealign",
-        formatter_class=_Help,
-        epilog=SHELLS,
-        description="Run SafeAlign Kit's notebooks as checked, resumable experiments. "
-        "`safealign COMMAND --help` shows examples.",
-    )
-    parser.add_argument(
-        "--debug", action="store_true", help="show the Python traceback of a refusal"
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name, where, words, examples):
-        """A subcommand, done by the function `name` of the module `where`."""
-        text = "examples:\n" + "\n".join(f"  safealign {e}" for e in examples)
-        one = commands.add_parser(
-            name, help=words, description=words, epilog=text, formatter_class=_Help
-        )
-        one.set_defaults(where=where)
-        return one.add_argument
-
-    at_work = dict(
-        type=_workers,
-        default=2,
-        metavar="N",
-        help="processes, one thread each (default: %(default)s)",
-    )
-
-    add = command(
-        "run",
-        "commands",
-        "run one notebook; a finished run is not run again",
-        [
-            "run 01_dpo_basics                                  the small profile: a minute",
-            "run 01_dpo_basics -p beta=1 -p seed=3 --out mine",
-            "run 01_dpo_basics -f notebooks/profiles/real_text.yaml -p data=pairs.jsonl -p label=safer",
-        ],
-    )
-    add("notebook", help="its name (01_dpo_basics) or a file").completer = _names
-    many = dict(action="append", default=[])
-    add(
-        "-p", dest="given", type=_pair, metavar="NAME=VALUE", help="set a parameter", **many
-    ).completer = _settings
-    words = "a YAML file of parameters; a later one wins, and -p over all"
-    add("-f", dest="files", metavar="FILE", type=os.path.expanduser, help=words, **many)
-    words = "where the run's folder goes (default: %(default)s)"
-    add("--out", default="results/runs", type=_folder, metavar="DIR", help=words)
-
-    add = command(
-        "sweep",
-        "sweep",
-        "run a grid of parameters; finished runs are not run again",
-        [
-            "sweep notebooks/sweeps/token_noise.yaml --dry-run  list and count the runs",
-            "sweep notebooks/sweeps/token_noise.yaml --workers 2",
-            "sweep grid.yaml --scheduler tcp://10.0.0.1:8786    on a Dask cluster that is there",
-            "sweep grid.yaml --retry                            repeat what failed, and only that",
-        ],
-    )
-    add(
-        "file",
-        type=os.path.expanduser,
-        help="a grid file (YAML): notebook, fixed, cross, zip, seeds",
-    )
-    add("--workers", **at_work)
-    add(
-        "--scheduler",
-        default="",
-        metavar="ADDRESS",
-        help="a running Dask scheduler, in place of --workers",
-    )
-    add("--dry-run", action="store_true", help="list and count the runs, and run none")
-    add("--retry", action="store_true", help="run again what failed")
-    words = "the runs go to DIR/NAME (default: %(default)s)"
-    add("--out", default="results/sweeps", type=_folder, metavar="DIR", help=words)
-
-    add = command(
-        "plot",
-        "plot",
-        "draw a column of a sweep's table against a parameter, with intervals",
-        [
-            "plot results/sweeps/delta/table.csv --x delta --y unsafe --hue method",
-            "plot table.parquet --x delta --y reward --only safedpo,dpo --out reward.png",
-            "plot table.csv --x keep --y kl_opt --hue rule --where pairs=500 --where label_noise=0",
-        ],
-    )
-    add("table", help="a CSV or parquet file")
-    add("--x", required=True, metavar="COLUMN", help="the parameter on the x axis")
-    add("--y", required=True, metavar="COLUMN", help="the quantity on the y axis")
-    add(
-        "--hue",
-        default="method",
-        metavar="COLUMN",
-        help="one line for each value (default: %(default)s)",
-    )
-    add("--only", default="", metavar="A,B", help="these values of the hue only, in this order")
-    add(
-        "--where",
-        dest="rows",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="COLUMN=VALUE",
-        help="these rows only",
-    )
-    add(
-        "--out",
-        default="",
-        metavar="FILE",
-        help="a PNG or SVG file (default: both, beside the table)",
-    )
-
-    add = command(
-        "reproduce",
-        "commands",
-        "run every notebook into results/PROFILE, then write the report",
-        [
-            "reproduce --profile small",
-            "reproduce --workers 2",
-        ],
-    )
-    add("--profile", default="full", choices=("small", "full"), help="default: %(default)s")
-    add("--workers", **at_work)
-    add("--out", default="results", type=_folder, metavar="DIR", help="default: %(default)s")
-
-    add = command(
-        "report",
-        "report",
-        "the verdicts, tables and figures of finished runs as one HTML page",
-        [
-            "report                                             of results/full, else of results/small",
-            "report --profile small --out page.html",
-        ],
-    )
-    add(
-        "--profile",
-        default="",
-        choices=("small", "full", ""),
-        help="whose records (default: full, else small)",
-    )
-    add("--results", default="results", metavar="DIR", help="default: %(default)s")
-    add(
-        "--out",
-        default="",
-        metavar="FILE",
-        help="default: DIR/PROFILE/report.html; also writes report_notebooks/",
-    )
-
-    add = command(
-        "verify",
-        "verify",
-        "run again and compare with the committed reference values",
-        [
-            "verify                                             every notebook at small, and every committed table",
-            "verify 02_safedpo 03_cdpo_dual_gradient_descent",
-        ],
-    )
-    add("notebooks", nargs="*", help="names; default: all").completer = _names
-    add("--profile", default="small", choices=("small", "full"), help="default: %(default)s")
-    add("--workers", **at_work)
-    add(
-        "--results",
-        default="results",
-        metavar="DIR",
-        help="finished runs to compare too (default: %(default)s)",
-    )
-
-    words = "look at packages, device, threads, memory, disk and hub: [OK] or [FAIL] with the fix"
-    command("doctor", "doctor", words, ["doctor"])
-
-    add = command(
-        "notebooks",
-        "commands",
-        "regenerate the committed outputs in place",
-        ["notebooks 01_dpo_basics"],
-    )
-    add("names", nargs="*", help="notebooks; default: all").completer = _names
-    return parser
+def _option(words, metavar=None, *names, **more):
+    return typer.Option(*names, metavar=metavar, help=words, **more)
 
 
-def main(argv=None):
-    parser = _parser()
-    argcomplete.autocomplete(parser)
-    args = parser.parse_args(argv)
-    from .runner import Failed
+def _out(words):
+    return Annotated[str, _option(words, "DIR", "--out", callback=_expanded)]
 
-    try:
-        _check_words(sys.argv[1:] if argv is None else argv)
-        return getattr(importlib.import_module(f".{args.where}", __package__), args.command)(args)
-    except (Refusal, Failed) as error:
-        if args.debug:
-            raise
-        print(f"safealign: {error}", file=sys.stderr)
-        return 2 if isinstance(error, Refusal) else 1
-    except OSError as error:
-        if args.debug or error.errno not in NO_ROOM:
-            raise
-        words = f"cannot be written ({error.strerror}); make room, or name another --out"
-        print(f"safealign: {error.filename or 'results'}: {words}", file=sys.stderr)
+
+File = Annotated[str, typer.Argument(callback=os.path.expanduser, help="a grid file (YAML)")]
+Table = Annotated[str, typer.Argument(help="a CSV or parquet file")]
+Notebook = Annotated[
+    str, typer.Argument(help="its name (01_dpo_basics) or a file", autocompletion=_names)
+]
+Notebooks = Annotated[
+    list[str], typer.Argument(help="names or files; default: all", autocompletion=_names)
+]
+Given = Annotated[
+    list[str],
+    _option("set a parameter", "NAME=VALUE", "-p", callback=_pairs, autocompletion=_parameters),
+]
+Files = Annotated[
+    list[str],
+    _option(
+        "a YAML file of parameters; a later one wins, -p over all", "FILE", "-f", callback=_files
+    ),
+]
+Rows = Annotated[list[str], _option("these rows only", "COLUMN=VALUE", callback=_pairs)]
+Profile = Annotated[Literal["small", "full"], _option("which sizes, seeds and precision")]
+Workers = Annotated[int, _option("processes, one thread each", "N", parser=_workers)]
+Debug = Annotated[bool, _option("show the Python traceback of a refusal", None, "--debug")]
+Results = Annotated[str, _option("where finished runs are", "DIR")]
+
+
+@app.callback(epilog="`safealign COMMAND --help` shows examples.")
+def _safealign(debug: Debug = False):
+    """Run SafeAlign Kit's notebooks as checked, resumable experiments."""
+
+
+# ---------------------------------------------------------------- the commands
+@_command(
+    "run 01_dpo_basics                            the small profile: a minute",
+    "run 01_dpo_basics -p beta=1 -p seed=3 --out mine",
+    "run 01_dpo_basics -f notebooks/profiles/real_text.yaml -p data=pairs.jsonl -p label=safer",
+)
+def run(
+    notebook: Notebook,
+    given: Given = (),
+    files: Files = (),
+    out: _out("where the run's folder goes") = "results/runs",
+):
+    """Run one notebook; a finished run is not run again."""
+    from ..engine import distributed
+    from . import runner
+
+    folder, record, ran = runner.run(notebook, given, files, out=out)
+    if distributed.rank() == 0:
+        _report(record, folder, ran)
+
+
+def _report(record, folder, ran):
+    if not ran:
+        print(f"{record['notebook']}: already complete, not run again\n  {folder}")
+        return
+    seconds, memory = record["timings"]["total"], record["timings"]["peak_memory_bytes"] / 2**20
+    print(f"{record['notebook']}: complete in {seconds:.0f} s, {memory:.0f} MB\n  {folder}")
+    for claim in record["claims"]:
+        value = "" if claim["value"] is None else f": {claim['value']:.4f} (n = {claim['n']})"
+        print(f"  [{claim['verdict'].replace('_', ' ')}] {claim['id']}{value}", flush=True)
+
+
+@_command(
+    "sweep notebooks/sweeps/token_noise.yaml --dry-run  list and count the runs",
+    "sweep notebooks/sweeps/token_noise.yaml --workers 2",
+    "sweep grid.yaml --scheduler tcp://10.0.0.1:8786    on a Dask cluster that is there",
+    "sweep grid.yaml --retry                            repeat what failed, and only that",
+)
+def sweep(
+    file: File,
+    workers: Workers = 2,
+    scheduler: Annotated[str, _option("a Dask scheduler, in place of --workers", "ADDRESS")] = "",
+    dry_run: Annotated[bool, _option("list the runs, and run none", None, "--dry-run")] = False,
+    retry: Annotated[bool, _option("run again what failed", None, "--retry")] = False,
+    out: _out("the runs go to DIR/NAME") = "results/sweeps",
+):
+    """Run a grid of parameters; finished runs are not run again."""
+    from .sweep import sweep as start
+
+    asked = dict(file=file, workers=workers, scheduler=scheduler, dry_run=dry_run, retry=retry)
+    return start(SimpleNamespace(**asked, out=out))
+
+
+@_command(
+    "plot results/sweeps/delta/table.csv --x delta --y unsafe --hue method",
+    "plot table.parquet --x delta --y reward --only safedpo,dpo --out reward.png",
+    "plot table.csv --x keep --y kl_opt --hue rule --where pairs=500 --where label_noise=0",
+)
+def plot(
+    table: Table,
+    x: Annotated[str, _option("the parameter on the x axis", "COLUMN")],
+    y: Annotated[str, _option("the quantity on the y axis", "COLUMN")],
+    hue: Annotated[str, _option("one line for each value", "COLUMN")] = "method",
+    only: Annotated[str, _option("these values of the hue only, in this order", "A,B")] = "",
+    where: Rows = (),
+    out: Annotated[str, _option("a PNG or SVG; default: both, beside the table", "FILE")] = "",
+):
+    """Draw a column of a sweep's table, with intervals."""
+    from .plot import plot as start
+
+    start(table, x=x, y=y, hue=hue, only=only, where=where, out=out)
+
+
+@_command("reproduce --profile small", "reproduce --workers 2")
+def reproduce(
+    profile: Profile = "full",
+    workers: Workers = 2,
+    out: _out("records go to DIR/PROFILE") = "results",
+):
+    """Run every notebook into results/PROFILE, then write the report."""
+    from . import folders, runner
+    from .report import write
+
+    started, out = time.perf_counter(), Path(out).resolve() / profile
+    folders.check_cache()
+    folders.check_out(out)
+    runner.remove_leftovers(out)
+    busy, problems = _run_all(profile, out, workers)
+    for name, message in problems.items():
+        print(f"failed: {name}\n  {message}", file=sys.stderr)
+    if len(problems) == len(runner.numbered()):
         return 1
-    except KeyboardInterrupt:
+    if busy or not (out / "report.html").is_file():
+        write(out)
+    seconds = time.perf_counter() - started
+    share = f"{busy / seconds:.2f} of {workers} workers busy" if busy else "all was there"
+    print(f"reproduced in {seconds:.1f} s, {share}\nopen {out / 'report.html'}")
+    return int(bool(problems))
+
+
+def _run_all(profile, out, workers):
+    """Run what is not complete in the folder `out`: (busy seconds, {notebook: what failed})."""
+    from . import pool, runner
+
+    parts, busy, problems = out / runner.hidden("parts", "partial"), 0.0, {}
+    paths = reversed(runner.numbered())  # the last notebook first: it has the longest parts
+    jobs = [job for path in paths for job in _jobs(path, profile, out, parts)]
+    try:
+        for outcome in pool.execute(jobs, workers=workers) if jobs else ():
+            job, busy = outcome.job, busy + outcome.seconds
+            if not job.name:
+                seed, how = dict(job.given)["seed"], outcome.error or f"{outcome.seconds:.0f} s"
+                print(f"  {Path(job.notebook).stem}, seed {seed}: {how}", flush=True)
+            elif outcome.record:
+                _report(outcome.record, outcome.folder, outcome.ran)
+            else:
+                problems[job.name] = outcome.error
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+    return busy, problems
+
+
+def _jobs(path, profile, out, parts):
+    """What is to be done for a notebook: nothing, or its seeds one by one and then all.
+
+    A notebook of several seeds is first run seed by seed, which brings its trainings into the cache
+    on all workers; its own run then finds them there.
+    """
+    from ..study import records
+    from ..study.settings import ONE_PIECE
+    from . import pool, runner
+
+    given = (("profile", profile),)
+    _, settings, id = runner.prepare(path, given)
+    record = records.read(out / path.stem)
+    if record and record["run_id"] == id:
+        print(f"{path.stem}: already complete, not run again")
+        return []
+    first, count = settings["seed"], settings["seeds"]
+    seeds = range(first, first + count) if count > 1 and path.stem not in ONE_PIECE else ()
+    alone = [(*given, ("seed", str(seed)), ("seeds", "1")) for seed in seeds]
+    before = tuple(pool.Job(str(path), asked, str(parts)) for asked in alone)
+    return [*before, pool.Job(str(path), given, str(out), name=path.stem, after=before)]
+
+
+@_command(
+    "report                                       of results/full, else of results/small",
+    "report --profile small --out page.html",
+)
+def report(
+    profile: Annotated[
+        Literal["small", "full"] | None, _option("default: full, else small")
+    ] = None,
+    results: Results = "results",
+    out: Annotated[str, _option("default: DIR/PROFILE/report.html", "FILE")] = "",
+):
+    """The verdicts, tables and figures of finished runs as one page."""
+    from .report import report as start
+
+    return start(SimpleNamespace(profile=profile, results=results, out=out))
+
+
+@_command(
+    "verify                                       every notebook at small, every committed table",
+    "verify 02_safedpo 03_cdpo_dual_gradient_descent",
+)
+def verify(
+    notebooks: Notebooks = (),
+    profile: Profile = "small",
+    workers: Workers = 2,
+    results: Results = "results",
+):
+    """Run again and compare with the committed reference values."""
+    from .verify import check
+
+    return check(notebooks, profile=profile, workers=workers, results=results)
+
+
+@_command("doctor")
+def doctor():
+    """Look at all that a run needs: [OK], or [FAIL] with the fix."""
+    from .doctor import doctor as start
+
+    return start()
+
+
+@_command("notebooks 01_dpo_basics")
+def notebooks(names: Notebooks = ()):
+    """Regenerate the committed outputs in place."""
+    from . import folders, runner
+
+    folders.check_cache()
+    solutions = sorted((runner.ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+    for path in map(runner.find, names or [*runner.numbered(), *solutions]):
+        print(f"{path.name}: {'changed' if runner.regenerate(path) else 'unchanged'}", flush=True)
+
+
+# ---------------------------------------------------------------- from words to an exit status
+def main(argv=None):
+    """Run a command line, without `argv` the process's own; returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        _check_text(words)
+        status = app(words, prog_name="safealign", standalone_mode=False)
+    except Exception as error:
+        status, line = _in_one_line(error)
+        if "--debug" in words or not line:
+            raise
+        print(f"safealign: {line}", file=sys.stderr)
+    if status == INTERRUPTED:
         from .pool import leave
 
         leave()
+    return status or 0
 
 
-def _check_words(words):
+def _in_one_line(error):
+    """(exit status, line for stderr) of an error that a user can mend; (1, "") of any other."""
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "safealign"
+        words = " ".join(error.format_message().split()).rstrip(".")
+        return 2, f"{words}; `{command} --help` shows how"
+    from ..study.settings import Refusal
+    from .runner import Failed
+
+    if isinstance(error, Refusal) or isinstance(error, ValueError) and VARIABLE.match(str(error)):
+        return 2, str(error)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        why = f"cannot be written ({error.strerror}); make room, or name another --out"
+        return 1, f"{error.filename or 'results'}: {why}"
+    return 1, str(error) if isinstance(error, Failed) else ""
+
+
+def _check_text(words):
     """Refuse bytes that are no text: they can be written into no record."""
     for word in words:
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise Refusal(f"{word!r}: is no UTF-8 text; rename the file or folder") from None
+            fix = "is no UTF-8 text; rename the file or folder"
+            raise typer.BadParameter(f"{word!r}: {fix}") from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The command `plot`: a column of a sweep's table against a parameter, mean over seeds with 95 % t-intervals.
+"""The command `plot`: a column of a table against a parameter, with 95 % t-intervals over seeds.
 
-The table is long: one row per run and method, with `seed`, the swept parameters and the quantities. A table of
-means (no `seed`, but `<y>_low` and `<y>_high`, as the committed ones are) is drawn as it is.
+The table is long: one row per run and method, with `seed`, the swept parameters and the quantities.
+A table of means (no `seed`, but `<y>_low` and `<y>_high`, as the committed ones are) is drawn as it
+is.
 """
 
 import difflib
@@ -16,9 +17,11 @@ import seaborn
 
 from .. import intervals
 from ..figures import style
-from ..study.settings import RULES, Refusal
-from .reference import MANIFEST
+from ..study import settings
+from ..study.settings import Refusal
+from .verify import MANIFEST
 
+TURNED = {"rotation": 30, "ha": "right"}  # names that would not fit beside each other
 LABELS = {
     "reward": "E[r]",
     "cost": "E[c]",
@@ -44,163 +47,125 @@ LABELS = {
 }
 
 
-def plot(args):
-    table = read(args.table)
-    if not args.out and Path(args.table).with_name(MANIFEST).is_file():
-        fix = f"name a file elsewhere, such as --out {args.y}_against_{args.x}.png"
-        raise Refusal(
-            f"--out: without it the figure would go beside the table, among committed files; {fix}"
-        )
-    points = summarise(table, x=args.x, y=args.y, hue=args.hue, only=args.only, where=args.rows)
-    out = (
-        Path(args.out) if args.out else Path(args.table).with_name(f"{args.y}_against_{args.x}.png")
-    )
-    words = label(args.y) if "seed" in table else args.y  # a table of means may hold differences
-    files = write(
-        draw(points, xlabel=label(args.x), ylabel=words, hue=args.hue), out, both=not args.out
-    )
-    for part in points.groupby("line", sort=False):
-        print(f"{part[0]}: {len(part[1])} points, n = {_span(part[1].n)}")
-    print("\n".join(map(str, files)))
-    return 0
+def plot(path, *, x, y, hue="method", only="", where=(), out=""):
+    """Draw the column `y` of a table against `x`, beside it or into `out`; print what was drawn."""
+    table = read(path)
+    if not out and Path(path).with_name(MANIFEST).is_file():
+        why = "without it the figure would go beside the table, among committed files"
+        raise Refusal(f"--out: {why}; name a file elsewhere, such as --out {y}_against_{x}.png")
+    rows = select(table, x=x, y=y, hue=hue, only=only, where=where)
+    target = Path(out) if out else Path(path).with_name(f"{y}_against_{x}.png")
+    figure = draw(rows, x=x, y=y, hue=hue, means="seed" not in table)
+    files = write(figure, target, both=not out)
+    for line, part in rows.groupby("line", sort=False):
+        print(f"{line}: {part.x.nunique()} points, n = {_span(part.n)}")
+    print(*files, sep="\n")
 
 
 def read(path):
     """A CSV or parquet file as a table. Raises Refusal where it cannot be read."""
-    path = Path(path)
+    path, asked = Path(path), f"table={str(path)!r}"
     kinds = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     if path.suffix not in kinds:
-        raise Refusal(
-            f"table={str(path)!r}: neither .csv nor .parquet; give results/sweeps/NAME/table.csv"
-        )
+        raise Refusal(f"{asked}: neither .csv nor .parquet; give results/sweeps/NAME/table.csv")
     try:
         table = kinds[path.suffix](path)
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
-        raise Refusal(
-            f"table={str(path)!r}: cannot be read ({why}); give a sweep's table"
-        ) from None
+        raise Refusal(f"{asked}: cannot be read ({why}); give a sweep's table") from None
     if table.empty:
-        raise Refusal(f"table={str(path)!r}: holds no rows; run its sweep first")
+        raise Refusal(f"{asked}: holds no rows; run its sweep first")
     return table
 
 
-def summarise(table, *, x, y, hue="method", only="", where=()):
-    """The points to draw: a table with columns line, x, mean, low, high, n; `low` and `high` are NaN for one seed.
+# ---------------------------------------------------------------- the rows to draw
+def select(table, *, x, y, hue="method", only="", where=()):
+    """The rows to draw: line, x, y, n (seeds of the point), a row for every seed.
 
-    `where` are (column, text) pairs that rows must equal. Left out, unless named in `only` (names with commas): lines
-    whose name has a bracket (a point of a sweep inside a notebook) and lines without a finite y. Raises Refusal for
-    a column or a name that is not there, and where rows of one point differ in more than their seed.
+    A row of a table of means stands three times, with its mean and both ends as y. `where` are
+    (column, text) pairs that rows must equal. Left out, unless named in `only` (names with commas):
+    lines whose name has a bracket (a point of a sweep inside a notebook) and lines without a finite
+    y. Raises Refusal for a column or a name that is not there, and where rows of one point differ
+    in more than their seed.
     """
-    for option, column in (
-        ("--x", x),
-        ("--y", y),
-        ("--hue", hue),
-        *(("--where", name) for name, _ in where),
-    ):
-        _column(table, option, column)
-    if not pd.api.types.is_numeric_dtype(table[y]) or pd.api.types.is_bool_dtype(table[y]):
+    for option, column in (("--x", x), ("--y", y), ("--hue", hue)):
+        _check_column(table, option, column)
+    if not _is_scale(table[y]):
         raise Refusal(f"--y {y}: holds no numbers; name a quantity, such as unsafe or reward")
     for name, text in where:
-        kept = table[_equal(table[name], text)]
-        if kept.empty:
-            raise Refusal(
-                f"--where {name}={text}: no row has it; {name} is one of {_listed(table[name])}"
-            )
-        table = kept
+        table = _having(table, name, text)
     if x == "method":
-        table = table[~table[x].astype(str).str.contains("[", regex=False)]
-    table = _lines(table[table[x].notna()], y=y, hue=hue, only=only)
-    seeds = "seed" in table
-    if not seeds and not {f"{y}_low", f"{y}_high"} <= set(table):
-        raise Refusal(
-            f"--y {y}: the table has neither a column 'seed' nor {y}_low and {y}_high; give a sweep's table"
-        )
-    _one_row_a_point(table, [hue, x, "seed"] if seeds else [hue, x], y)
-    rows, ranges = [], {}
-    for line, part in table.groupby(hue, sort=False):
-        ranges[line] = intervals.range_of(y, part[y], difference=str(line).startswith("effect["))
-    for (line, at), part in table.groupby([hue, x], sort=False):
-        if seeds:
-            mean, low, high = intervals.over_seeds(part[y], ranges[line])
-            rows.append((str(line), at, mean, low, high, len(part)))
-        else:
-            one = part.iloc[0]
-            rows.append(
-                (str(line), at, one[y], one[f"{y}_low"], one[f"{y}_high"], int(one.get("n", 0)))
-            )
-    points = pd.DataFrame(rows, columns=["line", "x", "mean", "low", "high", "n"])
-    points[["low", "high"]] = points[["low", "high"]].astype(float)
-    order = {name: i for i, name in enumerate(dict.fromkeys(points.line))}
-    if _is_scale(points.x):
-        rank = lambda column: column.map(order) if column.name == "line" else column
-        return points.sort_values(["line", "x"], key=rank, ignore_index=True)
-    return points
+        table = table[~_has_bracket(table[x])]
+    table = table[table[x].notna() & np.isfinite(table[y].astype(float))]
+    table, ends = _lines(table, y=y, hue=hue, only=only), [f"{y}_low", f"{y}_high"]
+    means = "seed" not in table
+    if means and not {*ends} <= {*table}:
+        why = f"the table has neither a column 'seed' nor {y}_low and {y}_high"
+        raise Refusal(f"--y {y}: {why}; give a sweep's table")
+    _check_one_row_a_point(table, [hue, x] if means else [hue, x, "seed"], y)
+    rows = pd.DataFrame({"line": table[hue].astype(str), "x": table[x], "y": table[y]})
+    if means:
+        rows["n"] = table["n"].astype(int) if "n" in table else 0
+        return pd.concat([rows.assign(y=table[column]) for column in (y, *ends)])
+    return rows.assign(n=rows.groupby(["line", "x"]).y.transform("size"))
 
 
-def _lines(table, *, y, hue, only):
-    """Rows of the lines to draw that have a finite y."""
-    names = table[hue].astype(str)
-    finite = np.isfinite(table[y].astype(float))
-    if only:
-        wanted = [name.strip() for name in only.split(",") if name.strip()]
-        for name in wanted:
-            if name not in set(names):
-                near = difflib.get_close_matches(name, names.unique(), n=1)
-                fix = f"did you mean {near[0]!r}?" if near else f"it has {_listed(names)}"
-                raise Refusal(f"--only {name}: no such {hue}; {fix}")
-            if not finite[names == name].any():
-                raise Refusal(f"--only {name}: {y} has no finite number there; leave it out")
-        table, finite = table[names.isin(wanted)], finite[names.isin(wanted)]
-        order = table[hue].astype(str).map({name: i for i, name in enumerate(wanted)})
-        table = table.iloc[np.argsort(order, kind="stable")]
-        finite = finite.loc[table.index]
-    else:
-        points = names.str.contains("[", regex=False)
-        table, finite = table[~points], finite[~points]
-    if not finite.any():
-        raise Refusal(
-            f"--y {y}: no finite number to draw; choose another column, or name lines with --only"
-        )
-    return table[finite]
-
-
-def _column(table, option, column):
+def _check_column(table, option, column):
     if column not in table:
         near = difflib.get_close_matches(str(column), list(table), n=1)
         fix = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table)}"
         raise Refusal(f"{option} {column}: no such column; {fix}")
 
 
-def _one_row_a_point(table, keys, y):
+def _having(table, name, text):
+    """The rows whose column `name` is what the text says."""
+    _check_column(table, "--where", name)
+    column, same = table[name], table[name].astype(str) == text
+    if _is_scale(column):
+        number = pd.to_numeric(text, errors="coerce")
+        same = np.isclose(column.astype(float), number, rtol=1e-9, atol=0)
+    if not same.any():
+        has = f"no row has it; {name} is one of {_listed(column)}"
+        raise Refusal(f"--where {name}={text}: {has}")
+    return table[same]
+
+
+def _lines(table, *, y, hue, only):
+    """The rows of the lines to draw, in the order asked for."""
+    names = table[hue].astype(str)
+    wanted = [name.strip() for name in only.split(",") if name.strip()]
+    for name in wanted:
+        if name not in set(names):
+            near = difflib.get_close_matches(name, names.unique(), n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"it has {_listed(names)}"
+            raise Refusal(f"--only {name}: no such {hue} with a finite {y}; {fix}")
+    if not wanted:
+        table = table[~_has_bracket(names)]
+    if table.empty:
+        fix = "choose another column, or name lines with --only"
+        raise Refusal(f"--y {y}: no finite number to draw; {fix}")
+    return pd.concat([table[names == name] for name in wanted]) if wanted else table
+
+
+def _check_one_row_a_point(table, keys, y):
     """Refuse a mean over rows that differ in more than the seed: it would hide what was swept."""
     twice = table[table.duplicated(keys, keep=False)]
     if twice.empty:
         return
     _, one = next(iter(twice.groupby(keys, sort=False)))
-    asked = [
-        c for c in table if c in RULES or not pd.api.types.is_float_dtype(table[c])
-    ]  # no quantity
-    differ = [
-        c for c in asked if c not in (*keys, y, "run_id") and one[c].nunique(dropna=False) > 1
-    ]
-    point = ", ".join(f"{k}={one[k].iloc[0]}" for k in keys)
-    fix = (
-        f"choose one with --where {differ[0]}={one[differ[0]].iloc[0]}"
-        if differ
-        else "remove the copies"
-    )
-    words = ", ".join(differ[:4]) or "nothing but the run"
+    asked = [c for c in table if c in settings.RULES or not pd.api.types.is_float_dtype(table[c])]
+    asked = [c for c in asked if c not in (*keys, y, "run_id")]  # no quantity
+    differ = [c for c in asked if one[c].nunique(dropna=False) > 1]
+    point = ", ".join(f"{key}={one[key].iloc[0]}" for key in keys)
+    words, fix = "nothing but the run", "remove the copies"
+    if differ:
+        words, fix = ", ".join(differ[:4]), f"--where {differ[0]}={one[differ[0]].iloc[0]}"
+        fix = f"choose one with {fix}"
     raise Refusal(f"{len(one)} rows for {point}: they differ in {words}; {fix}")
 
 
-def _equal(column, text):
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        try:
-            return np.isclose(column.astype(float), float(text), rtol=1e-9, atol=0)
-        except ValueError:
-            return np.zeros(len(column), dtype=bool)
-    return column.astype(str) == text
+def _has_bracket(column):
+    return column.astype(str).str.contains("[", regex=False)
 
 
 def _listed(column):
@@ -218,58 +183,64 @@ def _span(n):
 
 
 # ---------------------------------------------------------------- the drawing
-def label(column):
-    return LABELS.get(column, column.replace("_", " "))
-
-
-def _looks(lines):
-    """{line: (colour, name)}: the kit's own where it has one, else a fixed sequence."""
-    spare = itertools.cycle(seaborn.color_palette("deep").as_hex())
-    return {
-        line: style.METHODS.get(line) or (next(spare), line.replace("_", " ")) for line in lines
-    }
-
-
 @style.styled
-def draw(points, *, xlabel, ylabel, hue="method"):
-    """One line for each value of the hue with its 95 % interval: bands over numbers, bars over names."""
+def draw(rows, *, x, y, hue="method", means=False):
+    """A line for each value of the hue, from the rows of `select`, `means` of a table of means.
+
+    Over numbers a line with a band, over names points with bars.
+    """
     figure, ax = style.new_axes(width=6.2, height=3.8)
-    looks, scale = _looks(dict.fromkeys(points.line)), _is_scale(points.x)
-    places = {name: i for i, name in enumerate(dict.fromkeys(points.x))}
-    for i, (line, part) in enumerate(points.groupby("line", sort=False)):
+    names, looks, scale = list(dict.fromkeys(rows.x)), _looks(rows, hue), _is_scale(rows.x)
+    shift = min(0.12, 0.7 / len(looks))
+    for i, (line, part) in enumerate(rows.groupby("line", sort=False)):
+        at, how = part.x, dict(err_style="band", err_kws={"alpha": 0.18, "lw": 0})
+        if not scale:
+            at = part.x.map(names.index) + shift * (i - (len(looks) - 1) / 2)
+            how = dict(err_style="bars", err_kws={"capsize": 2}, linestyle="")
         colour, name = looks[line]
-        name = name if hue in ("method", "rule") else f"{label(hue)} {line}"
-        name += f" (n = {_span(part.n)})"
-        if scale:
-            ax.plot(part.x, part["mean"], "o-", ms=4, lw=1.5, color=colour, label=name)
-            ax.fill_between(part.x, part.low, part.high, color=colour, alpha=0.18, lw=0)
-        else:
-            at = part.x.map(places).astype(float) + (i - (len(looks) - 1) / 2) * min(
-                0.12, 0.7 / len(looks)
-            )
-            ends = np.nan_to_num([part["mean"] - part.low, part.high - part["mean"]])
-            ax.errorbar(
-                at, part["mean"], ends, fmt="o", ms=4, lw=1.2, capsize=2, color=colour, label=name
-            )
+        how |= dict(color=colour, label=f"{name} (n = {_span(part.n)})", marker="o", ms=5, lw=1.5)
+        seaborn.lineplot(x=at, y=part.y, ax=ax, **_estimate(line, part, y, means), **how)
     if not scale:
-        names = list(map(str, places))
-        crowded = sum(map(len, names)) > 36
-        ax.set_xticks(
-            list(places.values()), names, rotation=30 * crowded, ha="right" if crowded else "center"
-        )
-    intervals = "mean and 95 % interval" if points.low.notna().any() else "one seed, no interval"
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=intervals)
+        crowded = sum(len(str(name)) for name in names) > 36
+        ax.set_xticks(range(len(names)), names, **(TURNED if crowded else {}))
+    several = rows.duplicated(["line", "x"]).any()
+    ax.set(xlabel=label(x), ylabel=y if means else label(y))  # means may be of differences
+    ax.set_title("mean and 95 % interval" if several else "one seed, no interval")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
+def _estimate(line, part, y, means):
+    """How seaborn finds the middle and the ends of a point from its rows."""
+    if means:
+        return dict(estimator="median", errorbar=("pi", 100))
+    bounds = intervals.range_of(y, part.y, difference=line.startswith("effect["))
+    return dict(
+        estimator=lambda values: intervals.over_seeds(values, bounds)[0],
+        errorbar=lambda values: intervals.over_seeds(values, bounds)[1:],
+    )
+
+
+def _looks(rows, hue):
+    """{line: (colour, name)}: the kit's own where it has one, else a fixed sequence."""
+    spare = itertools.cycle(seaborn.color_palette("deep").as_hex())
+    out = {}
+    for line in dict.fromkeys(rows.line):
+        colour, name = style.METHODS.get(line) or (next(spare), line.replace("_", " "))
+        out[line] = colour, name if hue in ("method", "rule") else f"{label(hue)} {line}"
+    return out
+
+
+def label(column):
+    return LABELS.get(column, column.replace("_", " "))
+
+
 def write(figure, out, *, both=False):
-    """Save as the asked PNG or SVG (or both, of the same name), whole or not at all; returns the paths."""
+    """Save as PNG or SVG (or both, of the same name), whole or not at all; returns the paths."""
     out = Path(out)
     if out.suffix not in (".png", ".svg"):
-        raise Refusal(
-            f"--out {out}: neither .png nor .svg; name a file such as {out.with_suffix('.png')}"
-        )
+        fix = f"name a file such as {out.with_suffix('.png')}"
+        raise Refusal(f"--out {out}: neither .png nor .svg; {fix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".plot.") as folder:
@@ -278,7 +249,6 @@ def write(figure, out, *, both=False):
             for path in wanted:
                 os.replace(Path(folder) / path.name, path)
     except OSError as error:
-        raise Refusal(
-            f"--out {out}: cannot be written ({error.strerror or error}); name another file"
-        ) from None
+        why = f"cannot be written ({error.strerror or error})"
+        raise Refusal(f"--out {out}: {why}; name another file") from None
     return wanted

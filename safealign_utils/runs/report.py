@@ -21,7 +21,7 @@ from ..figures.style import VERDICTS
 from ..study import records
 from ..study.records import COMMITTED
 from ..study.settings import Refusal
-from . import reference, runner
+from . import runner, verify
 
 EVIDENCE = {
     "P": "the paper's own text",
@@ -103,7 +103,7 @@ class Report:
         if not self.runs:
             where = f"--results {self.folder.parent}: {folder} holds no finished run"
             raise Refusal(f"{where}; `{self.again}` makes them")
-        self.ledger = reference.ledger()
+        self.ledger = verify.ledger()
         self.verdicts = self._verdicts()
         names = sorted({*self.verdicts.notebook, *self.runs})
         self.headings = {name: self._heading(name) for name in names}
@@ -226,10 +226,10 @@ class Report:
 
     def sweeps(self):
         """Committed tables and figures by the command that made them; a changed one is marked."""
-        listed = pd.DataFrame.from_dict(reference.manifest(self.tables), orient="index")
+        listed = pd.DataFrame.from_dict(verify.manifest(self.tables), orient="index")
         if listed.empty:
             return HTML("<p>None here.</p>")
-        changed = {f.what for f in reference.compare_committed(self.tables) if not f.passed}
+        changed = {f.what for f in verify.compare_committed(self.tables) if not f.passed}
         text = ""
         for (command, commit, date), files in listed.groupby(
             ["command", "commit", "date"], sort=False

@@ -13,7 +13,7 @@ import one_ulp
 import pytest
 from helpers import ROOT
 
-from safealign_utils.runs.reference import close
+from safealign_utils.runs.verify import close
 
 EXPECTED = ROOT / "tests" / "reference" / "small" / "01_dpo_basics" / "expected.json"
 REFERENCE = json.loads(EXPECTED.read_text())["metrics"] if EXPECTED.is_file() else {}

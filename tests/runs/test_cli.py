@@ -1,80 +1,153 @@
-"""The command line: help with examples for everything, completion of names, exit status of what cannot be parsed."""
+"""The command line: help with examples for everything, completion of names, exit status of what cannot be used."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
+import typer
 
-from safealign_utils.runs import cli
+from safealign_utils.runs import cli, runner
 
 COMMANDS = ("run", "sweep", "plot", "reproduce", "report", "verify", "doctor", "notebooks")
+GROUP = typer.main.get_command(cli.app)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples(command, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main([command, "--help"])
-    shown = capsys.readouterr().out
-    examples = shown.partition("examples:\n")[2].splitlines()
-    assert (
-        end.value.code == 0
-        and examples
-        and all(e.strip().startswith(f"safealign {command}") for e in examples)
-    )
-    for example in examples:  # what is shown can be parsed
-        words = example.strip().split("  ")[0].split()[1:]
-        assert cli._parser().parse_args(words).command == command
+    assert cli.main([command, "--help"]) == 0
+    examples = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+    assert examples
+    for example in examples:
+        safealign, name, *words = example.strip().split("  ")[0].split()
+        assert (safealign, name) == ("safealign", command)
+        GROUP.commands[name].make_context(name, words)  # what is shown can be parsed
 
 
 def test_every_command_is_listed(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
+    assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert (
-        all(f"    {command}" in shown for command in COMMANDS)
-        and "register-python-argcomplete safealign" in shown
-    )
+    assert list(GROUP.commands) == list(COMMANDS)
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+    assert "--debug" in shown and "--show-completion" in shown and "..." not in shown[100:]
+
+
+def test_help_is_fast_and_plain():
+    """Nothing heavy is imported for it, and no box is drawn."""
+    code = "import sys; from safealign_utils.runs import cli; cli.main(['--help'])\n"
+    code += "print([m for m in ('torch', 'numpy', 'pandas', 'dask', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.isascii() and done.stdout.endswith("\n[]\n")
 
 
 @pytest.mark.parametrize(
-    "words",
-    [[], ["fly"], ["sweep"], ["sweep", "g.yaml", "--workers", "0"], ["run", "x", "-p", "beta"]],
+    "words, said",
+    [
+        ([], "Missing command; `safealign --help` shows how"),
+        (["fly"], "No such command 'fly'"),
+        (["sweep"], "Missing argument 'file'; `safealign sweep --help` shows how"),
+        (["sweep", "g.yaml", "--workers", "0"], "'--workers': '0': a whole number of processes"),
+        (["sweep", "g.yaml", "--workers", "two"], "'two': a whole number of processes"),
+        (["run", "x", "-p", "beta"], "'-p': 'beta': write name=value"),
+        (["run", "x", "-p", "=1"], "'-p': '=1': write name=value"),
+        (["run", "x", "--out", " "], "'--out': ' ': name a folder, . for this one"),
+        (["run", "x", "--bta"], "No such option: --bta"),
+        (["verify", "--profile", "big"], "'big' is not one of 'small', 'full'"),
+        (["run", "o\udcff"], "is no UTF-8 text; rename the file or folder"),
+    ],
 )
-def test_what_cannot_be_parsed_is_status_2(words, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(words)
-    assert end.value.code == 2 and "Traceback" not in capsys.readouterr().err
+def test_what_cannot_be_parsed_is_one_line_and_status_2(words, said, capsys):
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("safealign: ") and said in err and err.count("\n") == 1
+
+
+def test_options_reach_the_run(monkeypatch):
+    asked = {}
+
+    def run(notebook, given, files, *, out):
+        asked.update(notebook=notebook, given=given, files=files, out=out)
+        raise runner.Failed("stop here")
+
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["-p", "beta=1", "-p", "data=a=b,c=d", "-f", "~/one.yaml", "-f", "two.yaml"]
+    assert cli.main(["run", "x", *words, "--out=~/mine"]) == 1
+    assert asked == {
+        "notebook": "x",
+        "given": [("beta", "1"), ("data", "a=b,c=d")],
+        "files": ["/home/me/one.yaml", "two.yaml"],
+        "out": "/home/me/mine",
+    }
+
+
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (runner.Failed("it stopped"), 1, "it stopped"),
+        (ValueError("SAFEALIGN_THREADS='abc': a whole number; unset it"), 2, "THREADS='abc'"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "/x: cannot be written (No"),
+        (ValueError("shapes differ"), None, ""),
+        (OSError(errno.EIO, "Input/output error"), None, ""),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error, status, said, monkeypatch, capsys):
+    """Any other error keeps its traceback, as all do with --debug."""
+
+    def raises(*_, **__):
+        raise error
+
+    monkeypatch.setattr(runner, "run", raises)
+    if status is not None:
+        assert cli.main(["run", "x"]) == status
+        err = capsys.readouterr().err
+        assert err.startswith("safealign: ") and said in err and err.count("\n") == 1
+    with pytest.raises(type(error)):
+        cli.main(["--debug", "run", "x"] if status else ["run", "x"])
+
+
+def test_ctrl_c_leaves_at_once(monkeypatch):
+    from safealign_utils.runs import pool
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    class Left(BaseException):
+        pass
+
+    def leave():
+        raise Left
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    monkeypatch.setattr(pool, "leave", leave)
+    with pytest.raises(Left):
+        cli.main(["run", "x"])
 
 
 @pytest.mark.parametrize(
     "line, wanted",
     [
-        ("safealign re", {"reproduce", "report"}),
-        ("safealign run 02", {"02_safedpo"}),
-        ("safealign run 02_safedpo -p del", {"delta=", "deltas="}),
-        ("safealign sweep --dr", {"--dry-run"}),
+        ("re", {"reproduce", "report"}),
+        ("run 02", {"02_safedpo"}),
+        ("verify 01_dpo_basics 02", {"02_safedpo"}),
+        ("run 02_safedpo -p del", {"delta=", "deltas="}),
+        ("run 02_safedpo -p beta=1 -p del", {"delta=", "deltas="}),
+        ("run no_such_notebook -p betas", {"betas="}),
+        ("sweep --dr", {"--dry-run"}),
+        ("report --profile f", {"full"}),
     ],
 )
-def test_completion(line, wanted, tmp_path):
-    """What the shell asks: the line so far in COMP_LINE, the answers on file descriptor 8."""
-    asked = {
-        **os.environ,
-        "_ARGCOMPLETE": "1",
-        "COMP_LINE": line,
-        "COMP_POINT": str(len(line)),
-        "_ARGCOMPLETE_IFS": "\n",
-    }
-    asked |= {
-        "_ARGCOMPLETE_SHELL": "bash",
-        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answers"),
-    }
-    subprocess.run(
-        [sys.executable, "-m", "safealign_utils.runs.cli"], env=asked, check=True, timeout=60
+def test_completion(line, wanted):
+    """What the shell asks: the words of the line so far."""
+    words = ["safealign", *line.split()]
+    asked = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-m", "safealign_utils.runs.cli"],
+        env={**os.environ, **asked, "_SAFEALIGN_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
-    answers = {
-        a.strip().replace("\\", "")
-        for a in (tmp_path / "answers").read_text().split("\n")
-        if a.strip()
-    }
-    assert answers == wanted
+    assert set(done.stdout.split()) == wanted and not done.stderr

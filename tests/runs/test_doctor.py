@@ -1,9 +1,7 @@
 """`safealign doctor`: every look passes here, and fails with the fix in words where something is planted."""
 
 import shutil
-import socket
 import sys
-import urllib.error
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -11,8 +9,9 @@ import pytest
 from helpers import ROOT
 
 from safealign_utils.engine import cache
-from safealign_utils.runs import cli, doctor
-from safealign_utils.runs.doctor import Ill
+from safealign_utils.real import hub
+from safealign_utils.runs import cli, copies, doctor
+from safealign_utils.study.settings import Refusal
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +21,7 @@ def no_network(monkeypatch):
 
 
 def failed(look, *words):
-    with pytest.raises(Ill) as caught:
+    with pytest.raises(Refusal) as caught:
         look()
     assert all(word in str(caught.value) for word in words), caught.value
 
@@ -30,29 +29,30 @@ def failed(look, *words):
 def test_everything_is_there(capsys, fresh_cache):
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines[:-1]] == list(doctor.LOOKS)
+    assert [line.split()[1] for line in lines[:-1]] == [look.__name__ for look in doctor.LOOKS]
     assert all(line.startswith("[OK]") for line in lines[:-1]) and lines[-1] == "all is there"
     assert not fresh_cache.exists(), "nothing is left behind"
 
 
-def test_a_failure_is_told_and_the_others_are_still_looked_at(capsys, monkeypatch):
-    def ill():
-        raise Ill("too old; take a new one")
+def test_a_failure_is_said_and_the_others_still_follow(capsys, monkeypatch):
+    def well():
+        return "there"
+
+    def old():
+        raise Refusal("too old; take a new one")
 
     def broken():
         raise OSError("no such device")
 
-    looks = {"first": lambda: "well", "second": ill, "third": broken, "fourth": lambda: "well"}
-    monkeypatch.setattr(doctor, "LOOKS", looks)
+    monkeypatch.setattr(doctor, "LOOKS", [well, old, broken, well])
     assert cli.main(["doctor"]) == 1
-    marks = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
-    assert marks[:4] == [
-        ["[OK]", "first"],
-        ["[FAIL]", "second"],
-        ["[FAIL]", "third"],
-        ["[OK]", "fourth"],
+    assert capsys.readouterr().out.splitlines() == [
+        "[OK]   well       there",
+        "[FAIL] old        too old; take a new one",
+        "[FAIL] broken     cannot be looked at (OSError: no such device)",
+        "[OK]   well       there",
+        "2 of 4 failed",
     ]
-    assert marks[4] == ["2", "of"]
 
 
 def test_an_old_python(monkeypatch):
@@ -117,7 +117,9 @@ def test_spinning_threads(monkeypatch):
 
 
 def test_memory_and_disk_that_are_short(monkeypatch):
-    monkeypatch.setattr(doctor, "_available", lambda: 2**30)
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
     failed(doctor.memory, "1.0 GiB free", "1.5 GiB")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
     failed(doctor.disk, "1.0 GiB free", "SAFEALIGN_CACHE")
@@ -126,7 +128,7 @@ def test_memory_and_disk_that_are_short(monkeypatch):
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "file" / "cache"))
-    failed(doctor.cache_folder, "cannot be written", "SAFEALIGN_CACHE")
+    failed(doctor.cache, "cannot be written", "SAFEALIGN_CACHE")
 
 
 def test_results_that_cannot_be_written(monkeypatch, tmp_path):
@@ -143,45 +145,44 @@ def test_no_home_is_known(monkeypatch):
 
     monkeypatch.delenv("SAFEALIGN_CACHE")
     monkeypatch.setattr(cache.Path, "home", unknown)
-    failed(doctor.cache_folder, "SAFEALIGN_CACHE=''", "set SAFEALIGN_CACHE to a folder of yours")
+    failed(doctor.cache, "SAFEALIGN_CACHE=''", "set SAFEALIGN_CACHE to a folder of yours")
 
 
 def test_a_cache_with_entries_is_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path))
     (tmp_path / "kind").mkdir()
     (tmp_path / "kind" / "key.safetensors").write_bytes(bytes(3 * 2**20))
-    assert doctor.cache_folder() == f"{tmp_path} is writable; 1 entries, 3 MiB"
+    assert doctor.cache() == f"{tmp_path} is writable; 1 entries, 3 MiB"
 
 
-def test_kernels_that_do_not_start_or_are_another_environment(monkeypatch):
-    from jupyter_client import manager
+INSTALL = "ipykernel install --sys-prefix"
+
+
+def test_kernels_that_do_not_start(monkeypatch):
     from jupyter_client.kernelspec import NoSuchKernel
-
-    def answers(text, status="ok"):
-        def execute(code, *, output_hook, **_):
-            output_hook({"content": {"text": text}})
-            return {"content": {"status": status, "evalue": "No module named 'safealign_utils'"}}
-
-        quiet = SimpleNamespace(execute_interactive=execute, stop_channels=lambda: None)
-        return lambda *_, **__: (SimpleNamespace(shutdown_kernel=lambda now: None), quiet)
+    from nbclient import NotebookClient
 
     def raises(error):
-        def start(*_, **__):
+        def setup(*_):
             raise error
 
-        return start
+        return setup
 
-    for start, words in [
-        (raises(NoSuchKernel("python3")), "no kernelspec"),
-        (raises(RuntimeError("Kernel died before replying")), "does not start (Kernel died"),
-        (
-            answers('["/other/env", "/other/env/safealign_utils/__init__.py"]\n'),
-            "another environment, /other/env",
-        ),
-        (answers("", status="error"), "cannot import safealign_utils"),
+    for error, words in [
+        (NoSuchKernel("python3"), "no kernelspec"),
+        (RuntimeError("Kernel died before replying"), "does not start (Kernel died"),
     ]:
-        monkeypatch.setattr(manager, "start_new_kernel", start)
-        failed(doctor.kernel, words, "ipykernel install")
+        monkeypatch.setattr(NotebookClient, "setup_kernel", raises(error))
+        failed(doctor.kernel, words, INSTALL)
+
+
+def test_a_kernel_in_the_folder_of_another_clone(monkeypatch, tmp_path):
+    """It would import that copy: the advice is about the folder, and about another environment."""
+    (tmp_path / "safealign_utils").mkdir()
+    (tmp_path / "safealign_utils" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    failed(doctor.kernel, f"would import {tmp_path}/safealign_utils", copies.FIX, INSTALL)
 
 
 def test_no_checkout_is_no_failure(monkeypatch):
@@ -190,43 +191,21 @@ def test_no_checkout_is_no_failure(monkeypatch):
 
 
 def test_the_hub_may_be_out_of_reach(monkeypatch):
-    assert "not asked" in doctor.hub()
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
-
-    def refuse(*_, **__):
-        raise OSError("offline")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert (
-        doctor.hub() == "https://hub.invalid not reachable: the world needs none; give local files"
-    )
-
-    def slow(*_, **__):
-        raise urllib.error.HTTPError("https://hub.invalid", 405, "no HEAD", {}, None)
-
-    monkeypatch.setattr(doctor.urllib.request, "urlopen", slow)
-    assert doctor.hub() == "https://hub.invalid answers"
-
-
-def test_a_hub_that_hangs_is_given_up(monkeypatch):
-    import time
-
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(doctor, "HUB_SECONDS", 0.0)
-    monkeypatch.setattr(doctor, "_answers", lambda _: time.sleep(30))
-    start = time.perf_counter()
-    assert "not reachable" in doctor.hub() and time.perf_counter() - start < 5
+    local = ": the world needs none; give local files"
+    assert doctor.hub() == f"HF_HUB_OFFLINE is set{local}"
+    monkeypatch.setattr(hub, "unreachable", lambda: "no answer in 4 s")
+    assert doctor.hub() == f"no answer in 4 s{local}"
+    monkeypatch.setattr(hub, "unreachable", lambda: "")
+    assert doctor.hub() == "answers"
 
 
 def test_a_damaged_reference_policy(monkeypatch, tmp_path):
-    folder = tmp_path / "reference_policies"
-    shutil.copytree(cache.PACKAGE / "reference_policies", folder)
-    monkeypatch.setattr(doctor.cache, "PACKAGE", tmp_path)
-    assert doctor.policies().startswith("5 shipped")
+    folder = tmp_path / "world" / "reference_policies"
+    shutil.copytree(cache.PACKAGE / "world" / "reference_policies", folder)
+    monkeypatch.setattr(cache, "PACKAGE", tmp_path)
+    assert doctor.policies() == "5 shipped, seeds 0 to 4, 115,008 weights each"
     whole = (folder / "default_seed3.safetensors").read_bytes()
     (folder / "default_seed3.safetensors").write_bytes(whole[: len(whole) // 2])
-    failed(doctor.policies, "default_seed3.safetensors", "git checkout")
+    failed(doctor.policies, "default_seed3.safetensors", "git checkout -- safealign_utils/world")
     (folder / "default_seed3.safetensors").unlink()
     failed(doctor.policies, "default_seed3.safetensors", "missing")

@@ -9,7 +9,7 @@ import pytest
 from safealign_utils import intervals
 from safealign_utils.figures import style
 from safealign_utils.runs import cli
-from safealign_utils.runs.plot import draw, read, summarise
+from safealign_utils.runs.plot import draw, read, select
 from safealign_utils.study.settings import Refusal
 
 G = np.random.default_rng(0)
@@ -35,66 +35,85 @@ def sweep():
 TABLE = sweep()
 
 
-def refused(**changes):
+ASKED = {"x": "delta", "y": "unsafe"}
+
+
+def refused(table=TABLE, **changes):
     with pytest.raises(Refusal) as caught:
-        summarise(changes.pop("table", TABLE), **{"x": "delta", "y": "unsafe", **changes})
+        select(table, **{**ASKED, **changes})
     return str(caught.value)
 
 
+def lines(rows):
+    return list(dict.fromkeys(rows.line))
+
+
+def of_seeds(table, columns):
+    """(mean, low, high) of P(unsafe) over the seeds of each setting."""
+    groups = table.groupby(columns, sort=False).unsafe
+    return np.array([intervals.over_seeds(values, intervals.SHARE) for _, values in groups]).T
+
+
 def test_the_values_drawn_are_the_values_computed():
-    points = summarise(TABLE, x="delta", y="unsafe")
-    ax = draw(points, xlabel="delta", ylabel="unsafe").axes[0]
+    ax = draw(select(TABLE, **ASKED), **ASKED).axes[0]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         f"{name} (n = 3)" for name in ("SafeDPO", "DPO, hard labels", "reference")
     ]
     for line, band, method in zip(ax.lines, ax.collections, ("safedpo", "dpo", "ref"), strict=True):
-        values = [TABLE[(TABLE.method == method) & (TABLE.delta == d)].unsafe for d in DELTAS]
-        mean, low, high = np.array([intervals.over_seeds(v, intervals.SHARE) for v in values]).T
-        assert np.array_equal(line.get_xdata(), DELTAS) and np.allclose(
-            line.get_ydata(), mean, rtol=0, atol=1e-15
-        )
+        mean, low, high = of_seeds(TABLE[TABLE.method == method], ["delta"])
+        assert np.array_equal(line.get_xdata(), DELTAS)
+        assert np.allclose(line.get_ydata(), mean, rtol=0, atol=1e-15)
         assert line.get_color() == style.COLOURS[method]
         corners = band.get_paths()[0].vertices
         assert all(np.isclose(corners[:, 1], end).any() for end in (*low, *high))
+        assert corners.min() >= 0 and corners[:, 1].max() <= 1, "a share stays a share"
     assert ax.get_xscale() == ax.get_yscale() == "linear"
-    assert points.low.min() >= 0 and points.high.max() <= 1, "a share stays a share"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Δ (nats)", "P(unsafe)")
 
 
 def test_points_of_a_sweep_and_methods_without_a_number_are_left_out_unless_named():
-    assert list(summarise(TABLE, x="delta", y="kl_opt").line.unique()) == ["safedpo", "dpo"]
-    named = summarise(TABLE, x="delta", y="unsafe", only="safedpo[delta=2], ref")
-    assert list(named.line.unique()) == ["safedpo[delta=2]", "ref"], "in the order asked for"
+    assert lines(select(TABLE, x="delta", y="kl_opt")) == ["safedpo", "dpo"]
+    named = select(TABLE, **ASKED, only="safedpo[delta=2], ref")
+    assert lines(named) == ["safedpo[delta=2]", "ref"], "in the order asked for"
     words = refused(y="kl_opt", only="ref")
-    assert "ref" in words and "finite" in words
+    assert "--only ref" in words and "finite kl_opt" in words
 
 
 def test_one_seed_has_no_interval_and_says_so():
-    points = summarise(TABLE, x="delta", y="unsafe", where=[("seed", "1")])
-    assert points.low.isna().all() and set(points.n) == {1}
-    ax = draw(points, xlabel="x", ylabel="y").axes[0]
+    ax = draw(select(TABLE, **ASKED, where=[("seed", "1")]), **ASKED).axes[0]
     assert "no interval" in ax.get_title(loc="left")
+    assert not any(band.get_paths() for band in ax.collections)
     assert all("n = 1" in text.get_text() for text in ax.get_legend().get_texts())
 
 
 def test_names_on_the_x_axis():
-    points = summarise(TABLE, x="method", y="unsafe", hue="notebook", where=[("delta", "2")])
-    assert list(points.x) == ["safedpo", "dpo", "ref"]
-    ax = draw(points, xlabel="method", ylabel="unsafe", hue="notebook").axes[0]
+    asked = dict(x="method", y="unsafe", hue="notebook")
+    rows = select(TABLE, **asked, where=[("delta", "2")])
+    ax = draw(rows, **asked).axes[0]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["safedpo", "dpo", "ref"]
-    (bars,) = ax.containers
-    assert np.allclose(bars.lines[0].get_ydata(), points["mean"])
-    ends = np.array([segment[:, 1] for segment in bars.lines[2][0].get_segments()])
-    assert np.allclose(ends, points[["low", "high"]])
+    mean, low, high = of_seeds(
+        TABLE[(TABLE.delta == 2) & (~TABLE.method.str.contains("="))], ["method"]
+    )
+    assert np.allclose(ax.lines[0].get_ydata(), mean) and ax.lines[0].get_linestyle() == "None"
+    ends = np.array([bar[:, 1] for bar in ax.collections[0].get_segments()])
+    assert np.allclose(ends.T, [low, high])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "notebook 02_safedpo (n = 3)"
+    ]
 
 
 def test_a_table_of_means_is_drawn_with_its_own_intervals():
     means = pd.DataFrame({"rule": ["dog"] * 2, "budget": [0.1, 0.3], "worst": [3.0, 2.0], "n": 5})
     means = means.assign(worst_low=means.worst - 1, worst_high=means.worst + 2)
-    points = summarise(means, x="budget", y="worst", hue="rule")
-    assert points[["mean", "low", "high", "n"]].values.tolist() == [[3, 2, 5, 5], [2, 1, 4, 5]]
-    assert "worst_low" in refused(
-        table=means.drop(columns="worst_low"), x="budget", y="worst", hue="rule"
-    )
+    asked = dict(x="budget", y="worst", hue="rule")
+    ax = draw(select(means, **asked), **asked, means=True).axes[0]
+    assert ax.lines[0].get_ydata().tolist() == [3, 2]
+    corners = ax.collections[0].get_paths()[0].vertices
+    for budget, low, high in ((0.1, 2, 5), (0.3, 1, 4)):
+        assert {*corners[corners[:, 0] == budget, 1]} == {low, high}
+    (text,) = ax.get_legend().get_texts()
+    assert text.get_text() == "DOG (n = 5)" and "95 % interval" in ax.get_title(loc="left")
+    assert "worst_low" in refused(means.drop(columns="worst_low"), **asked)
 
 
 @pytest.mark.parametrize(

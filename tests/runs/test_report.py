@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from helpers import ROOT
 from IPython.display import HTML
+from reference_values import register as enter
 
 from safealign_utils.figures import style
-from safealign_utils.runs import cli, pages, reference, report
+from safealign_utils.runs import cli, pages, report
 from safealign_utils.runs.plot import draw
 from safealign_utils.study import claims, records
 from safealign_utils.study.settings import Refusal
@@ -46,10 +47,8 @@ def finished(folder, name="02_safedpo", verdicts=(), title="02 · SafeDPO", mark
         }
     )
     table.to_csv(folder / "methods.csv", index=False)
-    points = pd.DataFrame(
-        dict(line="dpo", x=[1.0, 2.0], mean=[1.0, 2.0], low=np.nan, high=np.nan, n=1)
-    )
-    names = style.save(draw(points, xlabel="x", ylabel="y"), folder / "curve")
+    points = pd.DataFrame(dict(line="dpo", x=[1.0, 2.0], y=[1.0, 2.0], n=1))
+    names = style.save(draw(points, x="x", y="y"), folder / "curve")
     cells = [
         nbformat.v4.new_markdown_cell(f"# {title}\n\nWhat it is *about*, $\\pi^*$.\n\n{markdown}"),
         nbformat.v4.new_code_cell("beta = 1", metadata={"tags": ["parameters"]}, execution_count=1),
@@ -136,7 +135,7 @@ def register(committed):
     (committed / "sweep.csv").write_text("keep,unsafe\n0.2,0.125\n")
     (committed / "cost.txt").write_text("5.2x & more\n")
     made = dict(command="make the sweep", date="2026-01-01", commit="f00dcaf")
-    reference.register(committed, ["sweep.csv", "cost.txt"], **made)
+    enter(committed, ["sweep.csv", "cost.txt"], **made)
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+import reference_values
 import torch
 from helpers import ROOT
 from helpers import toy as toy_notebook
 from helpers.toy import CELL
 
-from safealign_utils.runs import fresh_kernel, pool, reference, runner, verify
+from safealign_utils.runs import cli, fresh_kernel, pool, runner, verify
 from safealign_utils.study import claims
 from safealign_utils.study.settings import Refusal
 
@@ -55,24 +56,26 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     book = notebook(root / "toy.ipynb", CELL, RULE, CHECK, WRITE)
     folder, _, _ = runner.run(book, out=root / "results" / "small", name="toy")
-    reference.write_reference(folder, root / "expected" / "small" / "toy", book)
-    reference.write_ledger(root / "expected" / "ledger.json")
+    reference_values.write_reference(folder, root / "expected" / "small" / "toy", book)
+    reference_values.write_ledger(root / "expected" / "ledger.json")
     outcome = pool.work(pool.Job(str(book), out=str(root / "fresh" / "small"), name="toy"))
     assert not outcome.error and outcome.ran
     (root / "committed").mkdir()
     (root / "committed" / "sweep.csv").write_text("a,b\n1,2\n")
     (root / "committed" / "README.md").write_text("no measured file\n")
-    reference.register(
+    reference_values.register(
         root / "committed", ["sweep.csv"], command="make it", date="2026-01-01", commit="abc1234"
     )
     return root
 
 
 @pytest.fixture
-def toy(made, tmp_path, monkeypatch):
+def toy(made, tmp_path, monkeypatch, capsys):
     """A copy that a test may change, and `said()`: status and lines of the command on it."""
     shutil.copytree(made, tmp_path / "toy")
     root, really = tmp_path / "toy", verify.rerun
+    monkeypatch.setattr(verify, "REFERENCE", root / "expected")
+    monkeypatch.setattr(verify, "COMMITTED", root / "committed")
 
     def shared(paths, profile, out, workers):
         job = pool.Job(str(paths[0]), name="toy")
@@ -84,16 +87,10 @@ def toy(made, tmp_path, monkeypatch):
         monkeypatch.setattr(
             pool, "execute", lambda jobs, **_: map(pool.work, jobs)
         )  # no Dask, one warm kernel
-        lines = []
-        status = verify.check(
-            [str(root / "toy.ipynb")],
-            workers=1,
-            results=root / "results",
-            expected=root / "expected",
-            committed=root / "committed",
-            say=lines.append,
-        )
-        return status, lines
+        capsys.readouterr()
+        book, results = str(root / "toy.ipynb"), str(root / "results")
+        status = cli.main(["verify", book, "--workers", "1", "--results", results])
+        return status, capsys.readouterr().out.splitlines()
 
     return SimpleNamespace(
         root=root,
@@ -217,7 +214,7 @@ def test_a_finished_run_of_another_question_is_skipped_and_said(toy):
     status, lines = toy.said()
     (skipped,) = [line for line in lines if line.startswith("[SKIP]")]
     assert status == 0 and "another question" in skipped and "f" * 16 in skipped and id in skipped
-    assert "0 failed, 1 skipped: results of another question" in lines[-1]
+    assert "0 failed, 1 skipped" in lines[-1]
 
 
 def test_finished_runs_of_the_other_profile_are_said_not_to_be_compared(toy):
@@ -404,8 +401,8 @@ def test_text_and_tags_of_cells(toy):
     caught(toy, "toy: cell 5: not as in")
     notebook(toy.root / "toy.ipynb", CELL, RULE, CHECK, WRITE, tags=["raises-exception"])
     caught(toy, "toy: cell 3: not as in")
-    before = reference.cells(notebook(toy.root / "toy.ipynb", CELL, RULE, CHECK, WRITE))
-    after = reference.cells(
+    before = verify.cells(notebook(toy.root / "toy.ipynb", CELL, RULE, CHECK, WRITE))
+    after = verify.cells(
         notebook(toy.root / "toy.ipynb", CELL, RULE, CHECK, WRITE, tags=["injected-parameters"])
     )
     assert [one == two for one, two in zip(before, after, strict=True)] == [
@@ -445,7 +442,16 @@ def test_a_manifest_that_lists_nothing(toy, content):
 def test_no_reference_values_are_a_refusal_with_the_fix(toy):
     shutil.rmtree(toy.expected)
     with pytest.raises(Refusal, match="python tests/reference_values.py --profile small toy"):
-        toy.said()
+        verify.check([str(toy.root / "toy.ipynb")])
+
+
+def test_reference_values_of_a_notebook_that_is_gone(toy, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "numbered", lambda: [toy.root / "toy.ipynb"])
+    monkeypatch.setattr(verify, "rerun", lambda *_: iter(()))
+    (toy.expected.parent / "old").mkdir()
+    assert verify.check(results=toy.root / "results") == 1
+    failure = "[FAIL] file: old: notebook; expected a notebook, got none"
+    assert capsys.readouterr().out.splitlines().count(failure) == 2
 
 
 def test_nothing_of_the_usual_cache_is_used(toy, monkeypatch, tmp_path):
@@ -458,20 +464,14 @@ def test_nothing_of_the_usual_cache_is_used(toy, monkeypatch, tmp_path):
     assert not (tmp_path / "mine").exists()
 
 
-def test_two_notebooks_on_two_workers(toy, tmp_path):
+def test_two_notebooks_on_two_workers(toy, tmp_path, capsys):
     """Both are run by processes of their own, from a cache of their own, and each is judged by its own values."""
     shutil.copy(toy.root / "toy.ipynb", toy.root / "twin.ipynb")
     shutil.copytree(toy.expected, toy.expected.parent / "twin")
     change(toy.expected.parent / "twin" / "expected.json", '"data.rows": 12', '"data.rows": 13')
-    lines, names = [], [str(toy.root / f"{name}.ipynb") for name in ("toy", "twin")]
-    status = verify.check(
-        names,
-        workers=2,
-        results=tmp_path / "none",
-        expected=toy.root / "expected",
-        committed=toy.committed,
-        say=lines.append,
-    )
+    names = [str(toy.root / f"{name}.ipynb") for name in ("toy", "twin")]
+    status = verify.check(names, workers=2, results=tmp_path / "none")
+    lines = capsys.readouterr().out.splitlines()
     failures = [line for line in lines if line.startswith("[FAIL]")]
     assert (
         status == 1
@@ -486,8 +486,8 @@ def test_two_notebooks_on_two_workers(toy, tmp_path):
 
 def test_float32_of_another_machine_is_judged_by_verdict_and_interval():
     def judged(one, two):
-        (found,) = reference.compare(
-            "t", *({"claim": reference._claim(claim, exact=False)} for claim in (one, two))
+        (found,) = verify.compare(
+            "t", *({"claim": verify._claim(claim, exact=False)} for claim in (one, two))
         )
         return found.passed
 
@@ -502,16 +502,22 @@ def test_float32_of_another_machine_is_judged_by_verdict_and_interval():
     )
     open_one = dict(id="y", verdict="needs_scale", value=None, low=None, high=None, n=0)
     assert judged(open_one, dict(open_one))
-    run = dict(
-        parameters={"dtype": "float32"},
-        provenance=dict(cpu="a", device="cpu", threads=1, packages={}),
-    )
-    other = run | {"provenance": run["provenance"] | {"cpu": "b"}}
-    assert (
-        verify._is_exact(run, run)
-        and not verify._is_exact(run, other)
-        and not verify._is_exact(run)
-    )
+
+
+def test_digits_of_float32_are_compared_on_the_same_cpu_only(toy):
+    fresh = toy.root / "fresh" / "small" / "toy"
+    for path in (fresh / "record.json", toy.finished / "record.json"):
+        change(path, '"dtype": "float64"', '"dtype": "float32"')
+
+    def said():
+        found = list(verify._compare_finished(toy.finished, toy.expected, fresh))
+        assert all(finding.passed for finding in found)
+        return [finding.what for finding in found]
+
+    words = "metrics and tables are not compared: float32, made on another machine"
+    assert "metrics: 2" in said() and words not in said()
+    change(toy.finished / "record.json", '"cpu": "any"', '"cpu": "other"')
+    assert "metrics: 2" not in said() and words in said()
 
 
 @pytest.mark.parametrize(
@@ -527,16 +533,16 @@ def test_float32_of_another_machine_is_judged_by_verdict_and_interval():
     ],
 )
 def test_the_tolerance_is_absolute_below_one_and_relative_above(one, two, same):
-    assert reference.close(one, two) is same
+    assert verify.close(one, two) is same
 
 
 def test_only_the_first_failures_of_a_table_are_named():
     one, two = (
-        reference._table([["a"], *[[str(i / 7 + more)] for i in range(20)]]) for more in (0, 1)
+        verify._table([["a"], *[[str(i / 7 + more)] for i in range(20)]]) for more in (0, 1)
     )
-    found = list(reference.compare("t", {"table x": one}, {"table x": two}))
+    found = list(verify.compare("t", {"table x": one}, {"table x": two}))
     assert (
-        len(found) == reference.SHOWN + 1
+        len(found) == verify.SHOWN + 1
         and "15 more" in found[-1].what
         and not any(f.passed for f in found)
     )
@@ -544,10 +550,10 @@ def test_only_the_first_failures_of_a_table_are_named():
 
 def test_the_committed_tables_are_as_their_manifest_says():
     folder = ROOT / "notebooks" / "tables"
-    assert not [f for f in reference.compare_committed(folder) if not f.passed]
+    assert not [f for f in verify.compare_committed(folder) if not f.passed]
     assert all(
         set(entry) == {"sha256", "date", "commit", "command"}
-        for entry in reference.manifest(folder).values()
+        for entry in verify.manifest(folder).values()
     )
 
 
@@ -561,7 +567,7 @@ def test_every_notebook_has_committed_reference_values():
 def test_the_committed_ledger_is_that_of_the_reference_values():
     wrong = [
         f.what
-        for f in verify._named(reference.compare_ledger(verify.REFERENCE / "ledger.json"))
+        for f in verify._named(verify.compare_ledger(verify.REFERENCE / "ledger.json"))
         if not f.passed
     ]
     assert not wrong, "python tests/reference_values.py"
@@ -590,15 +596,15 @@ def test_a_wider_tolerance_is_stated_kept_and_said(toy, monkeypatch):
             "deltas.csv/unsafe": (0.5, "sampled"),
         }
     }
-    monkeypatch.setattr(reference, "WIDER", wider)
-    reference.write_reference(toy.finished, toy.expected, toy.root / "toy.ipynb")
+    monkeypatch.setattr(reference_values, "WIDER", wider)
+    reference_values.write_reference(toy.finished, toy.expected, toy.root / "toy.ipynb")
     assert (
         json.loads((toy.expected / "expected.json").read_text())["tolerances"]["safedpo.unsafe"][
             "within"
         ]
         == 0.01
     )
-    monkeypatch.setattr(reference, "WIDER", {})  # what was written counts
+    monkeypatch.setattr(reference_values, "WIDER", {})  # what was written counts
     for path in (toy.expected / "expected.json", toy.finished / "record.json"):
         change(path, '"safedpo.unsafe": 0.0015', '"safedpo.unsafe": 0.009')
     change(toy.expected / "deltas.csv", "0.25", "0.5")
@@ -666,9 +672,9 @@ def test_it_begins_with_the_machine(toy, monkeypatch):
 
 
 def test_wider_tolerances_name_what_is_recorded_and_why():
-    for notebook, wider in reference.WIDER.items():
-        expected = reference.read(verify.REFERENCE / "small" / notebook)
+    for notebook, wider in reference_values.WIDER.items():
+        expected = verify.read(verify.REFERENCE / "small" / notebook)
         for name, (within, why) in wider.items():
             table, _, column = name.rpartition("/")
             assert name in expected["metrics"] or table in expected["tables"], name
-            assert reference.TOLERANCE < within and len(why) > 20, name
+            assert verify.TOLERANCE < within and len(why) > 20, name
