@@ -57,7 +57,7 @@ def _settings(prefix, parsed_args, **_):
     cell = (
         parameters.read_cell(runner.find(parsed_args.notebook))
         if parsed_args.notebook
-        else parameters.RULES
+        else parameters.FIELDS
     )
     return [f"{name}=" for name in cell if name != "out_dir"]
 

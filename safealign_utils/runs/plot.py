@@ -16,7 +16,7 @@ import seaborn
 
 from .. import intervals
 from ..figures import style
-from ..study.settings import RULES, Refusal
+from ..study.settings import FIELDS, Refusal
 from .reference import MANIFEST
 
 LABELS = {
@@ -179,7 +179,7 @@ def _one_row_a_point(table, keys, y):
         return
     _, one = next(iter(twice.groupby(keys, sort=False)))
     asked = [
-        c for c in table if c in RULES or not pd.api.types.is_float_dtype(table[c])
+        c for c in table if c in FIELDS or not pd.api.types.is_float_dtype(table[c])
     ]  # no quantity
     differ = [
         c for c in asked if c not in (*keys, y, "run_id") and one[c].nunique(dropna=False) > 1
