@@ -67,7 +67,7 @@ def _parameters(context: typer.Context):
     from ..study import settings
     from . import runner
 
-    names, cell = context.args, settings.RULES  # of an unfinished line only its words are known
+    names, cell = context.args, settings.FIELDS  # of an unfinished line only its words are known
     with contextlib.suppress(settings.Refusal):
         cell = settings.read_cell(runner.find(names[0])) if names else cell
     return [f"{name}=" for name in cell if name != "out_dir"]

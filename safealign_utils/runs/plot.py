@@ -153,7 +153,7 @@ def _check_one_row_a_point(table, keys, y):
     if twice.empty:
         return
     _, one = next(iter(twice.groupby(keys, sort=False)))
-    asked = [c for c in table if c in settings.RULES or not pd.api.types.is_float_dtype(table[c])]
+    asked = [c for c in table if c in settings.FIELDS or not pd.api.types.is_float_dtype(table[c])]
     asked = [c for c in asked if c not in (*keys, y, "run_id")]  # no quantity
     differ = [c for c in asked if one[c].nunique(dropna=False) > 1]
     point = ", ".join(f"{key}={one[key].iloc[0]}" for key in keys)

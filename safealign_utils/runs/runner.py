@@ -52,21 +52,16 @@ def prepare(notebook, given=(), files=()):
     path = find(notebook)
     cell = parameters.read_cell(path)
     missing = [name for name in ("profile", "out_dir") if name not in cell]
-    if missing or (unknown := [name for name in cell if name not in parameters.RULES]):
+    if missing or (unknown := [name for name in cell if name not in parameters.FIELDS]):
         which = (
             f"lacks {missing[0]!r}"
             if missing
             else f"has {unknown[0]!r}, which the kit does not know"
         )
         raise Refusal(
-            f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py"
+            f"notebook={path.name}: its parameters cell {which}; see safealign_utils/study/settings.py"
         )
-    settings = parameters.resolve(parameters.collect(cell, given, files), path.stem)
-    if path.stem in parameters.WORLD_ONLY and settings["data"] != "world":
-        why = parameters.WORLD_ONLY[path.stem]
-        raise Refusal(
-            f"data={settings['data']!r} for {path.stem}: {why}; use data=world, or 01_dpo_basics"
-        )
+    settings = parameters.resolve(parameters.collect(cell, given, files, path.stem), path.stem)
     if settings["device"] == "cuda":
         from ..study.settings import pick_device
 

@@ -1,22 +1,23 @@
 """The claims ledger: what the papers and the kit state, and how a verdict on it is found.
 
-`claims.yaml`, beside the package's science, holds each claim once: where it comes from, in our words, what would
-refute it, where it is measured, and the rule. A notebook hands over values, one per seed (paired differences
-where methods are compared), and the ledger judges. A claim never raises; a rule nobody could fail has no place.
+`claims.yaml`, beside this file, holds each claim once: where it comes from, in our words, what
+would refute it, where it is measured, and the rule. A notebook hands over values, one per seed
+(paired differences where methods are compared), and the ledger judges. A claim never raises; a rule
+nobody could fail has no place.
 """
 
 import re
 from dataclasses import MISSING, dataclass, fields
 from functools import cache as once
+from pathlib import Path
 
 import numpy as np
 
 from .. import intervals
-from ..engine.cache import PACKAGE
 from . import strict_yaml
+from .settings import NOTEBOOKS
 
-LEDGER = PACKAGE / "study" / "claims.yaml"
-NOTEBOOKS = PACKAGE.parent / "notebooks"
+LEDGER = Path(__file__).with_name("claims.yaml")
 SCOPES = ("exact", "statistical", "only at scale")
 SIDES = ("above", "below")
 EVIDENCE = ("P", "S", "D", "M", "bar", "later")
@@ -26,13 +27,14 @@ EVIDENCE = ("P", "S", "D", "M", "bar", "later")
 class Claim:
     """One line of the ledger.
 
-    `paper` is where it is from: "kit", "2505.20065, Table 17", or "reading of ..." for what a paper is easily taken
-    to mean. `evidence` is one of EVIDENCE: the papers' own text (P), somebody else's quotation (S), derived and
-    checked numerically (D), from memory (M), a bar of the kit from before its runs (bar) or after them (later).
-    `rule` is {"above": x} or {"below": x}: what every value (scope exact), or the whole 95 % interval of the mean
-    over seeds (statistical), has to be. `range` is what the value can be at all, [low, high], high
-    null where nothing bounds it: the interval stays inside; () where it may have any size.
-    `profile` names what would test a claim that is open only at scale.
+    `paper` is where it is from: "kit", "2505.20065, Table 17", or "reading of ..." for what a paper
+    is easily taken to mean. `evidence` is one of EVIDENCE: the papers' own text (P), somebody
+    else's quotation (S), derived and checked numerically (D), from memory (M), a bar of the kit
+    from before its runs (bar) or after them (later). `rule` is {"above": x} or {"below": x}: what
+    every value (scope exact), or the whole 95 % interval of the mean over seeds (statistical), has
+    to be. `range` is what the value can be at all, [low, high], high null where nothing bounds it:
+    the interval stays inside; () where it may have any size. `profile` names what would test a
+    claim that is open only at scale.
     """
 
     id: str
@@ -50,11 +52,8 @@ class Claim:
     @property
     def source(self):
         """(kit), or (paper, place; evidence): printed before what it says."""
-        return (
-            "(kit)"
-            if (self.paper, self.evidence) == ("kit", "bar")
-            else f"({self.paper}; {self.evidence})"
-        )
+        bar = (self.paper, self.evidence) == ("kit", "bar")
+        return "(kit)" if bar else f"({self.paper}; {self.evidence})"
 
     @property
     def bar(self):
@@ -63,144 +62,141 @@ class Claim:
         return f"{side} {limit:g}"
 
 
-FIELDS = {f.name: f.default is MISSING for f in fields(Claim)}  # whether it must be given
+FIELDS = [f.name for f in fields(Claim)]
+NEEDED = [f.name for f in fields(Claim) if f.default is MISSING]
 
 
 def read(text):
-    """{id: Claim} of a ledger's YAML text, in its order. Raises ValueError that names the entry and the fix."""
+    """{id: Claim} of a ledger's YAML text, in its order. Raises ValueError that names the entry and
+    the fix."""
     entries, out = strict_yaml.parse(text, LEDGER.name) or [], {}
     if not isinstance(entries, list):
         raise ValueError(f"{LEDGER.name}: write a list of claims, each starting with `- id:`")
     for number, entry in enumerate(entries, start=1):
-        name = (
-            str(entry.get("id")) if isinstance(entry, dict) and "id" in entry else f"entry {number}"
-        )
-        wrong = "in the ledger twice; give it an id of its own" if name in out else _wrong(entry)
+        named = isinstance(entry, dict) and "id" in entry
+        name = str(entry["id"]) if named else f"entry {number}"
+        wrong = "in the ledger twice; give it an id of its own" if name in out else ""
+        wrong = wrong or _wrong_fields(entry) or _wrong_rule(entry) or _wrong_place(entry)
         if wrong:
             raise ValueError(f"{LEDGER.name}: {name}: {wrong}")
         out[name] = Claim(**entry | {"range": tuple(entry.get("range", ()))})
     return out
 
 
-def _wrong(entry):
-    """What is wrong with an entry of the ledger, with the fix; "" where nothing is."""
+def _wrong_fields(entry):
+    """What is wrong with an entry's fields and texts, with the fix; "" where nothing is."""
     if not isinstance(entry, dict):
         return f"write it as fields: {', '.join(FIELDS)}"
     if unknown := [k for k in entry if k not in FIELDS]:
         return f"unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}"
-    if missing := [k for k, needed in FIELDS.items() if needed and k not in entry]:
-        return f"{missing[0]} is missing; every claim has {', '.join(k for k, needed in FIELDS.items() if needed)}"
-    for k in FIELDS:
-        if (
-            k not in ("rule", "range")
-            and k in entry
-            and not (isinstance(entry[k], str) and entry[k].strip())
-        ):
-            return f"{k}: {entry[k]!r} is no text; write some"
+    if missing := [k for k in NEEDED if k not in entry]:
+        return f"{missing[0]} is missing; every claim has {', '.join(NEEDED)}"
+    for name, text in entry.items():
+        if name not in ("rule", "range") and not (isinstance(text, str) and text.strip()):
+            return f"{name}: {text!r} is no text; write some"
     if not re.fullmatch(r"[a-z0-9_.]+", entry["id"]):
-        return (
-            "id: small letters, digits, _ and . only; a setting is given where the claim is judged"
-        )
-    for k, known in (("scope", SCOPES), ("evidence", EVIDENCE)):
-        if entry[k] not in known:
-            return f"{k}: {entry[k]!r}; choose one of {', '.join(known)}"
-    rule = entry["rule"]
-    if not isinstance(rule, dict) or len(rule) != 1 or next(iter(rule)) not in SIDES:
-        return f"rule: {rule!r}; write one of {{above: x}}, {{below: x}}"
-    limit = next(iter(rule.values()))
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not np.isfinite(limit):
-        return f"rule: {limit!r} is no finite number"
-    if "range" in entry and not _is_range(entry["range"], limit):
-        return f"range: {entry['range']!r}; write [low, high] with the rule's {limit:g} inside, high null for no end"
-    if NOTEBOOKS.is_dir() and not (NOTEBOOKS / f"{entry['notebook']}.ipynb").is_file():
-        return f"notebook: {entry['notebook']!r} is not in {NOTEBOOKS.name}/; name one without its ending"
-    if (entry["scope"] == "only at scale") != ("profile" in entry):
-        return (
-            "profile: say what would test it where the scope is 'only at scale', and nowhere else"
-        )
+        fix = "a setting is given where the claim is judged"
+        return f"id: small letters, digits, _ and . only; {fix}"
+    for name, known in (("scope", SCOPES), ("evidence", EVIDENCE)):
+        if entry[name] not in known:
+            return f"{name}: {entry[name]!r}; choose one of {', '.join(known)}"
     return ""
 
 
+def _wrong_rule(entry):
+    """What is wrong with an entry's rule and range."""
+    rule = entry["rule"]
+    if not isinstance(rule, dict) or len(rule) != 1 or next(iter(rule)) not in SIDES:
+        return f"rule: {rule!r}; write one of {{above: x}}, {{below: x}}"
+    (limit,) = rule.values()
+    if not _is_number(limit):
+        return f"rule: {limit!r} is no finite number"
+    if "range" in entry and not _is_range(entry["range"], limit):
+        words = f"write [low, high] with the rule's {limit:g} inside, high null for no end"
+        return f"range: {entry['range']!r}; {words}"
+    return ""
+
+
+def _wrong_place(entry):
+    """What is wrong with where an entry is measured, or would be."""
+    notebook = entry["notebook"]
+    if NOTEBOOKS.is_dir() and not (NOTEBOOKS / f"{notebook}.ipynb").is_file():
+        return f"notebook: {notebook!r} is not in {NOTEBOOKS.name}/; name one without its ending"
+    if (entry["scope"] == "only at scale") != ("profile" in entry):
+        words = "say what would test it where the scope is 'only at scale', and nowhere else"
+        return f"profile: {words}"
+    return ""
+
+
+def _is_number(value):
+    return type(value) in (int, float) and np.isfinite(value)
+
+
 def _is_range(given, limit):
-    if not isinstance(given, (list, tuple)) or len(given) != 2:
+    if not isinstance(given, list) or len(given) != 2:
         return False
-    low, high = given
-    numbers = [low] if high is None else [low, high]
-    if any(
-        isinstance(v, bool) or not isinstance(v, (int, float)) or not np.isfinite(v)
-        for v in numbers
-    ):
+    low, high = given[0], np.inf if given[1] is None else given[1]
+    if not _is_number(low) or not (given[1] is None or _is_number(high)):
         return False
-    return low <= limit and (high is None or low < high and limit <= high)
+    return low <= limit <= high and low < high
 
 
 @once
 def ledger():
-    """{id: Claim}, in the order of the file. Raises ValueError on an entry that cannot be judged."""
+    """{id: Claim}, in the order of the file. Raises ValueError for an entry that is none."""
     return read(LEDGER.read_text(encoding="utf-8"))
 
 
 def judge(id, values=None, *, measured=None, **setting):
     """The verdict on a claim of the ledger: a dict of id, verdict, value, low, high, n.
 
-    `values`: one per seed; or `measured` = (value, low, high, n), an interval found elsewhere (a bootstrap).
-    A claim that is judged at several settings names them, `keep=0.2`, and they become part of the id.
-    Statistical: `holds` where the whole interval lies on the rule's side, `does_not_hold` where it lies on the
-    other, else `undecided`, as with one seed. Exact: the interval is the range of the values. A claim that is open
-    only at scale takes no values: `needs_scale`. Raises KeyError for an id that the ledger does not have, and
-    ValueError for values that cannot be judged.
+    `values`: one per seed; or `measured` = (value, low, high, n), an interval found elsewhere (a
+    bootstrap). A claim that is judged at several settings names them, `keep=0.2`, and they become
+    part of the id. Statistical: `holds` where the whole interval lies on the rule's side,
+    `does_not_hold` where it lies on the other, else `undecided`, as with one seed. Exact: the
+    interval is the range of the values. A claim that is open only at scale takes no values:
+    `needs_scale`. Raises KeyError for an id that the ledger does not have, and ValueError for
+    values that cannot be judged.
     """
     if id not in ledger():
         raise KeyError(f"claim {id!r} is not in {LEDGER.name}: add it with its rule")
     claim = ledger()[id]
-    name = id + (f"[{','.join(f'{k}={_text(v)}' for k, v in setting.items())}]" if setting else "")
+    settings = ",".join(f"{k}={_text(v)}" for k, v in setting.items())
+    name = f"{id}[{settings}]" if setting else id
     if claim.scope == "only at scale":
         if values is not None or measured is not None:
-            raise ValueError(
-                f"claim {id}: open only at scale, so no value settles it here; see its profile"
-            )
-        return {
-            "id": name,
-            "verdict": "needs_scale",
-            "value": None,
-            "low": None,
-            "high": None,
-            "n": 0,
-        }
+            why = "open only at scale, so no value settles it here; see its profile"
+            raise ValueError(f"claim {id}: {why}")
+        return dict(id=name, verdict="needs_scale", value=None, low=None, high=None, n=0)
     if (values is None) == (measured is None):
         raise ValueError(f"claim {id}: give either values, one a seed, or a measured interval")
-    if values is not None:
-        values = np.asarray(values, dtype=float)
-        if len(values) == 0 or not np.isfinite(values).all():
-            raise ValueError(
-                f"claim {id}: judged on {values.tolist()}; one finite value a seed is needed"
-            )
-        try:
-            mean, low, high = intervals.over_seeds(values, tuple(claim.range) or None)
-        except ValueError as error:
-            raise ValueError(f"claim {id}: {error}") from None
-        if claim.scope == "exact":
-            low, high = float(values.min()), float(values.max())
-        measured = mean, low, high, len(values)
-    value, low, high, n = measured
+    value, low, high, n = _measure(claim, values) if measured is None else measured
     if not np.isfinite([v for v in (value, low, high) if v is not None]).all():
         raise ValueError(f"claim {id}: measured as {measured}; finite numbers are needed")
-    return {
-        "id": name,
-        "verdict": _verdict(claim.rule, low, high),
-        "value": value,
-        "low": low,
-        "high": high,
-        "n": n,
-    }
+    return dict(
+        id=name, verdict=_verdict(claim.rule, low, high), value=value, low=low, high=high, n=n
+    )
+
+
+def _measure(claim, values):
+    """(value, low, high, n) of a claim's values, one a seed. Raises ValueError."""
+    values = np.asarray(values, dtype=float)
+    if len(values) == 0 or not np.isfinite(values).all():
+        words = f"judged on {values.tolist()}; one finite value a seed is needed"
+        raise ValueError(f"claim {claim.id}: {words}")
+    try:
+        mean, low, high = intervals.over_seeds(values, tuple(claim.range) or None)
+    except ValueError as error:
+        raise ValueError(f"claim {claim.id}: {error}") from None
+    if claim.scope == "exact":
+        low, high = float(values.min()), float(values.max())
+    return mean, low, high, len(values)
 
 
 def found(judged, scope):
     """What was judged, in words: "0.0017, 0.0012 to 0.0025, n = 3"."""
-    parts = (judged[k] for k in ("value", "low", "high"))
-    value, low, high = (
-        None if v is None else f"{round(v, 4) + 0.0:.4f}" for v in parts
-    )  # never -0.0
+    ends = (judged[k] for k in ("value", "low", "high"))
+    value, low, high = (None if v is None else f"{round(v, 4) + 0.0:.4f}" for v in ends)  # no -0.0
     between = "" if low is None else f", {low} to {high}"
     if scope == "statistical" and low is not None and judged["low"] == judged["high"]:
         between = ", no variation"

@@ -1,4 +1,5 @@
-"""Checks of the notebooks' exercises: a hint while the answer is missing or wrong, a word when it is right."""
+"""Checks of the notebooks' exercises: a hint while the answer is missing or wrong, a word when it
+is right."""
 
 import numpy as np
 from scipy.special import expit
@@ -11,12 +12,16 @@ def _tables(seed=0, P=3, R=7):
     return optimum.normalise(g.normal(size=(P, R))), g.normal(size=(P, R)), g.normal(size=(P, R))
 
 
-def _judge(name, answer, wanted, hint):
-    if answer is None:
+def _judge(name, answer, wanted, hint, atol=1e-6):
+    """Print a word on an answer: an array or a number, or a list or tuple of them, joined."""
+    parts = answer if isinstance(answer, (list, tuple)) else [answer]
+    if any(part is None for part in parts):
         print(f"{name}: not answered yet. Hint: {hint}")
-    elif np.shape(answer) != np.shape(wanted):
+        return
+    answer = answer if parts is not answer else np.hstack(parts)
+    if np.shape(answer) != np.shape(wanted):
         print(f"{name}: the shape is {np.shape(answer)}, wanted {np.shape(wanted)}. Hint: {hint}")
-    elif not np.allclose(answer, wanted, atol=1e-6):
+    elif not np.allclose(answer, wanted, atol=atol):
         print(f"{name}: not right yet. Hint: {hint}")
     else:
         print(f"{name}: correct")
@@ -42,83 +47,60 @@ def multiplier(f):
     c = c - optimum.expect(optimum.optimal(logp, r, beta=0.5), c) + 0.3
     hint = "E[c] under pi*_lambda falls as lambda grows: halve the interval in which it crosses 0"
     wanted = optimum.lambda_star(logp, r, c, beta=0.5)
-    answer = f(logp, r, c, 0.5)
-    _judge(
-        "multiplier", None if answer is None else round(float(answer), 5), round(wanted, 5), hint
-    )
+    _judge("multiplier", f(logp, r, c, 0.5), wanted, hint, atol=1e-5)
 
 
 def loss(f):
     h = np.array([-2.0, 0.0, 0.7])
-    _judge(
-        "loss",
-        f(h, 0.5),
-        -np.log(expit(0.5 * h)),
-        "minus the log of the logistic function of beta times h",
-    )
+    hint = "minus the log of the logistic function of beta times h"
+    _judge("loss", f(h, 0.5), -np.log(expit(0.5 * h)), hint)
 
 
 def gradient_weight(f):
     h = np.array([-2.0, 0.0, 0.7])
-    hint = "differentiate -log sigma(beta h) by h: beta times the probability that the pair is ordered wrongly"
+    hint = (
+        "differentiate -log sigma(beta h) by h: "
+        "beta times the probability that the pair is ordered wrongly"
+    )
     _judge("gradient weight", f(h, 0.5), 0.5 * expit(-0.5 * h), hint)
 
 
 def implicit_reward(f):
     logp, r, _ = _tables()
     theta = optimum.optimal(logp, r, beta=0.5)
-    hint = "beta times the log-ratio, minus its mean under the policy you care about: here the plain row mean"
+    hint = (
+        "beta times the log-ratio, minus its mean under the policy you care about: "
+        "here the plain row mean"
+    )
     wanted = r - r.mean(axis=1, keepdims=True)
     _judge("implicit reward", f(theta, logp, 0.5), wanted, hint)
 
 
 def transform(f):
-    pairs = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    answers, wanted = [f(*u) for u in pairs], ["keep", "keep", "swap", "drop"]
-    word = (
-        "not answered yet"
-        if None in answers
-        else "correct"
-        if answers == wanted
-        else "not right yet"
-    )
-    print(
-        f"transform: {word}"
-        + ("" if word == "correct" else ". Hint: look at the winner first, then at the loser")
-    )
+    words = {"None": None, "keep": 0, "swap": 1, "drop": 2}
+    answers = [words.get(str(f(*statuses)), -1) for statuses in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    hint = "look at the winner first, then at the loser"
+    _judge("transform", answers, [0, 0, 1, 2], hint)
 
 
 def margin(f):
     cases = [(5.0, 0, 0), (5.0, 0, 1), (5.0, 1, 0), (5.0, 1, 1), (0.0, 0, 1)]
-    answers = [f(*case) for case in cases]
     hint = "it is 0 where both have the same status, and changes its sign when the two are swapped"
-    _judge(
-        "margin",
-        None if None in answers else np.array(answers, float),
-        np.array([0.0, 5.0, -5.0, 0.0, 0.0]),
-        hint,
-    )
+    _judge("margin", [f(*case) for case in cases], [0.0, 5.0, -5.0, 0.0, 0.0], hint)
 
 
 def safe_optimum(f):
     logp, r, c = _tables()
     c[:, 0] = -1.0  # every prompt has a safe response
     hint = "weights pi_ref exp(r / beta), set to 0 where c > 0, then divided by the sum of each row"
-    _judge(
-        "safe optimum", f(logp, r, c, 0.5), np.exp(optimum.safe_optimal(logp, r, c, beta=0.5)), hint
-    )
+    wanted = np.exp(optimum.safe_optimal(logp, r, c, beta=0.5))
+    _judge("safe optimum", f(logp, r, c, 0.5), wanted, hint)
 
 
 def dual_step(f):
     cases = [(0.5, 0.2, 0.0, 1.0), (0.1, -0.5, 0.0, 1.0), (0.3, -0.4, -0.4, 2.0)]
-    answers = [f(*case) for case in cases]
     hint = "too costly: lambda rises; and it never falls below 0"
-    _judge(
-        "dual step",
-        None if None in answers else np.array(answers, float),
-        np.array([0.7, 0.0, 0.3]),
-        hint,
-    )
+    _judge("dual step", [f(*case) for case in cases], [0.7, 0.0, 0.3], hint)
 
 
 def label_probability(f):
@@ -132,92 +114,74 @@ def label_probability(f):
 
 def dual(f):
     logp, r, c = _tables()
-    hint = "beta times the mean over prompts of log sum pi_ref exp((r - lambda c) / beta), plus lambda times the limit"
-    answer = f(logp, r, c, 0.7, 0.5, -0.1)
+    hint = (
+        "beta times the mean over prompts of log sum pi_ref exp((r - lambda c) / beta), "
+        "plus lambda times the limit"
+    )
     wanted = optimum.dual(0.7, logp, r, c, beta=0.5, cost_limit=-0.1)
-    _judge("dual", None if answer is None else round(float(answer), 6), round(wanted, 6), hint)
+    _judge("dual", f(logp, r, c, 0.7, 0.5, -0.1), wanted, hint)
 
 
 def token_scores(f):
     w, sw, wl, sl = (np.array(x) for x in ([-1.0, -0.2], [-0.5, -0.4], [-0.3, -2.0], [-1.0, -1.0]))
-    answer = f(w, sw, wl, sl)
     hint = "chosen: score reference minus policy; rejected: policy minus score reference"
-    _judge(
-        "token scores",
-        None if answer is None else np.concatenate(answer),
-        np.array([0.5, -0.2, 0.7, -1.0]),
-        hint,
-    )
+    _judge("token scores", f(w, sw, wl, sl), [0.5, -0.2, 0.7, -1.0], hint)
 
 
 def top_share(f):
     cases = [([0.3, 0.1, 0.3, -1.0, 0.2], 0.4), ([0.0, 1.0, 1.0, 1.0, 0.5], 0.3), ([2.0, 1.0], 1.0)]
-    wanted = np.concatenate([[1, 0, 1, 0, 0], [0, 1, 1, 0, 0], [1, 1]]).astype(float)
     answers = [f(np.array(scores), keep) for scores, keep in cases]
-    missing = any(a is None for a in answers)
-    _judge(
-        "top share",
-        None if missing else np.concatenate(answers).astype(float),
-        wanted,
-        "a stable sort of -scores",
-    )
+    wanted = [1, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 1]
+    _judge("top share", answers, wanted, "a stable sort of -scores")
 
 
 def advantages(f):
     answer = f(np.array([0.5, 0.9, 0.9, -0.1, 1.0]))
-    _judge(
-        "advantages",
-        answer,
-        np.array([0.4, 0.0, -1.0, 1.1]),
-        "what each token changes: value after minus before",
-    )
+    hint = "what each token changes: value after minus before"
+    _judge("advantages", answer, [0.4, 0.0, -1.0, 1.1], hint)
 
 
 def direction(f):
     answer = f(np.array([3.0, 1.0, 0.0]), np.array([0.0, 1.0, 4.0]))
-    _judge(
-        "direction",
-        answer,
-        np.array([0.6, 0.0, -0.8]),
-        "chosen minus rejected, divided by its length",
-    )
+    _judge("direction", answer, [0.6, 0.0, -0.8], "chosen minus rejected, divided by its length")
 
 
 def gain(f):
     F, row = np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([0.0, 1.0])
-    before, after = (
-        np.linalg.slogdet(np.eye(2) + m.T @ m / 0.5)[1] for m in (F, np.vstack([F, row]))
-    )
-    answer = f(F, row, 0.5)
+    matrices = (np.eye(2) + m.T @ m / 0.5 for m in (F, np.vstack([F, row])))
+    before, after = (np.linalg.slogdet(m)[1] for m in matrices)
     hint = "log(1 + row M^-1 row / ridge) with M = I + F^T F / ridge"
-    _judge(
-        "gain", None if answer is None else round(float(answer), 6), round(after - before, 6), hint
-    )
+    _judge("gain", f(F, row, 0.5), after - before, hint)
 
 
 def first_front(f):
     points = np.array([[1.0, 5.0], [2.0, 4.0], [1.5, 3.0], [3.0, 1.0], [0.5, 0.5]])
-    answer = f(points)
-    wanted = np.array([1.0, 1.0, 0.0, 1.0, 0.0])
     hint = "a point is on it unless another one is at least as large in both, and larger in one"
-    _judge("first front", None if answer is None else np.asarray(answer, dtype=float), wanted, hint)
+    _judge("first front", f(points), [1, 1, 0, 1, 0], hint)
 
 
 def labels_needed(f):
     unsafe = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [0, 0], [1, 0]])
-    hint = "where one response is unsafe or both are, T's answer is the same whichever was called more helpful"
-    _judge("labels needed", f(unsafe), np.array([1, 0, 0, 0, 1, 0]), hint)
+    hint = (
+        "where one response is unsafe or both are, T's answer is the same "
+        "whichever was called more helpful"
+    )
+    _judge("labels needed", f(unsafe), [1, 0, 0, 0, 1, 0], hint)
 
 
 def interaction(f):
-    y = np.array([[0.61, 0.02], [0.05, 0.01]])
-    answer = f(y)
-    hint = "half the difference between the second lever's effect in the lower row and in the upper one"
-    _judge("interaction", None if answer is None else float(answer), 0.275, hint)
+    hint = (
+        "half the difference between the second lever's effect in the lower row and in the upper"
+        " one"
+    )
+    _judge("interaction", f(np.array([[0.61, 0.02], [0.05, 0.01]])), 0.275, hint)
 
 
 def margin_optimum(f):
     logp, r, c = _tables(seed=5)
-    hint = "the margin asks for delta more from safe over unsafe, so it is a reward: r - delta where c > 0"
-    wanted = optimum.lagrangian_optimal(logp, r, c > 0, lam=2.0, beta=0.5)
-    _judge("margin optimum", f(logp, r, c, 2.0, 0.5), np.exp(wanted), hint)
+    hint = (
+        "the margin asks for delta more from safe over unsafe, so it is a reward: "
+        "r - delta where c > 0"
+    )
+    wanted = np.exp(optimum.lagrangian_optimal(logp, r, c > 0, lam=2.0, beta=0.5))
+    _judge("margin optimum", f(logp, r, c, 2.0, 0.5), wanted, hint)

@@ -1,21 +1,29 @@
-"""What a run on real text names (pairs, model, scorers, prompts), opened and checked before a kernel starts."""
+"""What a run on real text names (pairs, model, scorers, prompts), opened and checked before a
+kernel starts."""
 
 from . import records
-from .settings import NEEDS_REWARD, NEEDS_SAFETY, Refusal, check_network
+from .settings import Refusal, check_network, is_world
+
+NEEDS_SAFETY = ("02_safedpo",)  # notebooks that need safety labels
+NEEDS_REWARD = ("03_cdpo_dual_gradient_descent",)  # a reward and a cost of every response
+KINDS = {  # what the settings take from outside, and what it is on a hub
+    "data": "dataset",
+    "model": "model",
+    "reward_model": "model",
+    "cost_model": "model",
+    "eval_prompts": "dataset",
+}
 
 
 def check(notebook, settings):
-    """Content hashes {parameter: hash} of what the settings name. Raises Refusal for what cannot be used."""
-    if settings["data"] == "world":
+    """Content hashes {parameter: hash} of what the settings name. Raises Refusal for what cannot be
+    used."""
+    if is_world(settings):
         return {}
     try:
         tokenizer = _check_model(settings) if settings["model"] != "scratch" else None
         _check_pairs(notebook, settings, tokenizer)
-        for kind in ("reward", "cost"):
-            if settings.get(f"{kind}_model", "kit") != "kit":
-                from ..real.scorer_checkpoints import check_scorer
-
-                check_scorer(settings[f"{kind}_model"], kind=kind)
+        _check_scorers(settings)
         if settings.get("eval_prompts"):
             _check_eval_prompts(settings, tokenizer)
     except Refusal:
@@ -23,10 +31,7 @@ def check(notebook, settings):
     except ValueError as error:
         message = str(error)
         raise Refusal(f"eval_{message}" if message.startswith("prompts=") else message) from None
-    return {
-        name: records.content(value, kind, revision)
-        for name, value, kind, revision in _named(settings)
-    }
+    return {name: records.content(*what) for name, *what in _named(settings)}
 
 
 def commits(settings):
@@ -45,22 +50,25 @@ def _named(settings):
     """(parameter, value, kind of hub id, revision) of what the settings take from outside."""
     from ..real.prompts import SETS
 
-    kinds = dict(
-        data="dataset",
-        model="model",
-        reward_model="model",
-        cost_model="model",
-        eval_prompts="dataset",
-    )
-    for name, kind in kinds.items():
-        value, revision = (
-            settings.get(name, ""),
-            settings["revision"] if name in ("data", "model") else "",
-        )
+    for name, kind in KINDS.items():
+        value = settings.get(name, "")
+        revision = settings.get("revision", "") if name in ("data", "model") else ""
         if name == "eval_prompts" and value in SETS:
             value, revision = SETS[value].hub, SETS[value].revision
         if value not in ("world", "scratch", "kit", ""):
             yield name, value, kind, revision
+
+
+def _check_model(settings):
+    """The model's tokenizer; what the model cannot do is refused."""
+    from ..real.models import check_model
+
+    asked = dict(revision=settings["revision"], template=settings.get("template", "auto"))
+    asked |= {name: settings.get(name, 0) for name in ("max_length", "new_tokens")}
+    opened = check_model(settings["model"], **asked)
+    config = opened.config
+    check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
+    return opened.tokenizer
 
 
 def _check_pairs(notebook, settings, tokenizer):
@@ -68,26 +76,30 @@ def _check_pairs(notebook, settings, tokenizer):
     from ..methods.safedpo import transform
     from ..real import read_pairs
 
-    loaded = read_pairs.load_pairs(
-        settings["data"], revision=settings["revision"], tokenizer=tokenizer
-    )
+    named = dict(revision=settings["revision"], tokenizer=tokenizer)
+    loaded = read_pairs.load_pairs(settings["data"], **named)
     training, test, _ = pairs.split_pairs(pairs.label(loaded, settings["label"]))
     training = pairs.some_of_every_source(training, settings["pairs"])
-    _check_template(
-        f"data={settings['data']}", [*training.prompt, *test.prompt], settings, tokenizer
-    )
+    prompts = [*training.prompt, *test.prompt]
+    _check_template(f"data={settings['data']}", prompts, settings, tokenizer)
     if notebook in NEEDS_SAFETY:
         transform(pairs.with_safety(training))
-    if notebook in NEEDS_REWARD:
-        unknown = lambda columns: training[list(columns)].isna().all(axis=None)
-        if settings["reward_model"] == "kit" and unknown(["better_response_id"]):
-            raise Refusal(
-                "reward_model='kit': no training pair says which response is better; name a reward model"
-            )
-        if settings["cost_model"] == "kit" and unknown(pairs.SAFE):
-            raise Refusal(
-                "cost_model='kit': no training pair has a safety label; name a cost model"
-            )
+    if notebook not in NEEDS_REWARD:
+        return
+    if settings["reward_model"] == "kit" and training.better_response_id.isna().all():
+        words = "no training pair says which response is better; name a reward model"
+        raise Refusal(f"reward_model='kit': {words}")
+    if settings["cost_model"] == "kit" and training[list(pairs.SAFE)].isna().all(axis=None):
+        words = "no training pair has a safety label; name a cost model"
+        raise Refusal(f"cost_model='kit': {words}")
+
+
+def _check_scorers(settings):
+    for kind in ("reward", "cost"):
+        if settings.get(f"{kind}_model", "kit") != "kit":
+            from ..real.scorer_checkpoints import check_scorer
+
+            check_scorer(settings[f"{kind}_model"], kind=kind)
 
 
 def _check_eval_prompts(settings, tokenizer):
@@ -98,9 +110,8 @@ def _check_eval_prompts(settings, tokenizer):
     what = f"eval_prompts={settings['eval_prompts']}"
     table = load_prompts(settings["eval_prompts"], tokenizer=tokenizer)
     if table.turns.map(len).max() > 1 and settings["template"] == "safe_rlhf":
-        raise Refusal(
-            f"{what}: has several turns, template='safe_rlhf' takes one; use template=dialogue"
-        )
+        words = "has several turns, template='safe_rlhf' takes one; use template=dialogue"
+        raise Refusal(f"{what}: {words}")
     _check_template(what, table.prompt, settings, tokenizer)
 
 
@@ -115,15 +126,3 @@ def _check_template(what, prompts, settings, tokenizer):
         templates.write_prompts(list(dict.fromkeys(prompts)), tokenizer, template)
     except ValueError as error:
         raise Refusal(f"{what}: {error}") from None
-
-
-def _check_model(settings):
-    """The model's tokenizer; what the model cannot do is refused."""
-    from ..real.models import check_model
-
-    asked = dict(revision=settings["revision"], template=settings.get("template", "auto"))
-    asked |= {name: settings.get(name, 0) for name in ("max_length", "new_tokens")}
-    opened = check_model(settings["model"], **asked)
-    config = opened.config
-    check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
-    return opened.tokenizer

@@ -15,23 +15,16 @@ from pathlib import Path
 import pandas as pd
 
 from ..engine import cache
-from . import settings as parameters
+from .settings import NOTEBOOKS, Refusal
 
 SCHEMA = 1
-# Tables of sweeps that were run once.
-COMMITTED = cache.PACKAGE.parent / "notebooks" / "tables"
+COMMITTED = NOTEBOOKS / "tables"  # of sweeps that were run once
+PARTS = "notebook run_id parameters metrics timings claims tables figures provenance".split()
 VERDICTS = ("holds", "does_not_hold", "undecided", "needs_scale")
 PACKAGES = (
-    "torch",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "papermill",
-    "matplotlib",
+    "torch transformers datasets accelerate numpy scipy scikit-learn papermill matplotlib".split()
 )
+RECENT = 2 * 10**9  # ns: a file changed so lately may change again within a tick of its clock
 
 
 def run_id(notebook, settings, contents=()):
@@ -40,17 +33,11 @@ def run_id(notebook, settings, contents=()):
 
     `contents` {parameter: hash} stands for the content of the files that settings name.
     """
-    cells = [
-        (c["cell_type"], "".join(c["source"]))
-        for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    ]
-    asked = {k: v for k, v in settings.items() if k != "out_dir"} | dict(contents)
-    return cache.digest(
-        cells,
-        asked,
-        _package(),
-        _committed("".join(text for kind, text in cells if kind == "code")),
-    )
+    book = json.loads(Path(notebook).read_text(encoding="utf-8"))
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in book["cells"]]
+    asked = {name: value for name, value in settings.items() if name != "out_dir"}
+    code = "".join(text for kind, text in cells if kind == "code")
+    return cache.digest(cells, asked | dict(contents), _package(), _committed(code))
 
 
 def _committed(source):
@@ -63,27 +50,29 @@ def _committed(source):
 
 
 def _package():
-    """Hash of what the package would do: its source, the ledger, the shipped weights, the libraries' versions."""
+    """Hash of what the package would do: its source, the ledger, the shipped weights, the versions
+    of libraries."""
     kinds, found = (".py", ".yaml", ".safetensors"), []
     for folder, _, names in os.walk(cache.PACKAGE):
         found += [os.path.join(folder, name) for name in names if name.endswith(kinds)]
     stats = [(name, os.stat(name)) for name in sorted(found)]
-    return cache.digest(
-        _read_package(tuple((n, s.st_mtime_ns, s.st_size) for n, s in stats)),
-        cache.library_versions(),
-    )
+    files = tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+    return cache.digest(_read_package(files), cache.library_versions())
 
 
 @once
 def _read_package(files):
-    """Hash of the files' bytes, read again only where one has changed: a sweep asks for every run."""
+    """Hash of the files' bytes, read again only where one has changed: a sweep asks for every
+    run."""
+    names = [name for name, *_ in files]
     return cache.digest(
-        [(os.path.relpath(name, cache.PACKAGE), Path(name).read_bytes()) for name, *_ in files]
+        [(os.path.relpath(name, cache.PACKAGE), Path(name).read_bytes()) for name in names]
     )
 
 
 def content(name, kind="model", revision=""):
-    """Hash of what a parameter names: local files by content, a hub id by its name and commit, all else by its name.
+    """Hash of what a parameter names: local files by content, a hub id by its name and commit, all
+    else by its name.
 
     `kind` is that of a hub id: a model is one path; data may be several as `name=path,name=path`.
     Of a folder the paths inside it count too, of data also the name that becomes the rows'
@@ -96,9 +85,8 @@ def content(name, kind="model", revision=""):
     for label, path in sources(name) if kind == "dataset" else [("", str(name))]:
         if Path(path).is_dir():
             own = Path(path).resolve().stem if kind == "dataset" else ""
-            out.append(
-                [label or own, [[inner, _content_hash(file)] for inner, file in _files(path)]]
-            )
+            files = [[inner, _content_hash(file)] for inner, file in _files(path)]
+            out.append([label or own, files])
         elif Path(path).is_file():
             out.append([label, [Path(path).name, _content_hash(path)]])
         else:
@@ -119,11 +107,6 @@ def _files(folder, above=()):
     return found
 
 
-RECENT = (
-    2 * 10**9
-)  # ns: a file that changed so lately may change again within one tick of its clock
-
-
 def _content_hash(file):
     """Hash of a file's bytes, read again only where it may have changed.
 
@@ -137,8 +120,7 @@ def _content_hash(file):
 
 @once
 def _file_hash(file, *stat):
-    """Hash of a file's bytes, read in parts (weights are large); `stat` says of which state of the
-    file."""
+    """Hash of a file's bytes, read in parts (weights are large); `stat` tells its states apart."""
     h = hashlib.sha256()
     with open(file, "rb") as stream:
         while part := stream.read(2**24):
@@ -146,41 +128,26 @@ def _file_hash(file, *stat):
     return h.hexdigest()
 
 
-def write(
-    folder, *, notebook, run_id, parameters, metrics, timings, claims, tables, figures, provenance
-):
-    """Check and write `record.json` as the last file of a run's folder. Raises ValueError on a bad entry."""
-    for kind, values in (("metrics", metrics), ("timings", timings)):
-        for name, value in values.items():
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not math.isfinite(value)
-            ):
-                raise ValueError(
-                    f"{kind}[{name!r}] = {value!r}: a record holds finite numbers only"
-                )
-    for claim in claims:
+def write(folder, **parts):
+    """Check and write `record.json`, the last file of a run's folder, from its PARTS.
+
+    Raises ValueError for a part too few or too many, and for a bad entry.
+    """
+    if set(parts) != set(PARTS):
+        raise ValueError(f"a record has the parts {', '.join(PARTS)}; given are {', '.join(parts)}")
+    for kind in ("metrics", "timings"):
+        for name, value in parts[kind].items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                what = f"{kind}[{name!r}] = {value!r}"
+                raise ValueError(f"{what}: a record holds finite numbers only")
+    for claim in parts["claims"]:
         if claim["verdict"] not in VERDICTS:
-            raise ValueError(
-                f"claim {claim['id']}: verdict {claim['verdict']!r} is none of {VERDICTS}"
-            )
-    record = dict(
-        schema=SCHEMA,
-        status="complete",
-        notebook=notebook,
-        run_id=run_id,
-        parameters=parameters,
-        metrics=metrics,
-        timings=timings,
-        claims=claims,
-        tables=tables,
-        figures=figures,
-        provenance=provenance,
-    )
-    beside = Path(folder) / "record.json.partial"
-    beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, Path(folder) / "record.json")
+            what = f"verdict {claim['verdict']!r}"
+            raise ValueError(f"claim {claim['id']}: {what} is none of {VERDICTS}")
+    record = {"schema": SCHEMA, "status": "complete"} | {name: parts[name] for name in PARTS}
+    text = json.dumps(record, indent=1, allow_nan=False)
+    cache.write_whole(Path(folder) / "record.json", text + "\n")
     return record
 
 
@@ -190,13 +157,11 @@ def read(folder):
         record = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    listed = isinstance(record, dict) and [*record.get("tables", []), *record.get("figures", [])]
-    whole = (
-        listed is not False
-        and record.get("status") == "complete"
-        and record.get("schema") == SCHEMA
-    )
-    return record if whole and all((Path(folder) / name).is_file() for name in listed) else None
+    if not isinstance(record, dict) or record.get("status") != "complete":
+        return None
+    files = [*record.get("tables", []), *record.get("figures", [])]
+    whole = record.get("schema") == SCHEMA and all((Path(folder) / f).is_file() for f in files)
+    return record if whole else None
 
 
 def provenance(*, device="cpu", data_hash, reference_hash, **more):
@@ -218,12 +183,12 @@ def provenance(*, device="cpu", data_hash, reference_hash, **more):
 
 
 def git_commit():
-    """Commit of the checkout that the package lies in, `-dirty` where it was changed; "" outside one."""
-    ask = lambda *words: subprocess.run(
-        ["git", *words], cwd=cache.PACKAGE.parent, capture_output=True, text=True, timeout=20
-    )
+    """Commit of the checkout that the package lies in, `-dirty` where it was changed; "" outside
+    one."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    where = dict(cwd=cache.PACKAGE.parent, capture_output=True, text=True, timeout=20)
     try:
-        commit = ask("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+        commit = subprocess.run(words, **where)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return commit.stdout.strip() if commit.returncode == 0 else ""
@@ -232,17 +197,16 @@ def git_commit():
 def _cpu():
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
+        model = next(line for line in lines if line.startswith("model name"))
+        return model.split(":", 1)[1].strip()
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
 def committed(name):
-    """A committed table of a sweep that was run once. Raises Refusal where the project's folder is not at hand."""
+    """A committed table of a sweep that was run once. Raises Refusal where the project's folder is
+    not at hand."""
     if not (COMMITTED / name).is_file():
-        raise parameters.Refusal(
-            f"table={name!r}: {COMMITTED} holds none; run the notebook from a clone of the project"
-        )
+        fix = "run the notebook from a clone of the project"
+        raise Refusal(f"table={name!r}: {COMMITTED} holds none; {fix}")
     return pd.read_csv(COMMITTED / name)

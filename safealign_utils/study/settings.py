@@ -1,329 +1,161 @@
 """Parameters of the notebooks: names, types, ranges, profiles, and how a refusal reads.
 
-The parameters cell of a notebook says which names it has, their types and defaults; the tables here say
-which values make sense and what 0 or "" means in a profile. Everything is checked before a kernel starts,
-and again inside the notebook, so that plain papermill and JupyterLab are safe too.
+The parameters cell of a notebook says which of FIELDS it has, and their defaults. 0, "" or []
+stands for what the profile says (`notebooks/profiles/small.yaml` or `full.yaml`). Everything is
+checked before a kernel starts, and again inside the notebook, so that plain papermill and
+JupyterLab are safe too.
 """
 
 import ast
 import difflib
+import functools
 import json
 import os
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from . import strict_yaml
 
-WORLD_ONLY = {  # notebooks that need the made world, and why
-    "00_the_world": "it is about the made world",
-    "06_one_loss_four_levers": "it holds every combination against exact optima, which only the world has",
-}
-ONE_PIECE = (
-    "00_the_world",
-)  # notebooks of which little belongs to a seed: no use in splitting them
-NEEDS_SAFETY = ("02_safedpo",)  # notebooks that need safety labels
-NEEDS_REWARD = (
-    "03_cdpo_dual_gradient_descent",
-)  # and those that need a reward and a cost of every response
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Type name, test and the words for what is allowed; `profile` marks 0 or "" as "what the profile says"."""
-
-    type: str
-    test: object = None
-    words: str = ""
-    profile: bool = False
-
-
-def is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _one_of(*names, profile=False):
-    return Rule("str", lambda v: v in names, "one of " + ", ".join(names), profile)
-
-
-_ANY = Rule("str")
-_COUNT = Rule("int", lambda v: v > 0, "a whole number above 0 (0: the profile's)", True)
-_POSITIVE = Rule("float", lambda v: 0 < v < float("inf"), "a number above 0")
-_NUMBERS = Rule(
-    "list",
-    lambda v: all(is_number(b) and 0 < b < float("inf") for b in v),
-    "numbers above 0, as [0.5, 1.0]",
-    True,
-)
-_FROM_ZERO = Rule(
-    "list",
-    lambda v: all(is_number(b) and 0 <= b < float("inf") for b in v),
-    "numbers, 0 or above, as [0.0, 5.0]",
-    True,
-)
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+ONE_PIECE = ("00_the_world",)  # of which little belongs to a seed: no use in splitting it
+PATHS = ("data", "model", "reward_model", "cost_model", "eval_prompts")  # may name files
 SCORE_REFERENCES = ("weaker", "equal", "aligned", "larger", "optimum")
-TOKEN_RULES = (
-    "signed",
-    "random",
-    "beta",
-    "oracle",
-    "inverted",
-    "absolute",
-    "frozen",
-    "chosen",
-    "rejected",
-    "shuffled",
-    "choices",
-    "rho",
-    "sepo",
-    "tis",
-    "averaged",
-    "plain",
+TOKEN_RULES = tuple(
+    "signed random beta oracle inverted absolute frozen chosen rejected shuffled choices rho sepo "
+    "tis averaged plain".split()
 )
-SELECTIONS = (
-    "random",
-    "random_copies",
-    "dog",
-    "dog_d",
-    "literal",
-    "log_det",
-    "sharp_log_det",
-    "safety_log_det",
-    "k_means",
-    "facility",
-    "k_centre",
-    "largest_margin",
-    "smallest_margin",
-    "easiest_half",
-    "stratified",
-    "all_epochs",
-    "ablation",
+SELECTIONS = tuple(
+    "random random_copies dog dog_d literal log_det sharp_log_det safety_log_det k_means facility "
+    "k_centre largest_margin smallest_margin easiest_half stratified all_epochs ablation".split()
 )
-METHODS = (
-    "dpo",
-    "dpo_harmless",
-    "dpo_safebetter",
-    "safedpo",
-    "safedpo_delta",
-    "bfpo",
-    "modpo",
-    "sacpo",
-    "mocan",
-    "cdpo",
-    "cdpo_coin",
-    "selective",
-    "dog_d_dpo",
-    "dog_d_safedpo",
-    "ppo_lagrangian",
+METHODS = tuple(
+    "dpo dpo_harmless dpo_safebetter safedpo safedpo_delta bfpo modpo sacpo mocan cdpo cdpo_coin "
+    "selective dog_d_dpo dog_d_safedpo ppo_lagrangian".split()
 )
+
+
+class Refusal(ValueError):
+    """A parameter that cannot be used: the message names it, its value and the fix."""
+
+
+# ---------------------------------------------------------------- the table of parameters
+def _int(words, **limits):
+    return Annotated[int, Field(description=words, **limits)]
+
+
+def _float(words, **limits):
+    return Annotated[float, Field(description=words, allow_inf_nan=False, **limits)]
+
+
+def _text(words, **limits):
+    return Annotated[str, Field(description=words, **limits)]
+
+
+def _list(item, words):
+    return Annotated[list[item], Field(description=words)]
+
+
+def _one_of(*names, or_profile=False):
+    words = "one of " + ", ".join(names)
+    return Annotated[Literal[names + ("",) * or_profile], Field(description=words)]
 
 
 def _names(known):
-    return Rule(
-        "list", lambda v: all(x in known for x in v), "names among " + ", ".join(known), True
-    )
+    return _list(Literal[known], "names among " + ", ".join(known))
 
 
-_SHARES = Rule(
-    "list", lambda v: all(is_number(x) and 0 < x <= 1 for x in v), "shares above 0, up to 1", True
-)
-_RANK = Rule("int", lambda v: v >= 1, "a whole number, at least 1")
-RULES = {
+_COUNT = _int("a whole number above 0 (0: the profile's)", ge=0)
+_FACTOR = _float("a number above 0 (0: the profile's)", ge=0)
+_ABOVE = _float("a number above 0", gt=0)
+_FROM_ZERO = _float("a number, 0 or above", ge=0)
+_SHARE = _float("a share above 0, up to 1", gt=0, le=1)
+_DUAL_LR = _float("a number above 0, at most 1000", gt=0, le=1000)
+_LIMIT = _float("a finite number")
+_ABOVES = _list(_ABOVE, "numbers above 0, as [0.5, 1.0]")
+_FROM_ZEROS = _list(_FROM_ZERO, "numbers, 0 or above, as [0.0, 5.0]")
+_SHARES = _list(_SHARE, "shares above 0, up to 1")
+_RANK = _int("a whole number, at least 1", ge=1)
+_SCORER = _text("kit, a folder or a hub id", min_length=1)
+FIELDS = {
     "profile": _one_of("small", "full"),
-    "seed": Rule("int", lambda v: 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
+    "seed": _int("a whole number from 0 to 2147483647", ge=0, lt=2**31),
     "seeds": _COUNT,
-    "beta": _POSITIVE,
+    "beta": _ABOVE,
     "steps": _COUNT,
     "pairs": _COUNT,
     "batch_size": _COUNT,
-    "learning_rate": Rule(
-        "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
-    ),
-    "dtype": _one_of("float64", "float32", "bfloat16", profile=True),
-    "model": Rule("str", bool, "world, scratch, a folder or a hub id"),
-    "revision": _ANY,
-    "data": Rule("str", bool, "world, a file, a hub id, or several as name=path,name=path"),
+    "learning_rate": _FACTOR,
+    "dtype": _one_of("float64", "float32", "bfloat16", or_profile=True),
+    "model": _text("world, scratch, a folder or a hub id", min_length=1),
+    "revision": _text("the revision of a hub model or data set"),
+    "data": _text("world, a file, a hub id, or several as name=path,name=path"),
     "label": _one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
     "template": _one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
-    "max_length": Rule(
-        "int", lambda v: v >= 16, "a whole number of tokens, at least 16 (0: the profile's)", True
-    ),
+    "max_length": _int("a whole number of tokens, at least 16 (0: the profile's)", ge=0),
     "device": _one_of("auto", "cpu", "cuda"),
-    "accumulate": Rule("int", lambda v: v >= 1, "a whole number of parts, at least 1"),
-    "checkpointing": Rule("bool"),
-    "lora": Rule("int", lambda v: v >= 0, "the rank of the adapters, 0 for all weights"),
-    "out_dir": _ANY,
-    "betas": _NUMBERS,
+    "accumulate": _int("a whole number of parts, at least 1", ge=1),
+    "checkpointing": Annotated[bool, Field(description="true or false")],
+    "lora": _int("the rank of the adapters, 0 for all weights", ge=0),
+    "out_dir": _text("a folder"),
+    "betas": _ABOVES,
     "labels": _one_of("hard", "soft"),
     "pair_shares": _SHARES,
-    "step_factors": _NUMBERS,
-    "leak_weight": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
-    "delta": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
-    "deltas": _FROM_ZERO,
-    "length_factors": _NUMBERS,
-    "recipe_factor": Rule(
-        "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
-    ),
+    "step_factors": _ABOVES,
+    "leak_weight": _FROM_ZERO,
+    "delta": _FROM_ZERO,
+    "deltas": _FROM_ZEROS,
+    "length_factors": _ABOVES,
+    "recipe_factor": _FACTOR,
     "ppo_iterations": _COUNT,
-    "kl_coeffs": _NUMBERS,
-    "cost_limit": Rule("float", lambda v: abs(v) < float("inf"), "a finite number"),
-    "cost_limits": Rule(
-        "list", lambda v: all(is_number(x) and abs(x) < float("inf") for x in v), "numbers", True
-    ),
-    "clipped_limits": _NUMBERS,
-    "dual_lr": Rule("float", lambda v: 0 < v <= 1000, "a number above 0, at most 1000"),
-    "dual_lrs": Rule(
-        "list",
-        lambda v: all(is_number(b) and 0 < b <= 1000 for b in v),
-        "numbers above 0, to 1000",
-        True,
-    ),
+    "kl_coeffs": _ABOVES,
+    "cost_limit": _LIMIT,
+    "cost_limits": _list(_LIMIT, "numbers"),
+    "clipped_limits": _ABOVES,
+    "dual_lr": _DUAL_LR,
+    "dual_lrs": _list(_DUAL_LR, "numbers above 0, to 1000"),
     "rounds": _COUNT,
     "round_steps": _COUNT,
     "relabel": _one_of("coin", "argmax", "soft"),
-    "reward_model": Rule("str", bool, "kit, a folder or a hub id"),
-    "cost_model": Rule("str", bool, "kit, a folder or a hub id"),
+    "reward_model": _SCORER,
+    "cost_model": _SCORER,
     "scorer_steps": _COUNT,
-    "scorer_rate": Rule(
-        "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
-    ),
-    "eval_prompts": _ANY,
+    "scorer_rate": _FACTOR,
+    "eval_prompts": _text("a set of prompts, a file, or name=path"),
     "eval_size": _COUNT,
     "new_tokens": _COUNT,
-    "temperature": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 (greedy) or above"),
+    "temperature": _float("a number, 0 (greedy) or above", ge=0),
     "round_samples": _COUNT,
-    "lambdas": _FROM_ZERO,
-    "cost_samples": Rule(
-        "list",
-        lambda v: all(is_number(x) and x >= 1 and x == int(x) for x in v),
-        "whole numbers",
-        True,
-    ),
-    "keep": Rule("float", lambda v: 0 < v <= 1, "a share of tokens above 0, up to 1"),
+    "lambdas": _FROM_ZEROS,
+    "cost_samples": _list(_float("", ge=1, multiple_of=1), "whole numbers"),
+    "keep": _float("a share of tokens above 0, up to 1", gt=0, le=1),
     "keeps": _SHARES,
     "score_reference": _one_of(*SCORE_REFERENCES),
     "score_references": _names(SCORE_REFERENCES),
     "token_rules": _names(TOKEN_RULES),
-    "label_noise": Rule(
-        "float", lambda v: 0 <= v <= 0.5, "a share of flipped labels, from 0 to 0.5"
-    ),
+    "label_noise": _float("a share of flipped labels, from 0 to 0.5", ge=0, le=0.5),
     "world_size": _one_of("default", "large"),
-    "budget": Rule("float", lambda v: 0 < v <= 1, "a share of pairs above 0, up to 1"),
+    "budget": _float("a share of pairs above 0, up to 1", gt=0, le=1),
     "budgets": _SHARES,
-    "layer": Rule("int"),
+    "layer": _int("a layer of the network"),
     "pooling": _one_of("mean", "last"),
     "anchor_rank": _RANK,
     "residual_rank": _RANK,
-    "ridge": _POSITIVE,
+    "ridge": _ABOVE,
     "pool": _one_of("near", "exact", "spread"),
     "selections": _names(SELECTIONS),
     "methods": _names(METHODS),
 }
-# `full` holds the headline cell of each notebook; the larger grids are files in notebooks/sweeps.
-PROFILES = {
-    "small": dict(
-        seeds=1,
-        dtype="float64",
-        pairs=1500,
-        steps=60,
-        batch_size=32,
-        learning_rate=3e-3,
-        max_length=256,
-        betas=[0.5, 1.0],
-        pair_shares=[0.25, 1.0],
-        step_factors=[1.0],
-        deltas=[0.0, 5.0],
-        length_factors=[1.0],
-        recipe_factor=1.0,
-        ppo_iterations=2,
-        kl_coeffs=[],
-        rounds=5,
-        round_steps=20,
-        cost_limits=[0.0],
-        clipped_limits=[0.05],
-        dual_lrs=[],
-        lambdas=[1.0],
-        cost_samples=[],
-        keeps=[0.4],
-        score_references=["weaker", "equal", "aligned", "optimum"],
-        token_rules=[*TOKEN_RULES[:7], "shuffled", "choices", "rho", "plain"],
-        budgets=[0.11],
-        selections=[r for r in SELECTIONS if r not in ("easiest_half", "all_epochs")],
-        scorer_steps=60,
-        scorer_rate=1e-3,
-        eval_size=32,
-        new_tokens=48,
-        round_samples=32,
-        methods=["dpo", "safedpo", "cdpo", "dog_d_safedpo"],
-    ),
-    "full": dict(
-        seeds=3,
-        dtype="float32",
-        pairs=6000,
-        steps=200,
-        batch_size=32,
-        learning_rate=3e-3,
-        max_length=256,
-        betas=[0.25, 0.5, 2.0],
-        pair_shares=[0.25, 1.0],
-        step_factors=[1.0],
-        deltas=[0.0, 5.0, 20.0],
-        length_factors=[1.0],
-        recipe_factor=1.0,
-        ppo_iterations=60,
-        kl_coeffs=[],
-        rounds=8,
-        round_steps=100,
-        cost_limits=[0.0],
-        clipped_limits=[0.05],
-        dual_lrs=[],
-        lambdas=[1.0],
-        cost_samples=[],
-        keeps=[0.4],
-        score_references=["weaker", "equal", "aligned", "optimum"],
-        token_rules=["signed", "random", "oracle", "frozen", "shuffled"],
-        budgets=[0.11],
-        selections=["random", "dog", "dog_d", "literal", "log_det", "k_means", "stratified"],
-        scorer_steps=200,
-        scorer_rate=1e-3,
-        eval_size=200,
-        new_tokens=128,
-        round_samples=200,
-        methods=list(METHODS),
-    ),
-}
-SHORTER = {
-    ("small", "01_dpo_basics"): dict(steps=40),
-    ("small", "02_safedpo"): dict(pairs=400, steps=12),
-    ("small", "03_cdpo_dual_gradient_descent"): dict(pairs=400, steps=12, round_steps=10),
-    ("small", "04_selective_dpo_token_scoring"): dict(pairs=400, steps=12),
-    ("small", "05_dog_selection"): dict(pairs=480, steps=12),
-    ("small", "06_one_loss_four_levers"): dict(pairs=320, steps=8),
-}  # notebooks with many trainings
-__all__ = [
-    "NEEDS_SAFETY",
-    "PROFILES",
-    "RULES",
-    "SHORTER",
-    "WORLD_ONLY",
-    "Refusal",
-    "collect",
-    "from_notebook",
-    "read_cell",
-    "resolve",
-]
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
-PATHS = (
-    "data",
-    "model",
-    "reward_model",
-    "cost_model",
-    "eval_prompts",
-)  # may name files and folders
-# What `-p` takes for a number: Python's own int() and float() take 1_000, 007, blanks and the digits of any script.
-INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+# What `-p` takes for a number: Python's own int() and float() take 1_000, 007, blanks and the
+# digits of any script. nan and inf are for the parameter's own range to refuse.
+PLAIN = {
+    "int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
+    "float": re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|nan|-?inf"),
+}
 FORMS = {
     "int": "a whole number in plain digits, as 10",
     "float": "a number in plain digits, as 0.5",
@@ -332,109 +164,152 @@ FORMS = {
 }
 
 
-class Refusal(ValueError):
-    """A parameter that cannot be used: the message names it, its value and the fix."""
+def kind(name):
+    """The type of a parameter by its name, as a parameters cell writes it: "float"."""
+    plain = get_args(FIELDS[name])[0]
+    return "str" if get_origin(plain) is Literal else (get_origin(plain) or plain).__name__
 
 
-def _plain(value):
-    return value if isinstance(value, (int, float, str, bool)) else repr(value)
+@functools.cache
+def _adapter(name):
+    return TypeAdapter(FIELDS[name])
+
+
+def checked(name, value, where=""):
+    """A value as the type of its parameter, held against its range; nothing twice in a list.
+
+    Raises Refusal, in which `where` names the file that the value is from.
+    """
+    try:
+        value = _adapter(name).validate_python(value, strict=True)
+    except ValidationError as error:
+        why = _why(name, value, error.errors()[0])
+        raise Refusal(f"{name}={value!r}{where}: {why}") from None
+    return list(dict.fromkeys(value)) if kind(name) == "list" else value
+
+
+def _why(name, value, error):
+    """What is wrong with a value, and the fix."""
+    wanted = kind(name)
+    if value is None:
+        return "has no value; give one, or leave the line out"
+    if type(value) is int and abs(value) > sys.float_info.max:
+        return "is too large; write a smaller number"
+    if error["loc"] or not error["type"].endswith("_type"):
+        return f"must be {_words(name)}"
+    fix = "write it in quotes" if wanted == "str" else f"write {FORMS[wanted]}"
+    if isinstance(value, str):
+        fix += ", without quotes"
+    return f"must be of type {wanted}, is {type(value).__name__}; {fix}"
+
+
+def _words(name):
+    """What a parameter may be, in words."""
+    return FIELDS[name].__metadata__[0].description
 
 
 # ---------------------------------------------------------------- the parameters cell
 def read_cell(notebook):
     """The parameters of a notebook file: {name: (type name, default)}.
 
-    Raises Refusal unless exactly one code cell carries the tag `parameters` and holds annotated literals only.
+    Raises Refusal unless exactly one code cell carries the tag `parameters` and holds annotated
+    literals only. (papermill's `inspect_notebook` takes derived values and passes in silence over
+    a line with a second `=`.)
     """
-    try:
-        cells = [
-            c
-            for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-            if c["cell_type"] == "code"
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"notebook={str(notebook)!r}: not a readable notebook ({error})") from None
-    tags = [c.get("metadata", {}).get("tags", []) for c in cells]
-    found = [c for c, t in zip(cells, tags) if "parameters" in t]
-    if len(found) != 1:
-        near = [t for tag in tags for t in tag if t.lower() == "parameters" and t != "parameters"]
-        fix = (
-            f"rename its tag {near[0]!r} to 'parameters'"
-            if near
-            else "tag exactly one cell 'parameters'"
-        )
-        raise Refusal(
-            f"notebook={Path(notebook).name}: {len(found)} cells are tagged 'parameters'; {fix}"
-        )
-    source, out = "".join(found[0]["source"]), {}
+    file, out = Path(notebook).name, {}
+    source = _tagged_source(Path(notebook))
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
-        raise Refusal(
-            f"notebook={Path(notebook).name}: the parameters cell is no Python ({error.msg}, line {error.lineno})"
-        ) from None
+        where = f"({error.msg}, line {error.lineno})"
+        raise Refusal(f"notebook={file}: the parameters cell is no Python {where}") from None
     for node in body:
-        plain = (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and isinstance(node.annotation, ast.Name)
-        )
         try:
-            if not plain or node.annotation.id not in TYPES or node.value is None:
-                raise ValueError
-            value = ast.literal_eval(node.value)
-        except ValueError:
+            name, annotation, value = node.target.id, node.annotation.id, node.value
+            out_of_place = annotation not in TYPES
+            value = ast.literal_eval(value)
+        except (AttributeError, ValueError):
+            out_of_place = True
+        if out_of_place:
             line = ast.get_source_segment(source, node)
             raise Refusal(
-                f"notebook={Path(notebook).name}: {line!r} in the parameters cell is not `name: type = literal`; "
+                f"notebook={file}: {line!r} in the parameters cell is not `name: type = literal`; "
                 "derive values below it"
-            ) from None
-        if node.target.id in out:
-            raise Refusal(
-                f"notebook={Path(notebook).name}: {node.target.id} is given twice in the parameters cell"
             )
-        out[node.target.id] = (node.annotation.id, value)
+        if name in out:
+            raise Refusal(f"notebook={file}: {name} is given twice in the parameters cell")
+        out[name] = (annotation, value)
     return out
 
 
-# ---------------------------------------------------------------- values given
-def collect(cell, given, files=()):
-    """Merge parameter files (YAML) and `-p` texts over a cell's defaults, checked: {name: value}.
+def _tagged_source(notebook):
+    """The source of the one code cell that is tagged `parameters`."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        words = f"not a readable notebook ({error})"
+        raise Refusal(f"notebook={str(notebook)!r}: {words}") from None
+    tags = [cell.get("metadata", {}).get("tags", []) for cell in code]
+    found = [cell for cell, its in zip(code, tags) if "parameters" in its]
+    if len(found) != 1:
+        near = [tag for its in tags for tag in its if tag.lower() == "parameters" != tag]
+        fix = f"rename its tag {near[0]!r} to 'parameters'" if near else ""
+        fix = fix or "tag exactly one cell 'parameters'"
+        raise Refusal(
+            f"notebook={notebook.name}: {len(found)} cells are tagged 'parameters'; {fix}"
+        )
+    return "".join(found[0]["source"])
 
-    A later file wins over an earlier one, and `-p`, which may name a parameter once, over all
-    files.
+
+# ---------------------------------------------------------------- values given
+def collect(cell, given, files=(), notebook="the notebook"):
+    """Merge parameter files (YAML) and `-p` texts over a cell's defaults: {name: value}.
+
+    A later file wins over an earlier one, and `-p`, of which the last one of a name wins, over all
+    files. `notebook` is named where a parameter is refused that only others have.
     """
     values = {name: default for name, (_, default) in cell.items()}
     for file in files:
-        try:
-            loaded = strict_yaml.read(file)
-        except ValueError as error:
-            raise Refusal(f"-f {error}") from None
-        loaded = {} if loaded is None else loaded
-        if not isinstance(loaded, dict):
-            raise Refusal(f"-f {file}: holds no names; write one `name: value` a line")
-        others = [
-            name for name in loaded if name in RULES and name not in cell
-        ]  # one profile serves several notebooks
-        if others:
-            print(
-                f"-f {file}: left out, as other notebooks have them: {', '.join(others)}",
-                file=sys.stderr,
-            )
-        for name, value in loaded.items():
-            if name not in others:
-                values[name] = _typed(name, value, _known(name, cell), f" in {file}")
-    for name, text in given:  # the last one wins, as on every command line
-        values[name] = _parse(name, text, _known(name, cell))
+        values |= _of_file(file, cell, notebook)
+    for name, text in given:
+        _check_name(name, text, cell, notebook)
+        values[name] = _parse(name, text)
     return {name: _at_home(value) if name in PATHS else value for name, value in values.items()}
 
 
-def _at_home(value):
-    """`~/` at the start of each path that a value names, as a shell writes it out: it leaves `-p
-    data=~/file` alone."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"(?:^|(?<=[=,]))~(?=/)", lambda _: os.path.expanduser("~"), value)
+def _of_file(file, cell, notebook):
+    """The values of a parameter file. One file may serve several notebooks, so that what others
+    have is left out and said; not so what the run would be about."""
+    try:
+        loaded = strict_yaml.read(file)
+    except ValueError as error:
+        raise Refusal(f"-f {error}") from None
+    loaded = {} if loaded is None else loaded
+    if not isinstance(loaded, dict):
+        raise Refusal(f"-f {file}: holds no names; write one `name: value` a line")
+    others = [n for n in loaded if n in FIELDS and n not in (*cell, "data", "model")]
+    if others:
+        words = f"left out, as other notebooks have them: {', '.join(others)}"
+        print(f"-f {file}: {words}", file=sys.stderr)
+    own = {name: value for name, value in loaded.items() if name not in others}
+    for name, value in own.items():
+        _check_name(name, value, cell, notebook)
+    return {name: checked(name, value, f" in {file}") for name, value in own.items()}
+
+
+def _check_name(name, value, cell, notebook):
+    """Refuse a name that the notebook does not have: with the notebooks that do, or the nearest."""
+    if name == "out_dir":
+        raise Refusal("out_dir: the runner sets it; use --out FOLDER")
+    if name in cell:
+        return
+    numbered = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")) if name in FIELDS else []
+    if have := [path.stem for path in numbered if name in read_cell(path)]:
+        words = f"{', '.join(have)} {'has' if len(have) == 1 else 'have'}"
+        raise Refusal(f"{name}={value!r}: {notebook} has no parameter {name}; {words}")
+    shown = name if name.isidentifier() else repr(name)
+    raise Refusal(f"{shown}: the notebook has no such parameter; {nearest(name, cell)}")
 
 
 def nearest(name, known):
@@ -444,168 +319,138 @@ def nearest(name, known):
     return f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(known)
 
 
-def _known(name, cell):
-    """The type of a parameter that the notebook has; a refusal names the nearest one."""
-    if name not in cell:
-        shown = name if name.isidentifier() else repr(name)
-        raise Refusal(f"{shown}: the notebook has no such parameter; {nearest(name, cell)}")
-    if name == "out_dir":
-        raise Refusal("out_dir: the runner sets it; use --out FOLDER")
-    return cell[name][0]
+def _at_home(value):
+    """`~/` at the start of each path that a value names, as a shell writes it out: it leaves `-p
+    data=~/file` alone."""
+    home = os.path.expanduser("~")
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(?:^|(?<=[=,]))~(?=/)", lambda _: home, value)
 
 
-def _parse(name, text, kind):
-    """The text of `-p name=text` as the annotated type."""
+def _parse(name, text):
+    """The text of `-p name=text` as the type of the parameter."""
+    wanted = kind(name)
     try:
-        if kind in ("int", "float"):
-            plain = (INT if kind == "int" else FLOAT).fullmatch(text)
-            if not plain and text not in (
-                "nan",
-                "inf",
-                "-inf",
-            ):  # those are for the parameter's own rule to refuse
-                raise ValueError
-            return TYPES[kind](text)
-        if kind == "bool":
+        if wanted in PLAIN:
+            return TYPES[wanted](PLAIN[wanted].fullmatch(text)[0])
+        if wanted == "bool":
             return {"true": True, "false": False}[text.lower()]
-        if kind == "list":
-            if not text.strip():
-                raise ValueError
-            names = [word.strip() for word in text.split(",")]
-            if all(word.isidentifier() for word in names):
-                return names
-            value = json.loads(text if text.lstrip().startswith("[") else f"[{text}]")
-            return [
-                float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value
-            ]
-        return text
-    except (ValueError, KeyError, OverflowError, RecursionError):
-        raise Refusal(f"{name}={text!r}: must be {FORMS[kind]}") from None
+        return _parse_list(text) if wanted == "list" else text
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Refusal(f"{name}={text!r}: must be {FORMS[wanted]}") from None
 
 
-def _typed(name, value, kind, where=""):
-    """A typed value (from YAML, or from inside a notebook) held against its annotation."""
-    try:
-        if kind == "float" and is_number(value):
-            return float(value)
-        if kind == "list" and isinstance(value, (list, tuple)):
-            if texts := [v for v in value if isinstance(v, str) and FLOAT.fullmatch(v)]:
-                raise Refusal(
-                    f"{name}={value!r}{where}: {texts[0]!r} is text{_number_fix(texts[0])}"
-                )
-            return [
-                float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value
-            ]
-    except OverflowError:
-        raise Refusal(f"{name}={value!r}{where}: is too large; write a smaller number") from None
-    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, TYPES[kind]):
-        fix = f"; write {FORMS[kind]}" if kind in FORMS else "; write it in quotes"
-        if value is None:
-            fix = "; give a value, or leave the line out"
-        elif isinstance(value, str) and (FLOAT if kind == "float" else INT).fullmatch(value):
-            fix = _number_fix(value)
-        elif (
-            isinstance(value, str)
-            and kind in ("int", "float")
-            and re.fullmatch(r"[-+]?[0-9]+", value)
-        ):
-            fix = "; write it without quotes or leading zeros"
-        raise Refusal(
-            f"{name}={value!r}{where}: must be of type {kind}, is {type(value).__name__}{fix}"
-        )
-    return value
-
-
-def _number_fix(text):
-    """How a number that YAML 1.1 takes for text is written: 1e-3 as 1.0e-3, +.5 as 0.5."""
-    mantissa, e, exponent = text.lower().partition("e")
-    if not e and mantissa.lstrip("+-")[:1] != ".":
-        return "; write it without quotes"
-    sign = "-" if mantissa.startswith("-") else ""
-    whole, _, decimals = mantissa.lstrip("+-").partition(".")
-    power = (exponent if exponent[0] in "+-" else f"+{exponent}") if e else ""
-    return f"; YAML reads {text} as text: write {sign}{whole or 0}.{decimals or 0}{e}{power}"
+def _parse_list(text):
+    """A JSON list, its brackets or the quotes of its names left out or not."""
+    names = [word.strip() for word in text.split(",")]
+    if all(word.isidentifier() for word in names):
+        return names
+    text = text.strip()
+    return json.loads(text if text[:1] in ("[", "") else f"[{text}]", parse_int=float)
 
 
 # ---------------------------------------------------------------- settings
-def resolve(values, notebook=""):
-    """Check types and ranges and fill in the profile: the resolved settings, a dict. Raises Refusal.
+def profile(name, notebook=""):
+    """{parameter: value} of a profile; a notebook may have its own values in it. Raises Refusal."""
+    file = NOTEBOOKS / "profiles" / f"{name}.yaml"
+    try:
+        values = strict_yaml.read(file)
+    except ValueError as error:
+        raise Refusal(f"profile={name!r}: {error}; run from a clone of the project") from None
+    own = values.pop("notebooks", {})
+    values |= own.get(notebook, {})
+    if unknown := [n for n in values if n not in FIELDS]:
+        raise Refusal(f"profile={name!r}: {file} has {unknown[0]!r}; {nearest(unknown[0], FIELDS)}")
+    return {name: checked(name, value, f" in {file}") for name, value in values.items()}
 
-    `notebook` is its name: some have a shorter `small` profile.
+
+def resolve(values, notebook=""):
+    """Check types and ranges and fill in the profile: the resolved settings, a dict.
+
+    `notebook` is its name: some have a shorter `small` profile. Raises Refusal.
     """
-    out = {}
-    for name, value in values.items():
-        rule = RULES[name]
-        value = _typed(name, value, rule.type)
-        if rule.type == "list":
-            value = [_plain(v) for v in value]
-        if not (rule.profile and not value) and rule.test and not rule.test(value):
-            raise Refusal(f"{name}={value!r}: must be {rule.words}")
-        # a value given twice is no second measurement
-        out[name] = list(dict.fromkeys(value)) if rule.type == "list" else value
-    profile = PROFILES[out["profile"]] | SHORTER.get((out["profile"], notebook), {})
-    out |= {name: profile[name] for name, value in out.items() if RULES[name].profile and not value}
-    world = (out["model"] == "world", out["data"] == "world")
-    if world == (True, False):
-        raise Refusal(
-            f"model='world' with data={out['data']!r}: the world's model knows only its own words; use model=scratch"
-        )
-    if out.get("template") == "chat" and out["model"] in ("world", "scratch"):
-        raise Refusal(
-            f"template='chat' with model={out['model']!r}: its tokenizer has no chat template; use auto"
-        )
-    if not world[0] and out.get("labels") == "soft":
-        raise Refusal(
-            "labels='soft': soft labels need the world's oracle; use labels=hard on real text"
-        )
-    if world == (False, True):
-        raise Refusal(
-            f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id"
-        )
-    if world[1] and out["label"] not in ("auto", "better"):
-        raise Refusal(
-            f"label={out['label']!r} with data='world': the optimum here is that of the reward; use label=better"
-        )
-    if world[1] and "cost_limit" in out:
-        _check_limits(out)
-    if "pool" in out:
-        _check_selection(out)
+    out = {name: checked(name, value) for name, value in values.items()}
+    filled = profile(out["profile"], notebook)
+    out |= {name: filled[name] for name, value in out.items() if name in filled and not value}
+    _check_world_or_text(out, notebook)
+    _check_text(out)
+    _check_limits(out)
+    _check_selection(out)
     if out["seed"] + out["seeds"] > 2**31:
         raise Refusal(f"seeds={out['seeds']}: seed + seeds must stay below 2147483648")
     return out
 
 
-def _check_selection(settings):
-    """Refuse a pool that is too small, and what the kit's own networks do not have."""
-    from ..policy import WORLD_MODEL
-    from ..references import SCRATCH_MODEL
-    from ..world.redundant import SMALLEST
-
-    if settings["data"] == "world" and settings["pairs"] < SMALLEST:
-        raise Refusal(
-            f"pairs={settings['pairs']}: a pool of four data sets needs at least {SMALLEST}"
-        )
-    if settings["model"] in ("world", "scratch"):
-        shape = WORLD_MODEL if settings["model"] == "world" else SCRATCH_MODEL
-        check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
+def from_notebook(namespace, notebook=""):
+    """Settings from a notebook's own variables (its `globals()`), checked in the same way."""
+    return resolve({name: namespace[name] for name in FIELDS if name in namespace}, notebook)
 
 
-def check_network(settings, *, layers, width):
-    """Refuse a layer or a rank that the network does not have."""
-    layer = settings.get("layer", -1)
-    if not -layers - 1 <= layer <= layers:
-        raise Refusal(
-            f"layer={layer}: the network has layers 0 to {layers}, or {-layers - 1} to -1 from the end"
-        )
-    for name in ("anchor_rank", "residual_rank"):
-        if settings.get(name, 1) > width:
-            raise Refusal(
-                f"{name}={settings[name]}: the network's hidden states have {width} dimensions"
-            )
+def is_world(settings):
+    """Whether a run is about the made world: no pairs from outside are named."""
+    return settings.get("data", "world") in ("world", "")
+
+
+def pick_device(wanted):
+    """cpu or cuda; "auto" takes a GPU where there is one. Raises Refusal where there is none."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        words = "no CUDA device is visible to torch; use device=auto or device=cpu"
+        raise Refusal(f"device='cuda': {words}")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+# ---------------------------------------------------------------- what does not go together
+WORLD_ONLY = {  # notebooks that need the made world, and why
+    "00_the_world": "it is about the made world",
+    "06_one_loss_four_levers": "it holds every combination against exact optima, "
+    "which only the world has",
+}
+
+
+def _check_world_or_text(settings, notebook):
+    """Refuse half of the world with half of real text, in notebooks that take both."""
+    if "data" not in settings or "model" not in settings:
+        return
+    data, model, label = settings["data"], settings["model"], settings.get("label", "auto")
+    world, words = data == "world", ""
+    if not data:
+        words = f"data={data!r}: must be {_words('data')}"
+    elif model == "world" and not world:
+        why = "the world's model knows only its own words; use model=scratch"
+        words = f"model='world' with data={data!r}: {why}"
+    elif model != "world" and settings.get("labels") == "soft":
+        words = "labels='soft': soft labels need the world's oracle; use labels=hard on real text"
+    elif model != "world" and world:
+        fix = "name the pairs to train on, as data=FILE or a hub id"
+        words = f"data='world' with model={model!r}: {fix}"
+    elif world and label not in ("auto", "better"):
+        why = "the optimum here is that of the reward; use label=better"
+        words = f"label={label!r} with data='world': {why}"
+    elif not world and notebook in WORLD_ONLY:
+        why = f"{WORLD_ONLY[notebook]}; use data=world, or 01_dpo_basics"
+        words = f"data={data!r} for {notebook}: {why}"
+    if words:
+        raise Refusal(words)
+
+
+def _check_text(settings):
+    """Refuse a form of prompts that the tokenizer does not have, and texts of a few tokens."""
+    model, length = settings.get("model", "world"), settings.get("max_length", 16)
+    if settings.get("template") == "chat" and model in ("world", "scratch"):
+        why = "its tokenizer has no chat template; use auto"
+        raise Refusal(f"template='chat' with model={model!r}: {why}")
+    if length < 16:
+        raise Refusal(f"max_length={length}: must be {_words('max_length')}")
 
 
 def _check_limits(settings):
-    """Refuse limits on E[c] (or on E[max(c, 0)]) that no policy can meet on the world's training prompts."""
+    """Refuse limits on E[c] (or on E[max(c, 0)]) that no policy can meet on the world's training
+    prompts."""
+    if "cost_limit" not in settings or not is_world(settings):
+        return
     from ..world import optimum
     from ..world.world import World
 
@@ -613,9 +458,8 @@ def _check_limits(settings):
     cost = world.cost[world.select("train")]
     asked = [("cost_limit", settings["cost_limit"], cost)]
     asked += [("cost_limits", limit, cost) for limit in settings.get("cost_limits", ())]
-    asked += [
-        ("clipped_limits", limit, cost.clip(0)) for limit in settings.get("clipped_limits", ())
-    ]
+    clipped = cost.clip(0)
+    asked += [("clipped_limits", limit, clipped) for limit in settings.get("clipped_limits", ())]
     for name, limit, costs in asked:
         try:
             optimum.check_limit(limit, optimum.lowest_cost(costs))
@@ -623,17 +467,29 @@ def _check_limits(settings):
             raise Refusal(str(error).replace("cost_limit", name, 1)) from None
 
 
-def from_notebook(namespace, notebook=""):
-    """Settings from a notebook's own variables (its `globals()`), checked in the same way."""
-    return resolve({name: namespace[name] for name in RULES if name in namespace}, notebook)
+def _check_selection(settings):
+    """Refuse a pool that is too small, and what the kit's own networks do not have."""
+    if "pool" not in settings:
+        return
+    from ..policy import WORLD_MODEL
+    from ..references import SCRATCH_MODEL
+    from ..world.redundant import SMALLEST
+
+    if is_world(settings) and settings["pairs"] < SMALLEST:
+        why = f"a pool of four data sets needs at least {SMALLEST}"
+        raise Refusal(f"pairs={settings['pairs']}: {why}")
+    own = {"world": WORLD_MODEL, "scratch": SCRATCH_MODEL}
+    if shape := own.get(settings.get("model", "world")):
+        check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
 
 
-def pick_device(wanted):
-    """cpu or cuda; "auto" takes a GPU where there is one. Raises Refusal for a GPU that is not there."""
-    import torch
-
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise Refusal(
-            "device='cuda': no CUDA device is visible to torch; use device=auto or device=cpu"
-        )
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+def check_network(settings, *, layers, width):
+    """Refuse a layer or a rank that the network does not have."""
+    layer = settings.get("layer", -1)
+    if not -layers - 1 <= layer <= layers:
+        known = f"0 to {layers}, or {-layers - 1} to -1 from the end"
+        raise Refusal(f"layer={layer}: the network has layers {known}")
+    for name in ("anchor_rank", "residual_rank"):
+        if settings.get(name, 1) > width:
+            why = f"the network's hidden states have {width} dimensions"
+            raise Refusal(f"{name}={settings[name]}: {why}")

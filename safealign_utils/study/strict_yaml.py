@@ -2,8 +2,8 @@
 the fix.
 
 A name given twice, 010, 1:30, 0x10, 1_000, yes, 2024-01-01, None, anchors, tags and a second
-document are refused. All else is plain YAML: text, numbers, true and false, lists and `name:
-value`.
+document are refused; 1e-3 and -.5 are numbers. All else is plain YAML: text, numbers, true and
+false, lists and `name: value`.
 """
 
 import re
@@ -13,41 +13,32 @@ import yaml
 
 QUOTES = "or text in quotes"
 DIGITS = r"[-+]?[0-9][0-9_]*"
-MISREAD = (  # a bare value, why it is none, and the fix
-    (
-        rf"{DIGITS}(:[0-9_]+)+(\.[0-9_]*)?",
-        "YAML counts in sixties here; write one number, " + QUOTES,
+NUMBER = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+MISREAD = {  # a bare value, and why it is none, with the fix
+    rf"{DIGITS}(:[0-9_]+)+(\.[0-9_]*)?": "YAML counts in sixties here; write one number, " + QUOTES,
+    r"[-+]?0[xXbBoO][0-9a-fA-F_]+": "no decimal number; write one, " + QUOTES,
+    r"[-+]?0[0-9_]+": "YAML reads a leading zero as octal; write the number without it, " + QUOTES,
+    rf"(?=.*_){DIGITS}\.?[0-9_]*([eE][-+]?[0-9_]+)?": (
+        "a number has no _; write its digits alone, " + QUOTES
     ),
-    (r"[-+]?0[xXbBoO][0-9a-fA-F_]+", "no decimal number; write one, " + QUOTES),
-    (
-        r"[-+]?0[0-9_]+",
-        "YAML reads a leading zero as octal; write the number without it, " + QUOTES,
+    r"(?i:yes|no|on|off)": "write true or false, " + QUOTES,
+    r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?": (
+        "YAML makes a date of it; write the text in quotes"
     ),
-    (
-        rf"(?=.*_){DIGITS}\.?[0-9_]*([eE][-+]?[0-9_]+)?",
-        "a number has no _; write its digits alone, " + QUOTES,
-    ),
-    (r"(?i:yes|no|on|off)", "write true or false, " + QUOTES),
-    (
-        r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?",
-        "YAML makes a date of it; write the text in quotes",
-    ),
-    (r"None", "leave the line out, or write the text in quotes"),
-)
+    r"None": "leave the line out, or write the text in quotes",
+}
 
 
 def read(file):
     """What a YAML file holds. Raises ValueError with the file, the line, what stands there and the
     fix."""
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        return parse(Path(file).read_text(encoding="utf-8"), file)
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}: cannot be read ({error.reason}, byte {error.start}); save it as UTF-8"
-        ) from None
+        why = f"{error.reason}, byte {error.start}); save it as UTF-8"
+        raise ValueError(f"{file}: cannot be read ({why}") from None
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
-    return parse(text, file)
 
 
 def parse(text, where):
@@ -82,18 +73,15 @@ class _Strict(yaml.SafeLoader):
         event = self.peek_event()
         name = f"{index.value}: " if isinstance(index, yaml.ScalarNode) else ""
         if isinstance(event, yaml.AliasEvent) or event.anchor:
-            _refuse(
-                f"{name}anchors (&) and aliases (*) are not used here; write the value out", event
-            )
+            words = "anchors (&) and aliases (*) are not used here; write the value out"
+            _refuse(name + words, event)
         if event.tag:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
             _refuse(f"{name}{tag} is a tag, which is not used here; write the value alone", event)
-        if (
-            isinstance(event, yaml.ScalarEvent)
-            and event.implicit[0]
-            and (why := _misread(event.value))
-        ):
-            _refuse(f"{name}{event.value}: {why}", event)
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
+            for form, why in MISREAD.items():
+                if re.fullmatch(form, event.value):
+                    _refuse(f"{name}{event.value}: {why}", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
@@ -102,17 +90,12 @@ class _Strict(yaml.SafeLoader):
             if key.tag == "tag:yaml.org,2002:merge":
                 _refuse("<< is not used here; write the names out", key)
             if key.tag != "tag:yaml.org,2002:str":
-                shown = (
-                    f"{key.value!r}" if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                )
-                _refuse(
-                    f"{shown} is no name; write `name: value`, a name that is no word in quotes",
-                    key,
-                )
+                shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                fix = "write `name: value`, a name that is no word in quotes"
+                _refuse(f"{shown} is no name; {fix}", key)
             if key.value in lines:
-                _refuse(
-                    f"{key.value!r} is given twice, first in line {lines[key.value]}; keep one", key
-                )
+                first = f"first in line {lines[key.value]}; keep one"
+                _refuse(f"{key.value!r} is given twice, {first}", key)
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
@@ -121,6 +104,5 @@ def _refuse(words, place):
     raise _Misread(problem=words, problem_mark=place.start_mark)
 
 
-def _misread(text):
-    """Why a bare value is refused, with the fix; "" where everybody reads it as YAML does."""
-    return next((why for form, why in MISREAD if re.fullmatch(form, text)), "")
+# YAML 1.1 takes 1e-3, 1.0e3 and -.5 for text.
+_Strict.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(NUMBER), list("-+.0123456789"))

@@ -80,7 +80,7 @@ def test_parameters_are_known_annotated_and_commented(path):
     cell = parameters.read_cell(path)
     assert {name: cell[name][0] for name in COMMON} == COMMON
     for name, (kind, default) in cell.items():
-        assert parameters.RULES[name].type == kind, name
+        assert parameters.kind(name) == kind, name
         assert type(default).__name__ == kind, f"{name}: the default is no {kind}"
     import papermill
 

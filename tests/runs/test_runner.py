@@ -94,7 +94,7 @@ def test_unknown_parameter_is_refused_where_papermill_only_warns(toy, tmp_path):
 def test_parameters_of_a_file_are_typed(toy, tmp_path, capsys):
     file = tmp_path / "p.yaml"
     for text, words in [
-        ("learning_rate: 1e-3", ["'1e-3'", "write 1.0e-3"]),
+        ("learning_rate: -1e-3", ["learning_rate=-0.001", "above 0"]),
         ("seed: '007'", ["seed='007'", "without quotes"]),
         ("beta: true", ["beta=True", "float"]),
         ("seeds: 1.5", ["seeds=1.5"]),
@@ -107,7 +107,7 @@ def test_parameters_of_a_file_are_typed(toy, tmp_path, capsys):
         err = refusal(toy, capsys, files=[file])
         assert all(w in err for w in words), (text, err)
     refusal(toy, capsys, files=[tmp_path / "missing.yaml"])
-    file.write_text("learning_rate: 1.0e-3\nbeta: 2\nbetas: [1, 2]")
+    file.write_text("learning_rate: 1e-3\nbeta: 2\nbetas: [1, 2]")
     settings = runner.prepare(toy, [("beta", "3")], [file])[1]
     assert (
         settings["learning_rate"] == 1e-3
@@ -287,6 +287,8 @@ def test_a_record_with_a_missing_table_is_not_complete(tmp_path):
     assert records.read(tmp_path) is None
     (tmp_path / "t.csv").write_text("a\n1\n")
     assert records.read(tmp_path)["tables"] == ["t.csv"]
+    with pytest.raises(ValueError, match="has the parts notebook, run_id, .*; given are metrics"):
+        records.write(tmp_path, metrics={})
     with pytest.raises(ValueError, match="perhaps"):
         records.write(tmp_path, **arguments(claims=[{"id": "x", "verdict": "perhaps"}]))
 

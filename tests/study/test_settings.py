@@ -1,11 +1,12 @@
 """What a person would misread in a YAML file or after -p is refused: the line or name, the value and the fix."""
 
 import pytest
+from helpers import ROOT
 from helpers.toy import CELL, notebook
 
 from safealign_utils.runs import sweep
+from safealign_utils.study import inputs, strict_yaml
 from safealign_utils.study import settings as parameters
-from safealign_utils.study import strict_yaml
 from safealign_utils.study.settings import Refusal
 
 
@@ -51,9 +52,12 @@ def settings(tmp_path):
         ("Beta: 1", ["Beta", "did you mean 'beta'"]),
         ("'beta ': 1", ["'beta '", "did you mean 'beta'"]),
         ("beta:", ["beta=None", "leave the line out"]),
-        ("learning_rate: 1.0e3", ["'1.0e3'", "write 1.0e+3"]),
-        ("learning_rate: -.5", ["'-.5'", "write -0.5"]),
-        ("betas: [1e-3]", ["'1e-3'", "write 1.0e-3"]),
+        ("learning_rate: -.5", ["learning_rate=-0.5", "above 0"]),
+        ("betas: [-1e-3]", ["betas=[-0.001]", "numbers above 0"]),
+        ("betas: ['1']", ["betas=['1']", "numbers above 0"]),
+        ("seed: 1e3", ["seed=1000.0", "plain digits"]),
+        ("revision: 1e3", ["revision=1000.0", "in quotes"]),
+        ("label: [auto]", ["label=['auto']", "one of auto, better"]),
         ("seed: '0'", ["without quotes"]),
         ("seed: ٣", ["seed='٣'", "plain digits"]),
         ("revision: 123", ["revision=123", "in quotes"]),
@@ -74,26 +78,29 @@ def test_what_yaml_and_people_read_differently(settings, text, words):
     "text", ["beta: .inf", "beta: .NaN", "betas: [1, -.INF]", "learning_rate: .inf"]
 )
 def test_numbers_without_end(settings, text):
-    with pytest.raises(Refusal, match=r"(inf|nan)\]?: must be (a )?numbers? above 0"):
+    with pytest.raises(Refusal, match=r"(inf|nan)\]? in .*f.yaml: must be (a )?numbers? above 0"):
         settings(file=text)
 
 
 def test_what_everybody_reads_alike(settings):
     found = settings(
-        file="# a comment\nbeta: .5\nbetas: [1., 2.5e-1, 3]\nseed: 10\nsteps: +7\nrevision: '010'\nlabel: auto\n"
+        file="# a comment\nbeta: .5\nbetas: [1., 2.5e-1, 3, 1e-3, 3]\nseed: 10\nsteps: +7\nrevision: '010'\n"
+        "label: auto\nlearning_rate: 1e-3"
     )
-    assert (found["beta"], found["betas"], found["seed"], found["steps"]) == (
+    assert (found["beta"], found["learning_rate"], found["seed"], found["steps"]) == (
         0.5,
-        [1.0, 0.25, 3.0],
+        0.001,
         10,
         7,
     )
+    assert found["betas"] == [1.0, 0.25, 3.0, 0.001], "a value given twice is no second measurement"
+    assert all(type(found[name]) is float for name in ("beta", "learning_rate"))
     assert found["revision"] == "010"
     assert settings(file="\ufeffbeta: 2\n")["beta"] == 2.0, (
         "a mark of the byte order is no part of a name"
     )
-    assert strict_yaml.parse("a: {b: [true, False, ~, text, 0, -0.5]}", "x") == {
-        "a": {"b": [True, False, None, "text", 0, -0.5]}
+    assert strict_yaml.parse("a: {b: [true, False, ~, text, 0, -0.5, -.5, 1e3, '1e3']}", "x") == {
+        "a": {"b": [True, False, None, "text", 0, -0.5, -0.5, 1000.0, "1e3"]}
     }
 
 
@@ -161,3 +168,88 @@ def test_grids_are_read_as_strictly(tmp_path, text, words):
 def test_a_name_twice_in_the_parameters_cell(tmp_path):
     with pytest.raises(Refusal, match="beta is given twice"):
         parameters.read_cell(notebook(tmp_path / "toy.ipynb", CELL + "\nbeta: float = 1.0"))
+
+
+# ---------------------------------------------------------------- profiles
+
+
+@pytest.mark.parametrize("name", ["small", "full"])
+def test_a_profile_holds_what_a_cell_may_leave_open(name):
+    """Both the same names, of values that are allowed and not empty, but for lists of further points."""
+    filled = parameters.profile(name)
+    assert set(filled) == set(parameters.profile("small")) <= set(parameters.FIELDS)
+    assert all(value or isinstance(value, list) for value in filled.values())
+    numbered = {path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    own = strict_yaml.read(ROOT / "notebooks" / "profiles" / f"{name}.yaml").get("notebooks", {})
+    assert set(own) <= numbered
+    assert all(set(values) <= set(filled) for values in own.values())
+
+
+def test_a_notebook_has_its_own_length_in_a_profile(settings):
+    assert settings()["steps"] == parameters.profile("small")["steps"] == 60
+    cell = parameters.read_cell(ROOT / "notebooks" / "02_safedpo.ipynb")
+    found = parameters.resolve(parameters.collect(cell, []), "02_safedpo")
+    assert (found["steps"], found["pairs"], found["batch_size"]) == (12, 400, 32)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("stpes: 1", ["'stpes'", "did you mean 'steps'"]),
+        ("steps: many", ["steps='many'", "plain digits"]),
+        (None, ["small.yaml", "cannot be read", "clone"]),
+    ],
+)
+def test_a_broken_profile_is_refused(settings, tmp_path, monkeypatch, text, words):
+    monkeypatch.setattr(parameters, "NOTEBOOKS", tmp_path)
+    (tmp_path / "profiles").mkdir()
+    if text:
+        (tmp_path / "profiles" / "small.yaml").write_text(text)
+    with pytest.raises(Refusal) as refused:
+        settings()
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+# ---------------------------------------------------------------- notebooks of different parameters
+
+WORLD = "\n".join(
+    line for line in CELL.splitlines() if line.split(":")[0] not in ("model", "data", "label")
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two notebooks: one about the world alone, one on pairs that a user names."""
+    notebook(tmp_path / "02_world.ipynb", WORLD)
+    notebook(tmp_path / "08_pairs.ipynb", CELL)
+    (tmp_path / "profiles").symlink_to(ROOT / "notebooks" / "profiles")
+    monkeypatch.setattr(parameters, "NOTEBOOKS", tmp_path)
+    return tmp_path
+
+
+def test_a_parameter_of_another_notebook_is_refused_with_its_name(folder):
+    cell = parameters.read_cell(folder / "02_world.ipynb")
+    words = "data='p.jsonl': 02_world has no parameter data; 08_pairs has"
+    with pytest.raises(Refusal, match=words):
+        parameters.collect(cell, [("data", "p.jsonl")], notebook="02_world")
+    (folder / "f.yaml").write_text("beta: 2\ndata: p.jsonl")
+    with pytest.raises(Refusal, match=words):
+        parameters.collect(cell, [], [folder / "f.yaml"], "02_world")
+    with pytest.raises(Refusal, match="no such parameter; it has profile"):
+        parameters.collect(cell, [("keep", "0.4")], notebook="02_world")
+    both = [("beta", "2"), ("label", "better")]
+    assert parameters.collect(parameters.read_cell(folder / "08_pairs.ipynb"), both)["beta"] == 2.0
+
+
+def test_without_data_and_model_it_is_the_world(folder):
+    found = parameters.resolve(
+        parameters.collect(parameters.read_cell(folder / "02_world.ipynb"), [])
+    )
+    assert parameters.is_world(found) and not {"data", "model", "label"} & set(found)
+    assert inputs.check("02_world", found) == {} == inputs.commits(found)
+    assert parameters.from_notebook({"profile": "small", "seed": 1, "seeds": 0})["seeds"] == 1
+    with pytest.raises(Refusal, match="cost_limit=-9: the lowest"):
+        parameters.from_notebook({"profile": "small", "seed": 1, "seeds": 1, "cost_limit": -9.0})
+    with pytest.raises(Refusal, match="layer=9"):
+        pool = {"pool": "near", "pairs": 0, "layer": 9}
+        parameters.from_notebook({"profile": "small", "seed": 1, "seeds": 1, **pool})
