@@ -62,16 +62,11 @@ def prepare(notebook, given=(), files=()):
             f"notebook={path.name}: its parameters cell {which}; see safealign_utils/runs/parameters.py"
         )
     settings = parameters.resolve(parameters.collect(cell, given, files), path.stem)
-    if path.stem in parameters.WORLD_ONLY and settings["data"] != "world":
-        why = parameters.WORLD_ONLY[path.stem]
-        raise Refusal(
-            f"data={settings['data']!r} for {path.stem}: {why}; use data=world, or 01_dpo_basics"
-        )
     if settings["device"] == "cuda":
         from ..study.settings import pick_device
 
         pick_device("cuda")
-    contents = inputs.check(path.stem, settings)
+    contents = inputs.check(settings)
     return path, settings, records.run_id(path, settings, contents)
 
 

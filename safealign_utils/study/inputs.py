@@ -1,16 +1,16 @@
 """What a run on real text names (pairs, model, scorers, prompts), opened and checked before a kernel starts."""
 
 from . import records
-from .settings import NEEDS_REWARD, NEEDS_SAFETY, Refusal, check_network
+from .settings import Refusal, check_network
 
 
-def check(notebook, settings):
+def check(settings):
     """Content hashes {parameter: hash} of what the settings name. Raises Refusal for what cannot be used."""
-    if settings["data"] == "world":
+    if not settings.get("data"):
         return {}
     try:
         tokenizer = _check_model(settings) if settings["model"] != "scratch" else None
-        _check_pairs(notebook, settings, tokenizer)
+        _check_pairs(settings, tokenizer)
         for kind in ("reward", "cost"):
             if settings.get(f"{kind}_model", "kit") != "kit":
                 from ..real.scorer_checkpoints import check_scorer
@@ -59,11 +59,11 @@ def _named(settings):
         )
         if name == "eval_prompts" and value in SETS:
             value, revision = SETS[value].hub, SETS[value].revision
-        if value not in ("world", "scratch", "kit", ""):
+        if value not in ("scratch", "kit", ""):
             yield name, value, kind, revision
 
 
-def _check_pairs(notebook, settings, tokenizer):
+def _check_pairs(settings, tokenizer):
     from .. import pairs
     from ..methods.safedpo import transform
     from ..real import read_pairs
@@ -76,9 +76,9 @@ def _check_pairs(notebook, settings, tokenizer):
     _check_template(
         f"data={settings['data']}", [*training.prompt, *test.prompt], settings, tokenizer
     )
-    if notebook in NEEDS_SAFETY:
+    if "safedpo" in settings.get("parts", ()):  # asked for by name
         transform(pairs.with_safety(training))
-    if notebook in NEEDS_REWARD:
+    if "cdpo" in settings.get("parts", ()):
         unknown = lambda columns: training[list(columns)].isna().all(axis=None)
         if settings["reward_model"] == "kit" and unknown(["better_response_id"]):
             raise Refusal(

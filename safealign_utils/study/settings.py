@@ -16,17 +16,9 @@ from pathlib import Path
 
 from . import strict_yaml
 
-WORLD_ONLY = {  # notebooks that need the made world, and why
-    "00_the_world": "it is about the made world",
-    "06_one_loss_four_levers": "it holds every combination against exact optima, which only the world has",
-}
 ONE_PIECE = (
     "00_the_world",
 )  # notebooks of which little belongs to a seed: no use in splitting them
-NEEDS_SAFETY = ("02_safedpo",)  # notebooks that need safety labels
-NEEDS_REWARD = (
-    "03_cdpo_dual_gradient_descent",
-)  # and those that need a reward and a cost of every response
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,7 @@ def _one_of(*names, profile=False):
 
 _ANY = Rule("str")
 _COUNT = Rule("int", lambda v: v > 0, "a whole number above 0 (0: the profile's)", True)
+_FROM_0 = Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above")
 _POSITIVE = Rule("float", lambda v: 0 < v < float("inf"), "a number above 0")
 _NUMBERS = Rule(
     "list",
@@ -100,6 +93,8 @@ SELECTIONS = (
     "all_epochs",
     "ablation",
 )
+PARTS = ("safedpo", "cdpo", "selective", "dog")  # of the notebook on the user's own pairs
+JUDGES = ("mt_bench", "arena_hard", "arena_hard_2024", "alpaca_eval")
 METHODS = (
     "dpo",
     "dpo_harmless",
@@ -141,9 +136,12 @@ RULES = {
         "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
     ),
     "dtype": _one_of("float64", "float32", "bfloat16", profile=True),
-    "model": Rule("str", bool, "world, scratch, a folder or a hub id"),
+    "model": Rule("str", lambda v: v not in ("", "world"), "scratch, a folder or a hub id"),
     "revision": _ANY,
-    "data": Rule("str", bool, "world, a file, a hub id, or several as name=path,name=path"),
+    "data": Rule(
+        "str", lambda v: v != "world", "a file, a hub id, or several as name=path,name=path"
+    ),
+    "parts": _names(PARTS),
     "label": _one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
     "template": _one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
     "max_length": Rule(
@@ -157,28 +155,17 @@ RULES = {
     "betas": _NUMBERS,
     "labels": _one_of("hard", "soft"),
     "pair_shares": _SHARES,
-    "step_factors": _NUMBERS,
-    "leak_weight": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
-    "delta": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 or above"),
+    "leak_weight": _FROM_0,
+    "delta": _FROM_0,
     "deltas": _FROM_ZERO,
-    "length_factors": _NUMBERS,
     "recipe_factor": Rule(
         "float", lambda v: 0 < v < float("inf"), "a number above 0 (0: the profile's)", True
     ),
     "ppo_iterations": _COUNT,
-    "kl_coeffs": _NUMBERS,
+    "kl_coeff": _FROM_0,
     "cost_limit": Rule("float", lambda v: abs(v) < float("inf"), "a finite number"),
-    "cost_limits": Rule(
-        "list", lambda v: all(is_number(x) and abs(x) < float("inf") for x in v), "numbers", True
-    ),
-    "clipped_limits": _NUMBERS,
+    "clipped_limit": _POSITIVE,
     "dual_lr": Rule("float", lambda v: 0 < v <= 1000, "a number above 0, at most 1000"),
-    "dual_lrs": Rule(
-        "list",
-        lambda v: all(is_number(b) and 0 < b <= 1000 for b in v),
-        "numbers above 0, to 1000",
-        True,
-    ),
     "rounds": _COUNT,
     "round_steps": _COUNT,
     "relabel": _one_of("coin", "argmax", "soft"),
@@ -193,12 +180,12 @@ RULES = {
     "new_tokens": _COUNT,
     "temperature": Rule("float", lambda v: 0 <= v < float("inf"), "a number, 0 (greedy) or above"),
     "round_samples": _COUNT,
-    "lambdas": _FROM_ZERO,
-    "cost_samples": Rule(
-        "list",
-        lambda v: all(is_number(x) and x >= 1 and x == int(x) for x in v),
-        "whole numbers",
-        True,
+    "fixed_lambda": _FROM_0,
+    "cost_samples": Rule("int", lambda v: v >= 0, "a whole number, 0 for the exact mean"),
+    "judge_files": Rule(
+        "str",
+        lambda v: not v or set(v.split(",")) <= set(JUDGES),
+        "forms among " + ", ".join(JUDGES) + ", with commas between",
     ),
     "keep": Rule("float", lambda v: 0 < v <= 1, "a share of tokens above 0, up to 1"),
     "keeps": _SHARES,
@@ -232,19 +219,11 @@ PROFILES = {
         max_length=256,
         betas=[0.5, 1.0],
         pair_shares=[0.25, 1.0],
-        step_factors=[1.0],
         deltas=[0.0, 5.0],
-        length_factors=[1.0],
         recipe_factor=1.0,
         ppo_iterations=2,
-        kl_coeffs=[],
         rounds=5,
         round_steps=20,
-        cost_limits=[0.0],
-        clipped_limits=[0.05],
-        dual_lrs=[],
-        lambdas=[1.0],
-        cost_samples=[],
         keeps=[0.4],
         score_references=["weaker", "equal", "aligned", "optimum"],
         token_rules=[*TOKEN_RULES[:7], "shuffled", "choices", "rho", "plain"],
@@ -256,6 +235,7 @@ PROFILES = {
         new_tokens=48,
         round_samples=32,
         methods=["dpo", "safedpo", "cdpo", "dog_d_safedpo"],
+        parts=[],
     ),
     "full": dict(
         seeds=3,
@@ -267,19 +247,11 @@ PROFILES = {
         max_length=256,
         betas=[0.25, 0.5, 2.0],
         pair_shares=[0.25, 1.0],
-        step_factors=[1.0],
         deltas=[0.0, 5.0, 20.0],
-        length_factors=[1.0],
         recipe_factor=1.0,
         ppo_iterations=60,
-        kl_coeffs=[],
         rounds=8,
         round_steps=100,
-        cost_limits=[0.0],
-        clipped_limits=[0.05],
-        dual_lrs=[],
-        lambdas=[1.0],
-        cost_samples=[],
         keeps=[0.4],
         score_references=["weaker", "equal", "aligned", "optimum"],
         token_rules=["signed", "random", "oracle", "frozen", "shuffled"],
@@ -291,6 +263,7 @@ PROFILES = {
         new_tokens=128,
         round_samples=200,
         methods=list(METHODS),
+        parts=[],
     ),
 }
 SHORTER = {
@@ -302,11 +275,9 @@ SHORTER = {
     ("small", "06_one_loss_four_levers"): dict(pairs=320, steps=8),
 }  # notebooks with many trainings
 __all__ = [
-    "NEEDS_SAFETY",
     "PROFILES",
     "RULES",
     "SHORTER",
-    "WORLD_ONLY",
     "Refusal",
     "collect",
     "from_notebook",
@@ -545,30 +516,13 @@ def resolve(values, notebook=""):
         out[name] = list(dict.fromkeys(value)) if rule.type == "list" else value
     profile = PROFILES[out["profile"]] | SHORTER.get((out["profile"], notebook), {})
     out |= {name: profile[name] for name, value in out.items() if RULES[name].profile and not value}
-    world = (out["model"] == "world", out["data"] == "world")
-    if world == (True, False):
+    if out.get("template") == "chat" and out["model"] == "scratch":
         raise Refusal(
-            f"model='world' with data={out['data']!r}: the world's model knows only its own words; use model=scratch"
+            "template='chat' with model='scratch': its tokenizer has no chat template; use auto"
         )
-    if out.get("template") == "chat" and out["model"] in ("world", "scratch"):
-        raise Refusal(
-            f"template='chat' with model={out['model']!r}: its tokenizer has no chat template; use auto"
-        )
-    if not world[0] and out.get("labels") == "soft":
-        raise Refusal(
-            "labels='soft': soft labels need the world's oracle; use labels=hard on real text"
-        )
-    if world == (False, True):
-        raise Refusal(
-            f"data='world' with model={out['model']!r}: name the pairs to train on, as data=FILE or a hub id"
-        )
-    if world[1] and out["label"] not in ("auto", "better"):
-        raise Refusal(
-            f"label={out['label']!r} with data='world': the optimum here is that of the reward; use label=better"
-        )
-    if world[1] and "cost_limit" in out:
+    if "cost_limit" in out and "data" not in out:
         _check_limits(out)
-    if "pool" in out:
+    if "pool" in out or out.get("model") == "scratch":
         _check_selection(out)
     if out["seed"] + out["seeds"] > 2**31:
         raise Refusal(f"seeds={out['seeds']}: seed + seeds must stay below 2147483648")
@@ -581,13 +535,12 @@ def _check_selection(settings):
     from ..references import SCRATCH_MODEL
     from ..world.redundant import SMALLEST
 
-    if settings["data"] == "world" and settings["pairs"] < SMALLEST:
+    if "pool" in settings and settings["pairs"] < SMALLEST:
         raise Refusal(
             f"pairs={settings['pairs']}: a pool of four data sets needs at least {SMALLEST}"
         )
-    if settings["model"] in ("world", "scratch"):
-        shape = WORLD_MODEL if settings["model"] == "world" else SCRATCH_MODEL
-        check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
+    shape = WORLD_MODEL if "pool" in settings else SCRATCH_MODEL
+    check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
 
 
 def check_network(settings, *, layers, width):
@@ -612,10 +565,8 @@ def _check_limits(settings):
     world = World()
     cost = world.cost[world.select("train")]
     asked = [("cost_limit", settings["cost_limit"], cost)]
-    asked += [("cost_limits", limit, cost) for limit in settings.get("cost_limits", ())]
-    asked += [
-        ("clipped_limits", limit, cost.clip(0)) for limit in settings.get("clipped_limits", ())
-    ]
+    if "clipped_limit" in settings:
+        asked.append(("clipped_limit", settings["clipped_limit"], cost.clip(0)))
     for name, limit, costs in asked:
         try:
             optimum.check_limit(limit, optimum.lowest_cost(costs))
