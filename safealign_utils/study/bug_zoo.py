@@ -1,4 +1,4 @@
-"""The bug zoo of notebooks 01 and 08: mistakes of real trainers, each with the number that shows it."""
+"""The bug zoo (notebooks 01, 08): mistakes of real trainers, each with the number that shows it."""
 
 import math
 
@@ -37,7 +37,8 @@ def measure(policy, reference, tokens, rows, *, beta):
     """Every bug on the pairs `rows`, with a policy that is not the reference: columns COLUMNS."""
     w, l = ratios(policy, reference, tokens, rows)
     n_w, n_l = (
-        torch.tensor(n[rows], device=w.device)[:, None] for n in (tokens.lengths_w, tokens.lengths_l)
+        torch.tensor(n[rows], device=w.device)[:, None]
+        for n in (tokens.lengths_w, tokens.lengths_l)
     )
     part = lambda a, b: (a.abs().sum() / b.abs().sum()).item()
     loss, size = lambda out: out.loss.mean().item(), w.abs().sum() + l.abs().sum()

@@ -160,7 +160,7 @@ class Notebook:
             self.metrics[f"{method}.{quantity}"] = mean
 
     def metrics_of(self, rows, name):
-        """Record rows (dicts of seed, settings and quantities), each `name(row)`'s mean over seeds."""
+        """Record rows (dicts of seed, settings, quantities): each `name(row)`'s mean over seeds."""
         groups = {}
         for row in rows:
             numbers = {q: row[q] for q in row if q not in NOT_A_METRIC}
@@ -169,7 +169,7 @@ class Notebook:
             self.metric(method, per_seed)
 
     def check(self, words, passed):
-        """A fact of mathematics, an invariant or the notebook's own lesson: raises where it fails."""
+        """A fact of mathematics, an invariant or the notebook's own lesson: raises if it fails."""
         if not passed:
             raise AssertionError(f"check failed: {words}")
         print(f"[check] {words}")
@@ -183,7 +183,7 @@ class Notebook:
         print(f"    {claim.source} {claim.says}")
 
     def table(self, name, table, columns=None, digits=4):
-        """Record a table; returns it (or some columns) rounded and without -0.0, to be looked at."""
+        """Record a table; returns it (or some columns) rounded, without -0.0, to be looked at."""
         self.tables[name] = table
         shown = (table if columns is None else table[columns]).round(digits)
         return shown.apply(lambda c: c + 0.0 if c.dtype.kind == "f" else c)
@@ -292,7 +292,7 @@ class Study(Notebook):
         return optimum.optimal(setup.exact.logp, reward, beta=beta)
 
     def exact(self, setup, trained_policy, *, target=None, split="heldout", reference=None):
-        """The standard metrics of a policy on a split's prompts; `target`: its own optimum [P, R]."""
+        """A policy's standard metrics on a split's prompts; `target`: its own optimum [P, R]."""
         theta, ref = (
             self.responses(p, split) for p in (trained_policy, reference or setup.reference)
         )
