@@ -34,6 +34,8 @@ COLOURS = {
     "ppo_lagrangian": "#111111",
     "fixed_lambda": "#9fb4d6",
     "mocan_soft": "#9c2f73",
+    "selective": "#c9a227",
+    "dog_d": "#6e4a2f",
 }
 NAMES = {
     "ref": "reference",
@@ -57,6 +59,8 @@ NAMES = {
     "bso[margin=5]": "BSO, C = 5",
     "ppo_lagrangian": "PPO-Lagrangian",
     "fixed_lambda": "fixed λ",
+    "selective": "Selective-DPO",
+    "dog_d": "DOG-D",
 }
 STYLE = {
     "svg.hashsalt": "safealign",

@@ -1,5 +1,7 @@
 """What a run on real text names (pairs, model, scorers, prompts), opened and checked before a kernel starts."""
 
+import tempfile
+
 from . import records
 from .settings import Refusal, check_network
 
@@ -102,6 +104,20 @@ def _check_eval_prompts(settings, tokenizer):
             f"{what}: has several turns, template='safe_rlhf' takes one; use template=dialogue"
         )
     _check_template(what, table.prompt, settings, tokenizer)
+    _check_judge_files(table, settings.get("judge_files", ""))
+
+
+def _check_judge_files(table, forms):
+    """Refuse forms of judges' files that cannot hold answers to these prompts: they are tried."""
+    from .real_text import WRITERS
+
+    said = table.assign(answers=[("",) * len(turns) for turns in table.turns])
+    for form in filter(None, forms.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                WRITERS[form](folder, said, "model")
+            except ValueError as error:
+                raise Refusal(f"judge_files={forms!r}: {form}: {error}") from None
 
 
 def _check_template(what, prompts, settings, tokenizer):
