@@ -66,7 +66,7 @@ def prepare(notebook, given=(), files=()):
         from ..study.settings import pick_device
 
         pick_device("cuda")
-    contents = inputs.check(path.stem, settings)
+    contents = inputs.check(settings)
     return path, settings, records.run_id(path, settings, contents)
 
 

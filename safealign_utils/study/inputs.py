@@ -1,11 +1,11 @@
 """What a run on real text names (pairs, model, scorers, prompts), opened and checked before a
 kernel starts."""
 
-from . import records
-from .settings import Refusal, check_network, is_world
+import tempfile
 
-NEEDS_SAFETY = ("02_safedpo",)  # notebooks that need safety labels
-NEEDS_REWARD = ("03_cdpo_dual_gradient_descent",)  # a reward and a cost of every response
+from . import records
+from .settings import Refusal, check_network
+
 KINDS = {  # what the settings take from outside, and what it is on a hub
     "data": "dataset",
     "model": "model",
@@ -15,14 +15,14 @@ KINDS = {  # what the settings take from outside, and what it is on a hub
 }
 
 
-def check(notebook, settings):
+def check(settings):
     """Content hashes {parameter: hash} of what the settings name. Raises Refusal for what cannot be
     used."""
-    if is_world(settings):
+    if not settings.get("data"):
         return {}
     try:
         tokenizer = _check_model(settings) if settings["model"] != "scratch" else None
-        _check_pairs(notebook, settings, tokenizer)
+        _check_pairs(settings, tokenizer)
         _check_scorers(settings)
         if settings.get("eval_prompts"):
             _check_eval_prompts(settings, tokenizer)
@@ -55,7 +55,7 @@ def _named(settings):
         revision = settings.get("revision", "") if name in ("data", "model") else ""
         if name == "eval_prompts" and value in SETS:
             value, revision = SETS[value].hub, SETS[value].revision
-        if value not in ("world", "scratch", "kit", ""):
+        if value not in ("scratch", "kit", ""):
             yield name, value, kind, revision
 
 
@@ -71,7 +71,7 @@ def _check_model(settings):
     return opened.tokenizer
 
 
-def _check_pairs(notebook, settings, tokenizer):
+def _check_pairs(settings, tokenizer):
     from .. import pairs
     from ..methods.safedpo import transform
     from ..real import read_pairs
@@ -82,9 +82,9 @@ def _check_pairs(notebook, settings, tokenizer):
     training = pairs.some_of_every_source(training, settings["pairs"])
     prompts = [*training.prompt, *test.prompt]
     _check_template(f"data={settings['data']}", prompts, settings, tokenizer)
-    if notebook in NEEDS_SAFETY:
+    if "safedpo" in settings.get("parts", ()):  # asked for by name
         transform(pairs.with_safety(training))
-    if notebook not in NEEDS_REWARD:
+    if "cdpo" not in settings.get("parts", ()):
         return
     if settings["reward_model"] == "kit" and training.better_response_id.isna().all():
         words = "no training pair says which response is better; name a reward model"
@@ -113,6 +113,20 @@ def _check_eval_prompts(settings, tokenizer):
         words = "has several turns, template='safe_rlhf' takes one; use template=dialogue"
         raise Refusal(f"{what}: {words}")
     _check_template(what, table.prompt, settings, tokenizer)
+    _check_judge_files(table, settings.get("judge_files", ""))
+
+
+def _check_judge_files(table, forms):
+    """Refuse forms of judges' files that cannot hold answers to these prompts: they are tried."""
+    from .real_text import WRITERS
+
+    said = table.assign(answers=[("",) * len(turns) for turns in table.turns])
+    for form in filter(None, forms.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                WRITERS[form](folder, said, "model")
+            except ValueError as error:
+                raise Refusal(f"judge_files={forms!r}: {form}: {error}") from None
 
 
 def _check_template(what, prompts, settings, tokenizer):

@@ -1,15 +1,32 @@
-"""Notebooks on real text: scorers in place of the oracle, and what sampled answers say of a policy."""
+"""Real pairs: what notebook 08 holds, scorers in place of the oracle, and what sampled answers say.
 
+Without `data` a study holds nothing: its setups are none, what is asked of them is None, and a
+table or figure of None is not recorded. So every cell of the notebook runs.
+"""
+
+import itertools
+import math
 import re
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 
-from .. import sampling
+from .. import evaluate, pairs, references, sampling
 from ..figures import dpo_and_safety
+from ..intervals import summarise
+from ..methods import safedpo
 from ..policy import at_work
-from ..real import answer_metrics, scorer_training
+from ..real import answer_metrics, judge_files, models, read_pairs, scorer_training
 from ..real import prompts as prompt_sets
 from ..real.scorer_checkpoints import load_scorer
+from ..templates import format_prompt
+from ..tokens import show_row
+from . import bug_zoo, inputs
+from .settings import PARTS
+from .study import Notebook, Setup
 
 SHOWN = (
     "reward",
@@ -21,92 +38,407 @@ SHOWN = (
     "win_rate_by_reward_model",
     "win_rate_by_cost_model",
 )
+NOTHING = "data='' names no pairs: give data=PAIRS.jsonl, a hub id, or name=path,name=path"
+WRITERS = {
+    "mt_bench": judge_files.write_mt_bench,
+    "arena_hard": judge_files.write_arena_hard,
+    "arena_hard_2024": judge_files.write_arena_hard_2024,
+    "alpaca_eval": judge_files.write_alpaca_eval,
+}
 
 
+class OwnPairs(Notebook):
+    """The pairs and the model that the settings name; `parts` are those that the labels allow."""
+
+    tolerances = {"float64": 1e-6, "float32": 1e-4}
+
+    def __init__(self, name, namespace):
+        super().__init__(name, namespace)
+        self.parts, self.answers, self._report = (), {}, {}
+        s = self.settings
+        self.options = dict(accumulate=s.accumulate, checkpointing=s.checkpointing, lora=s.lora)
+        if not s.data:
+            self.seeds = []
+            print(NOTHING)
+            return
+        first = self._introduce()
+        for name, count in self._report.items():
+            self.metrics[f"data.{name}"] = count
+            print(f"{'':<11}{name.replace('_', ' ')}: {count:,}")
+        print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
+        self.parts = ("dpo", *(p for p in s.parts or PARTS if not lacking(first.train, p, s)))
+
+    def having(self, part):
+        """The setups where a part of the notebook runs, else none."""
+        return self.setups if part in self.parts else []
+
+    @property
+    def max_length(self):
+        return self.settings.max_length
+
+    # ------------------------------------------------------------ what is given
+
+    def _data(self, first):
+        return f"{len(first.train):,} pairs, {len(first.test):,} held out"
+
+    def _make(self, seed):
+        s = self.settings
+        table, test, report = self._read()
+        if s.model == "scratch":
+            reference = self._from_scratch(table, seed)
+        else:
+            reference = models.load_policy(s.model, revision=s.revision, template=s.template)
+        reference = replace(reference.to(s.dtype, self.device), template=s.template)
+        reference = reference.base if s.lora else reference
+        if not self._report:
+            tokens = pairs.tokenize(table, reference, max_length=s.max_length)
+            cut = {"responses_cut": tokens.truncated, "prompts_cut": tokens.truncated_prompts}
+            self._report = report | cut
+        return Setup(seed, reference, s.model, table, test)
+
+    def _read(self):
+        """(training pairs, held-out pairs, what was left out)."""
+        s = self.settings
+        loaded = read_pairs.load_pairs(s.data, revision=s.revision)
+        rows = pairs.label(loaded, s.label)
+        table, test, split = pairs.split_pairs(rows)
+        report = {
+            "rows": len(loaded),
+            "rows_left_out": sum(loaded.attrs["left_out"].values()),
+            "rows_without_label": len(loaded) - len(rows),
+            **split,
+            "training_pairs_not_used": max(0, len(table) - s.pairs),
+        }
+        return pairs.some_of_every_source(table, s.pairs), test, report
+
+    def _from_scratch(self, table, seed):
+        texts = [*table.prompt.map(format_prompt), *table.response_0, *table.response_1]
+        chosen = table.response_0.where(table.chosen == 0, table.response_1)
+        of = texts, list(table.prompt), list(chosen)
+        return references.scratch_policy(*of, seed=seed, max_length=self.max_length)
+
+    # ------------------------------------------------------------ what is done
+
+    def train(self, setup, table, **changes):
+        return self._put_away(super().train(setup, table, **changes))
+
+    def cdpo(self, setup, table, cost_of, **loop):
+        return self._put_away(super().cdpo(setup, table, cost_of, **loop))
+
+    def _put_away(self, run):
+        """A GPU has no room for all policies of a notebook; adapters share their base."""
+        if not self.options["lora"]:
+            run.policy.model.to("cpu")
+        return run
+
+    def train_each(self, tables_of, part="dpo"):
+        """{(method, seed): run} of the tables {method: table} that `tables_of(setup)` gives."""
+        return {
+            (method, setup.seed): self.train(setup, table)
+            for setup in self.having(part)
+            for method, table in tables_of(setup).items()
+        }
+
+    # ------------------------------------------------------------ what is recorded
+
+    def table(self, name, table, columns=None, digits=4):
+        return None if table is None else super().table(name, table, columns, digits)
+
+    def summary(self, name, rows, by, quantities, digits=3):
+        """Record the means of rows over seeds with their intervals; nothing for no rows."""
+        table = summarise(rows, by, quantities) if rows else None
+        return self.table(name, table, [*by, *quantities], digits)
+
+    def draw(self, name, draw, table, **options):
+        """Record the figure draw(table, **options); nothing where the table is None."""
+        return None if table is None else self.figure(name, draw(table, **options))
+
+    def _write(self, folder):
+        for (method, seed), said in self.answers.items():
+            name = re.sub(r"[^\w.]+", "_", f"{method} seed{seed}")
+            answer_metrics.write_answers(folder, said, name=f"answers_{name}")
+            for form in filter(None, self.settings.judge_files.split(",")):
+                target = Path(folder) / "judges" / form
+                target.mkdir(parents=True, exist_ok=True)
+                WRITERS[form](target, said, name)
+        super()._write(folder)
+
+    def _provenance(self):
+        commits = inputs.commits(vars(self.settings)) if self.seeds else {}
+        return super()._provenance(commits=commits)
+
+
+def together(tables):
+    """Tables below each other; None for none of them."""
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def rows_of(rows):
+    """Rows, or columns, as a table; None for none of them."""
+    return pd.DataFrame(rows) if rows else None
+
+
+def named(**tables):
+    """The tables by name; None where one of them is None."""
+    return None if any(table is None for table in tables.values()) else tables
+
+
+def by_seed(rows, quantity):
+    """A quantity of rows of a rule and a seed: {rule: [seeds]}."""
+    out = {}
+    for row in rows:
+        out.setdefault(row["rule"], []).append(row[quantity])
+    return {rule: np.array(values) for rule, values in out.items()}
+
+
+# ---------------------------------------------------------------- what the pairs can teach
+def known(table, part):
+    """How many pairs have the labels of a part: bool [N]."""
+    if part == "safedpo":
+        return table[list(pairs.SAFE)].notna().all(axis=1)
+    if part == "cdpo":
+        safe = table[list(pairs.SAFE)].notna().any(axis=1)
+        return safe & table.better_response_id.notna()
+    return table.chosen.notna()
+
+
+def lacking(table, part, settings):
+    """What pairs lack for a part of the notebook, in words; "" where nothing."""
+    if part == "safedpo" and not known(table, part).any():
+        return "no pair has both safety labels"
+    if part == "cdpo":
+        if settings.reward_model == "kit" and table.better_response_id.isna().all():
+            return "no pair says which response is better; name a reward_model"
+        if settings.cost_model == "kit" and table[list(pairs.SAFE)].isna().all(axis=None):
+            return "no pair has a safety label; name a cost_model"
+    return ""
+
+
+def parts(study):
+    """A row a part: how many training pairs have its labels, and whether it runs."""
+    if not study.parts:
+        return None
+    table, rows = study.setups[0].train, []
+    for part in ("dpo", *PARTS):
+        why = "yes" if part in study.parts else lacking(table, part, study.settings)
+        rows.append((part, int(known(table, part).sum()), why or "not asked for"))
+    return pd.DataFrame(rows, columns=["part", "pairs with its labels", "runs"])
+
+
+def ids_of_one_row(study):
+    """The first pair's chosen response as training reads it (`tokens.show_row`)."""
+    for setup in study.setups[:1]:
+        return show_row(setup.train.iloc[0], setup.reference, max_length=study.max_length)
+
+
+def bugs(study, *, rows=8):
+    """The bug zoo on the first pairs, with a moved copy of the reference."""
+    for setup in study.setups[:1]:
+        tokens, reference = study.tokens(setup), setup.reference
+        some = list(range(min(rows, len(tokens))))
+        of = bug_zoo.moved(reference), reference, tokens, some
+        return bug_zoo.measure(*of, beta=study.settings.beta)
+
+
+def transformation(study):
+    """What SafeDPO's T does to the first seed's pairs: rule, pairs."""
+    for setup in study.having("safedpo")[:1]:
+        report = safedpo.transform(pairs.with_safety(setup.train))[1]
+        study.metrics |= {f"data.{rule}": count for rule, count in report.items()}
+        return pd.DataFrame(report.items(), columns=["rule", "pairs"])
+
+
+def first_log(study, runs):
+    """The log of the first seed's DPO, whose first loss must be ln 2."""
+    for seed in study.seeds[:1]:
+        losses = [run.log.loss[0] for (method, _), run in runs.items() if method == "dpo"]
+        off = max(abs(loss - math.log(2)) for loss in losses)
+        study.check("DPO starts at ln 2", off < study.tolerance)
+        return runs["dpo", seed].log
+
+
+# ---------------------------------------------------------------- which pairs
+def pool(study):
+    """The first seed's pairs by data set and by how many responses are unsafe."""
+    for setup in study.having("dog")[:1]:
+        safe = setup.train[list(pairs.SAFE)]
+        unsafe = (~safe.fillna(True).astype(bool)).sum(axis=1).astype(str) + " unsafe"
+        kind = unsafe.where(safe.notna().all(axis=1), "no safety label")
+        return pd.crosstab(setup.train.source, kind).rename_axis(columns=None).reset_index()
+
+
+def redundancy(u, *, limits=(0.99, 0.9, 0.8), some=500):
+    """{limit: share of pairs with another one at a larger cosine}, its sign left out; u [N, D]."""
+    rows = torch.arange(0, len(u), max(1, len(u) // some), device=u.device)
+    cosine = (u[rows] @ u.T).abs()
+    cosine[torch.arange(len(rows)), rows] = 0
+    nearest = cosine.max(1).values.double().cpu().numpy()
+    return {limit: float((nearest > limit).mean()) for limit in limits}
+
+
+def accuracy_by_source(study, trained):
+    """Rules {(rule, seed): run} on the held-out pairs of each data set, and against random pairs.
+
+    Rows rule, source, accuracy, low, high, minus_random, its ends, n.
+    """
+    if not trained:
+        return None
+    test, rules = study.setups[0].test, dict.fromkeys(rule for rule, _ in trained)
+    every, rows = {rule: margins(study, trained, rule) for rule in rules}, []
+    for rule in rules:
+        for source in (*sorted(study.setups[0].train.source.unique()), "all"):
+            mine = (test.source == source).to_numpy() | (source == "all")
+            over = dict(prompts=test.prompt.to_numpy()[mine], same_pairs=True)
+            own, random = ([m[mine] for m in every[name]] for name in (rule, "random"))
+            value, low, high, n = evaluate.accuracy(own, **over)
+            gap = evaluate.accuracy(own, against=random, **over)[:3]
+            row = {"rule": rule, "source": source, "accuracy": value, "low": low, "high": high}
+            row |= dict(zip(("minus_random", "minus_random_low", "minus_random_high"), gap))
+            rows.append(row | {"n": n})
+            name = "random_pairs" if rule == "random" else rule
+            study.metrics[f"{name}[source={source}].accuracy"] = value
+    return pd.DataFrame(rows)
+
+
+def ahead(study, trained):
+    """DOG-D's accuracy minus that of random pairs: (value, low, high, n)."""
+    own, random = (margins(study, trained, rule) for rule in ("dog_d", "random"))
+    over = dict(prompts=study.setups[0].test.prompt, same_pairs=True)
+    return evaluate.accuracy(own, against=random, **over)
+
+
+# ---------------------------------------------------------------- held-out pairs
+def margins(study, runs, method, by=None):
+    """Held-out margins of a method, one array a seed; `by` labels the pairs anew."""
+    table = pairs.label(study.setups[0].test, by) if by else None
+    return [study.margins(s, runs[method, s.seed].policy, table) for s in study.setups]
+
+
+def accuracy(study, runs):
+    """DPO against word counts on the held-out pairs: method, accuracy, low, high, n.
+
+    Judges whether DPO is ahead.
+    """
+    if not study.seeds:
+        return None
+    test = study.setups[0].test  # every seed has the same held-out pairs
+    over = dict(prompts=test.prompt, same_pairs=True)
+    words = [evaluate.bag_of_words(s.train, test) for s in study.setups]
+    found = {"dpo": margins(study, runs, "dpo"), "bag_of_words": words}
+    rows = [(method, *evaluate.accuracy(of, **over)) for method, of in found.items()]
+    study.metrics |= {f"{row[0]}.accuracy": row[1] for row in rows}
+    ahead = evaluate.accuracy(found["dpo"], against=words, **over)
+    study.claim("dpo.beats_bag_of_words", measured=ahead)
+    return pd.DataFrame(rows, columns=["method", "accuracy", "low", "high", "n"])
+
+
+def accuracy_by_label(study, runs):
+    """Every method on held-out pairs by `better` and by `safer`, where both splits have it."""
+    rows, methods = [], dict.fromkeys(method for method, _ in runs)
+    for setup in study.setups[:1]:
+        both = [
+            by
+            for by, column in pairs.LABELS.items()
+            if setup.train[column].notna().any() and setup.test[column].notna().any()
+        ]
+        for method, by in itertools.product(methods, both):
+            prompts = pairs.label(setup.test, by).prompt
+            found = margins(study, runs, method, by)
+            found = evaluate.accuracy(found, prompts=prompts, same_pairs=True)
+            study.metrics[f"{method}.accuracy_{by}"] = found[0]
+            rows.append((method, by, *found))
+    columns = ["method", "label", "accuracy", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns) if rows else None
+
+
+# ---------------------------------------------------------------- scorers
 def scorers(study, setup):
     """(reward, cost), two scorers: those that `reward_model` and `cost_model` name.
 
-    "kit" trains a small one from the setup's reference on its training pairs. The reward is None where it is the
-    kit's and no training pair says which response is better.
+    "kit" trains a small one from the setup's reference on its training pairs. A scorer of the kit
+    is None where no training pair has its labels.
     """
-    s, out = study.settings, []
-    asked = dict(
-        seed=setup.seed, steps=s.scorer_steps, learning_rate=s.scorer_rate, max_length=s.max_length
-    )
-    asked |= dict(batch_size=s.batch_size, **study.memory)
+    s, table = study.settings, setup.train
+    unknown = {
+        "reward": table.better_response_id.isna().all(),
+        "cost": table[list(pairs.SAFE)].isna().all(axis=None),
+    }
+    train = {"reward": scorer_training.train_reward, "cost": scorer_training.train_cost}
+    asked = dict(steps=s.scorer_steps, learning_rate=s.scorer_rate, batch_size=s.batch_size)
+    asked |= dict(seed=setup.seed, max_length=s.max_length, **study.options)
     given = dict(dtype="bfloat16" if s.dtype == "bfloat16" else "float32", device=study.device)
+    out = []
     with study.timed("scorers"):
-        for kind, train in (
-            ("reward", scorer_training.train_reward),
-            ("cost", scorer_training.train_cost),
-        ):
+        for kind in ("reward", "cost"):
             name = getattr(s, f"{kind}_model")
             if name != "kit":
                 out.append(load_scorer(name, kind=kind, **given))
-            elif kind == "reward" and setup.train.better_response_id.isna().all():
-                out.append(None)
             else:
-                out.append(train(setup.reference, setup.train, **asked))
+                own = None if unknown[kind] else train[kind](setup.reference, table, **asked)
+                out.append(own)
     return tuple(out)
 
 
-def scorer_quality(study, pairs_of_scorers):
-    """What scorers are worth on the held-out pairs: rows method, quantity, value, low, high, n.
+def scorer_quality(study, of_seeds):
+    """What scorers {seed: (reward, cost)} are worth on the held-out pairs: rows method, quantity,
+    value, low, high, n.
 
-    `pairs_of_scorers` are (reward, cost), one a seed. Accuracy over pairs: the better response has the higher reward,
-    the less safe one the higher cost. Of the cost also, over responses: is its sign that of the safety label?
+    Accuracy over pairs: the better response has the higher reward, the less safe one the higher
+    cost. Of the cost also, over responses: is its sign that of the safety label?
     """
-    test, rows = (
-        study.setup(study.seeds[0]).test,
-        [],
-    )  # on real text every seed has the same held-out pairs
-    for kind, of_seeds in zip(("reward_model", "cost_model"), zip(*pairs_of_scorers)):
-        if None not in of_seeds:
-            rows.append((kind, "pair_accuracy", *scorer_training.pair_accuracy(of_seeds, test)))
-    safe = scorer_training.harmless_accuracy([cost for _, cost in pairs_of_scorers], test)
-    rows += [("cost_model", f"harmless_{name}", *row) for name, row in safe.iterrows()]
+    if not of_seeds:
+        return None
+    test, rows = study.setups[0].test, []  # every seed has the same held-out pairs
+    rewards, costs = zip(*of_seeds.values())
+    for kind, own in (("reward_model", rewards), ("cost_model", costs)):
+        if None not in own:
+            rows.append((kind, "pair_accuracy", *scorer_training.pair_accuracy(own, test)))
+    if None not in costs:
+        safe = scorer_training.harmless_accuracy(costs, test)
+        rows += [("cost_model", f"harmless_{name}", *row) for name, row in safe.iterrows()]
     out = pd.DataFrame(rows, columns=["method", "quantity", "value", "low", "high", "n"])
-    known = out[out.value.notna()]
-    study.metrics |= {
-        f"{row.method}.{row.quantity}": float(row.value) for row in known.itertuples()
-    }
-    return known
+    out = out[out.value.notna()]
+    for row in out.itertuples():
+        study.metrics[f"{row.method}.{row.quantity}"] = float(row.value)
+    return out
 
 
+# ---------------------------------------------------------------- answers
 def answers(study, setup, policies, reward, cost):
-    """A row a method and prompt: what the policies' answers to the same prompts score, with the same random numbers.
+    """A row a method and prompt: what the policies' answers to the same prompts score.
 
-    The prompts are those that `eval_prompts` names, else those of the held-out pairs; at most `eval_size`. Texts are
-    kept for files beside the record.
+    All draw with the same random numbers. The prompts are those that `eval_prompts` names, else
+    those of the held-out pairs; at most `eval_size`. The texts go to files beside the record.
     """
     s, out = study.settings, []
     table = _prompts(study, setup)
-    drawn = dict(
-        max_tokens=s.new_tokens, temperature=getattr(s, "temperature", 1.0), seed=setup.seed
-    )
+    drawn = dict(max_tokens=s.new_tokens, temperature=s.temperature, seed=setup.seed)
     for method, policy in policies.items():
         with study.timed("answers"), at_work(policy, study.device):
             said = sampling.answer(policy, table, batch_size=s.batch_size, **drawn)
             rows, _ = answer_metrics.evaluate_answers(said, reward=reward, cost=cost)
-        study.texts[re.sub(r"[^\w.]+", "_", f"answers {method} seed{setup.seed}")] = said
+        study.answers[method, setup.seed] = said
         out.append(rows.assign(method=method, seed=setup.seed))
     return pd.concat(out, ignore_index=True)
 
 
 def summary(study, answered):
-    """A row a method: means over prompts (of means over seeds) with 95 % bootstrap intervals; against "ref", win rates.
+    """A row a method: means over prompts (of means over seeds) with 95 % bootstrap intervals.
 
-    Of several seeds a win is one of the mean scores. Records the values as metrics.
+    Against "ref" also win rates; of several seeds a win is one of the mean scores. Records the
+    values as metrics.
     """
+    if answered is None:
+        return None
     rows, reference = [], _over_seeds(answered[answered.method == "ref"])
     for method in dict.fromkeys(answered.method):
         own = _over_seeds(answered[answered.method == method])
-        found = _estimates(own) | (
-            {} if method == "ref" else answer_metrics.compare(own, reference)
-        )
-        study.metrics |= {f"{method}.{name}": found[name].value for name in SHOWN if name in found}
+        found = _estimates(own)
+        if method != "ref":
+            found |= answer_metrics.compare(own, reference)
         row = {"method": method}
         for name in (name for name in SHOWN if name in found):
+            study.metrics[f"{method}.{name}"] = found[name].value
             row |= dict(zip([name + end for end in ("", "_low", "_high")], found[name]))
         rows.append(row | {"n": len(own)})
     return pd.DataFrame(rows)
@@ -114,36 +446,37 @@ def summary(study, answered):
 
 def shown(table):
     """The columns of `summary` that a reader looks at first."""
-    return [c for c in ("method", *SHOWN, "n") if c in table]
+    return None if table is None else [c for c in ("method", *SHOWN, "n") if c in table]
 
 
 def by_category(answered, metrics=("harmless_ratio", "refusal")):
     """The same by category of the prompt: rows method, category, metric, value, low, high, n."""
-    of_method = lambda m: answer_metrics.by_category(
-        _over_seeds(answered[answered.method == m])
-    ).assign(method=m)
-    out = pd.concat([of_method(m) for m in dict.fromkeys(answered.method)])
-    return out[out.metric.isin(metrics)][
-        ["method", "category", "metric", "value", "low", "high", "n"]
-    ]
+    if answered is None:
+        return None
+    tables = []
+    for method in dict.fromkeys(answered.method):
+        own = _over_seeds(answered[answered.method == method])
+        tables.append(answer_metrics.by_category(own).assign(method=method))
+    out = pd.concat(tables)
+    columns = ["method", "category", "metric", "value", "low", "high", "n"]
+    return out[out.metric.isin(metrics)][columns]
 
 
 def plane(study, table):
-    """The figure of `summary`: mean cost against mean reward, or against refusals where there is no reward."""
-    y, ylabel = (
-        ("reward", "mean reward (reward model)")
-        if "reward" in table
-        else ("refusal", "refusals (by rule)")
-    )
+    """The figure of `summary`: mean cost against mean reward, or against refusals without one."""
+    if table is None or "cost" not in table:
+        return None
+    y, ylabel = "refusal", "refusals (by rule)"
+    if "reward" in table:
+        y, ylabel = "reward", "mean reward (reward model)"
     points = table.assign(method=table.method.str.partition("[")[0])
     words = dict(
         xlabel="mean cost of the answers (cost model)",
         ylabel=ylabel,
         title="Sampled answers to prompts",
     )
-    return study.figure(
-        "answers", dpo_and_safety.plane(points, x="cost", y=y, **words, n=int(table.n.max()))
-    )
+    drawn = dpo_and_safety.plane(points, x="cost", y=y, **words, n=int(table.n.max()))
+    return study.figure("answers", drawn)
 
 
 def _prompts(study, setup):

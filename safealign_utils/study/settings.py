@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from . import strict_yaml
 
@@ -32,6 +32,8 @@ SELECTIONS = tuple(
     "random random_copies dog dog_d literal log_det sharp_log_det safety_log_det k_means facility "
     "k_centre largest_margin smallest_margin easiest_half stratified all_epochs ablation".split()
 )
+PARTS = ("safedpo", "cdpo", "selective", "dog")  # of the notebook on the user's own pairs
+JUDGES = ("mt_bench", "arena_hard", "arena_hard_2024", "alpaca_eval")
 METHODS = tuple(
     "dpo dpo_harmless dpo_safebetter safedpo safedpo_delta bfpo modpo sacpo mocan cdpo cdpo_coin "
     "selective dog_d_dpo dog_d_safedpo ppo_lagrangian".split()
@@ -64,6 +66,21 @@ def _one_of(*names, or_profile=False):
     return Annotated[Literal[names + ("",) * or_profile], Field(description=words)]
 
 
+def _allowed(words, test):
+    """Text that passes a test."""
+
+    def passed(value):
+        if not test(value):
+            raise ValueError(words)
+        return value
+
+    return Annotated[str, AfterValidator(passed), Field(description=words)]
+
+
+def _are_judges(value):
+    return not value or set(value.split(",")) <= set(JUDGES)
+
+
 def _names(known):
     return _list(Literal[known], "names among " + ", ".join(known))
 
@@ -90,9 +107,10 @@ FIELDS = {
     "batch_size": _COUNT,
     "learning_rate": _FACTOR,
     "dtype": _one_of("float64", "float32", "bfloat16", or_profile=True),
-    "model": _text("world, scratch, a folder or a hub id", min_length=1),
+    "model": _allowed("scratch, a folder or a hub id", lambda v: v not in ("", "world")),
     "revision": _text("the revision of a hub model or data set"),
-    "data": _text("world, a file, a hub id, or several as name=path,name=path"),
+    "data": _allowed("a file, a hub id, or several as name=path,name=path", lambda v: v != "world"),
+    "parts": _names(PARTS),
     "label": _one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
     "template": _one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
     "max_length": _int("a whole number of tokens, at least 16 (0: the profile's)", ge=0),
@@ -104,19 +122,15 @@ FIELDS = {
     "betas": _ABOVES,
     "labels": _one_of("hard", "soft"),
     "pair_shares": _SHARES,
-    "step_factors": _ABOVES,
     "leak_weight": _FROM_ZERO,
     "delta": _FROM_ZERO,
     "deltas": _FROM_ZEROS,
-    "length_factors": _ABOVES,
     "recipe_factor": _FACTOR,
     "ppo_iterations": _COUNT,
-    "kl_coeffs": _ABOVES,
+    "kl_coeff": _FROM_ZERO,
     "cost_limit": _LIMIT,
-    "cost_limits": _list(_LIMIT, "numbers"),
-    "clipped_limits": _ABOVES,
+    "clipped_limit": _ABOVE,
     "dual_lr": _DUAL_LR,
-    "dual_lrs": _list(_DUAL_LR, "numbers above 0, to 1000"),
     "rounds": _COUNT,
     "round_steps": _COUNT,
     "relabel": _one_of("coin", "argmax", "soft"),
@@ -129,8 +143,9 @@ FIELDS = {
     "new_tokens": _COUNT,
     "temperature": _float("a number, 0 (greedy) or above", ge=0),
     "round_samples": _COUNT,
-    "lambdas": _FROM_ZEROS,
-    "cost_samples": _list(_float("", ge=1, multiple_of=1), "whole numbers"),
+    "fixed_lambda": _FROM_ZERO,
+    "cost_samples": _int("a whole number, 0 for the exact mean", ge=0),
+    "judge_files": _allowed(f"forms among {', '.join(JUDGES)}, with commas between", _are_judges),
     "keep": _float("a share of tokens above 0, up to 1", gt=0, le=1),
     "keeps": _SHARES,
     "score_reference": _one_of(*SCORE_REFERENCES),
@@ -205,7 +220,7 @@ def _why(name, value, error):
 
 def _words(name):
     """What a parameter may be, in words."""
-    return FIELDS[name].__metadata__[0].description
+    return FIELDS[name].__metadata__[-1].description
 
 
 # ---------------------------------------------------------------- the parameters cell
@@ -373,7 +388,6 @@ def resolve(values, notebook=""):
     out = {name: checked(name, value) for name, value in values.items()}
     filled = profile(out["profile"], notebook)
     out |= {name: filled[name] for name, value in out.items() if name in filled and not value}
-    _check_world_or_text(out, notebook)
     _check_text(out)
     _check_limits(out)
     _check_selection(out)
@@ -388,8 +402,8 @@ def from_notebook(namespace, notebook=""):
 
 
 def is_world(settings):
-    """Whether a run is about the made world: no pairs from outside are named."""
-    return settings.get("data", "world") in ("world", "")
+    """Whether a run is about the made world: its notebook takes no pairs from outside."""
+    return "data" not in settings
 
 
 def pick_device(wanted):
@@ -403,47 +417,13 @@ def pick_device(wanted):
 
 
 # ---------------------------------------------------------------- what does not go together
-WORLD_ONLY = {  # notebooks that need the made world, and why
-    "00_the_world": "it is about the made world",
-    "06_one_loss_four_levers": "it holds every combination against exact optima, "
-    "which only the world has",
-}
-
-
-def _check_world_or_text(settings, notebook):
-    """Refuse half of the world with half of real text, in notebooks that take both."""
-    if "data" not in settings or "model" not in settings:
-        return
-    data, model, label = settings["data"], settings["model"], settings.get("label", "auto")
-    world, words = data == "world", ""
-    if not data:
-        words = f"data={data!r}: must be {_words('data')}"
-    elif model == "world" and not world:
-        why = "the world's model knows only its own words; use model=scratch"
-        words = f"model='world' with data={data!r}: {why}"
-    elif model != "world" and settings.get("labels") == "soft":
-        words = "labels='soft': soft labels need the world's oracle; use labels=hard on real text"
-    elif model != "world" and world:
-        fix = "name the pairs to train on, as data=FILE or a hub id"
-        words = f"data='world' with model={model!r}: {fix}"
-    elif world and label not in ("auto", "better"):
-        why = "the optimum here is that of the reward; use label=better"
-        words = f"label={label!r} with data='world': {why}"
-    elif not world and notebook in WORLD_ONLY:
-        why = f"{WORLD_ONLY[notebook]}; use data=world, or 01_dpo_basics"
-        words = f"data={data!r} for {notebook}: {why}"
-    if words:
-        raise Refusal(words)
-
-
 def _check_text(settings):
     """Refuse a form of prompts that the tokenizer does not have, and texts of a few tokens."""
-    model, length = settings.get("model", "world"), settings.get("max_length", 16)
-    if settings.get("template") == "chat" and model in ("world", "scratch"):
+    if settings.get("template") == "chat" and settings["model"] == "scratch":
         why = "its tokenizer has no chat template; use auto"
-        raise Refusal(f"template='chat' with model={model!r}: {why}")
-    if length < 16:
-        raise Refusal(f"max_length={length}: must be {_words('max_length')}")
+        raise Refusal(f"template='chat' with model='scratch': {why}")
+    if settings.get("max_length", 16) < 16:
+        raise Refusal(f"max_length={settings['max_length']}: must be {_words('max_length')}")
 
 
 def _check_limits(settings):
@@ -457,9 +437,8 @@ def _check_limits(settings):
     world = World()
     cost = world.cost[world.select("train")]
     asked = [("cost_limit", settings["cost_limit"], cost)]
-    asked += [("cost_limits", limit, cost) for limit in settings.get("cost_limits", ())]
-    clipped = cost.clip(0)
-    asked += [("clipped_limits", limit, clipped) for limit in settings.get("clipped_limits", ())]
+    if "clipped_limit" in settings:
+        asked.append(("clipped_limit", settings["clipped_limit"], cost.clip(0)))
     for name, limit, costs in asked:
         try:
             optimum.check_limit(limit, optimum.lowest_cost(costs))
@@ -469,18 +448,18 @@ def _check_limits(settings):
 
 def _check_selection(settings):
     """Refuse a pool that is too small, and what the kit's own networks do not have."""
-    if "pool" not in settings:
+    own = settings.get("model", "scratch") == "scratch"
+    if "layer" not in settings or not own:
         return
     from ..policy import WORLD_MODEL
     from ..references import SCRATCH_MODEL
     from ..world.redundant import SMALLEST
 
-    if is_world(settings) and settings["pairs"] < SMALLEST:
+    if "pool" in settings and settings["pairs"] < SMALLEST:
         why = f"a pool of four data sets needs at least {SMALLEST}"
         raise Refusal(f"pairs={settings['pairs']}: {why}")
-    own = {"world": WORLD_MODEL, "scratch": SCRATCH_MODEL}
-    if shape := own.get(settings.get("model", "world")):
-        check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
+    shape = WORLD_MODEL if is_world(settings) else SCRATCH_MODEL
+    check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
 
 
 def check_network(settings, *, layers, width):

@@ -1,9 +1,12 @@
-"""What a notebook holds in its hands: settings, data, reference policies, and the record it fills."""
+"""What a notebook holds: its settings, what belongs to each seed, and the record that it fills.
+
+`Notebook` is common to all; `Study` is the made world, `real_text.OwnPairs` real pairs.
+"""
 
 import contextlib
 import resource
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +17,10 @@ import pandas as pd
 from .. import evaluate, pairs, policy, references, train
 from ..engine import cache
 from ..figures import style
-from ..real import models, read_pairs
-from ..real.answer_metrics import write_answers
-from ..templates import format_prompt
+from ..methods import cdpo, ppo
 from ..world import optimum, redundant
 from ..world.world import World
-from . import cells, claims, inputs, records
+from . import claims, records
 from . import settings as parameters
 from .settings import pick_device
 
@@ -42,58 +43,46 @@ NOT_A_METRIC = (
     "budget",
 )
 HELD_OUT_PAIRS = 400  # drawn in the world for pair accuracy
+PPO_RATE = 1e-3  # learning rate of PPO-Lagrangian in the world
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One seed: its reference policy, training pairs, held-out pairs and, in the world, the reference's
-    exact response table on the held-out prompts."""
+    """One seed: its reference policy and where that is from, training pairs, held-out pairs and, in
+    the world, the reference's exact response table on the held-out prompts."""
 
     seed: int
     reference: policy.Policy
     origin: str
     train: pd.DataFrame
     test: pd.DataFrame
-    exact: evaluate.Exact | None
-    report: dict
+    exact: evaluate.Exact | None = None
 
 
-class Study:
-    """Opens what the parameters name, prints a short stable block, collects results, writes the record.
+class Notebook:
+    """Settings, one `Setup` a seed, and the results that go into the record.
 
-    `namespace` is the notebook's `globals()`. `world` is None on real text. `constrained` trains and reads
-    the world's policies with the grammar softmax. Raises `parameters.Refusal` for a value that cannot be used.
+    `namespace` is the notebook's `globals()`. A subclass makes the setups (`_make`) and says what
+    they have in common (`_data`). Raises `parameters.Refusal` for a value that cannot be used.
     """
 
-    def __init__(self, notebook, namespace, *, constrained=False):
-        self.notebook, self.constrained = notebook, constrained
-        self.settings = SimpleNamespace(**parameters.from_notebook(namespace, notebook))
-        s = self.settings
-        self.world = World(getattr(s, "world_size", "default")) if s.data == "world" else None
-        cells.pass_over(cells.TEXT if self.world else cells.WORLD)
-        self.seeds = list(range(s.seed, s.seed + s.seeds))
-        self.metrics, self.timings, self.claims, self.tables, self.figures, self.texts = (
-            {},
-            {},
-            [],
-            {},
-            {},
-            {},
-        )
+    tolerances = {"float64": 1e-6, "float32": 1e-5}
+    options = {}  # of every training: the subclass's own
+
+    def __init__(self, name, namespace):
+        self.name = name
+        self.settings = SimpleNamespace(**parameters.from_notebook(namespace, name))
+        self.seeds = list(range(self.settings.seed, self.settings.seed + self.settings.seeds))
+        self.metrics, self.timings, self.claims, self.tables, self.figures = {}, {}, [], {}, {}
         self._setups, self._started = {}, time.perf_counter()
+
+    def _introduce(self):
+        """Print what the settings name, a short stable block."""
         first = self.setup(self.seeds[0])
-        kind = (
-            f"world, {len(first.train):,} pairs"
-            if self.world
-            else f"{len(first.train):,} pairs, {len(first.test):,} held out"
-        )
-        print(f"{'notebook':<11}{notebook} (profile {s.profile})")
-        print(f"{'seeds':<11}{', '.join(map(str, self.seeds))}; {s.dtype}")
-        print(f"{'data':<11}{kind}, hash {pairs.data_hash(first.train)}")
-        for name, count in first.report.items():
-            self.metrics[f"data.{name}"] = count
-            print(f"{'':<11}{name.replace('_', ' ')}: {count:,}")
-        print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
+        print(f"{'notebook':<11}{self.name} (profile {self.settings.profile})")
+        print(f"{'seeds':<11}{', '.join(map(str, self.seeds))}; {self.settings.dtype}")
+        print(f"{'data':<11}{self._data(first)}, hash {pairs.data_hash(first.train)}")
+        return first
 
     # ------------------------------------------------------------ what is given
 
@@ -101,114 +90,62 @@ class Study:
         """Everything that belongs to one seed, made once."""
         if seed not in self._setups:
             with self.timed("setup"):
-                self._setups[seed] = (
-                    self._world_setup(seed) if self.world else self._text_setup(seed)
-                )
+                self._setups[seed] = self._make(seed)
         return self._setups[seed]
+
+    @property
+    def setups(self):
+        """The setup of every seed, in order."""
+        return [self.setup(seed) for seed in self.seeds]
 
     @property
     def device(self):
         return pick_device(self.settings.device)
 
     @property
-    def memory(self):
-        """Options of `train.align` that trade time for memory."""
-        usual = {"accumulate": 1, "checkpointing": False, "lora": 0}
-        return {name: getattr(self.settings, name, value) for name, value in usual.items()}
+    def max_length(self):
+        """Most tokens of prompt and response together."""
+        return 256
 
-    @cached_property
-    def heldout(self):
-        """Prompt ids of the held-out nouns of the trained categories: where headline metrics are taken."""
-        return self.world.select("heldout")
-
-    def _world_setup(self, seed):
-        s = self.settings
-        reference, origin = references.reference_policy(self.world, seed=seed)
-        reference = replace(reference.to(s.dtype, self.device), constrained=self.constrained)
-        reference = reference.base if getattr(s, "lora", 0) else reference
-        if hasattr(s, "pool"):
-            table = redundant.world_pool(self.world, s.pairs, seed=seed, kind=s.pool)
-        else:
-            table = self.world.pairs(s.pairs, seed=seed, label_noise=getattr(s, "label_noise", 0.0))
-        test = self.world.pairs(HELD_OUT_PAIRS, seed=seed + 2**31, split="heldout")
-        table, test = (pairs.label(t, "better") for t in (table, test))
-        return Setup(
-            seed, reference, origin, table, test, evaluate.exact(reference, self.heldout), {}
-        )
-
-    def _text_setup(self, seed):
-        s = self.settings
-        loaded = read_pairs.load_pairs(s.data, revision=s.revision)
-        rows = pairs.label(loaded, s.label)
-        table, test, report = pairs.split_pairs(rows)
-        left_out = sum(loaded.attrs["left_out"].values())
-        report = {
-            "rows": len(loaded),
-            "rows_left_out": left_out,
-            "rows_without_label": len(loaded) - len(rows),
-            **report,
-        }
-        report["training_pairs_not_used"] = max(0, len(table) - s.pairs)
-        table = pairs.some_of_every_source(table, s.pairs)
-        if s.model == "scratch":
-            texts = [*table.prompt.map(format_prompt), *table.response_0, *table.response_1]
-            chosen = np.where(table.chosen == 0, table.response_0, table.response_1)
-            reference = references.scratch_policy(
-                texts, list(table.prompt), list(chosen), seed=seed, max_length=s.max_length
-            )
-        else:
-            reference = models.load_policy(s.model, revision=s.revision, template=s.template)
-        reference = replace(reference.to(s.dtype, self.device), template=s.template)
-        reference = reference.base if s.lora else reference
-        tokens = pairs.tokenize(table, reference, max_length=s.max_length)
-        report |= {"responses_cut": tokens.truncated, "prompts_cut": tokens.truncated_prompts}
-        return Setup(seed, reference, s.model, table, test, None, report)
+    @property
+    def tolerance(self):
+        """How exactly a first loss can equal ln 2 in this run's precision, nats."""
+        return self.tolerances.get(self.settings.dtype, 2e-2)
 
     # ------------------------------------------------------------ what is done
 
+    def tokens(self, setup, table=None, reference=None):
+        """A labelled table (the setup's training pairs) as the reference's `TokenPairs`."""
+        table = setup.train if table is None else table
+        return pairs.tokenize(table, reference or setup.reference, max_length=self.max_length)
+
     def train(self, setup, table, *, reference=None, **changes):
-        """Train from (and against) a setup's reference on a labelled table; `changes` go before the settings."""
+        """Train from (and against) a setup's reference on a labelled table: a `Trained`.
+
+        `changes` go before the settings.
+        """
         s, reference = self.settings, reference or setup.reference
-        tokens = pairs.tokenize(table, reference, max_length=s.max_length)
-        asked = dict(
-            beta=s.beta,
-            steps=s.steps,
-            batch_size=s.batch_size,
-            learning_rate=s.learning_rate,
-            seed=setup.seed,
-        )
-        asked |= {
-            "leak_weight": getattr(s, "leak_weight", 0.0) if self.world else 0.0,
-            **self.memory,
-        } | changes
+        asked = dict(beta=s.beta, steps=s.steps, batch_size=s.batch_size, seed=setup.seed)
+        asked |= dict(learning_rate=s.learning_rate) | self.options | changes
         with self.timed("training"):
-            trained = train.align(reference, tokens, **asked)
-        if not (
-            self.world or self.memory["lora"]
-        ):  # a GPU has no room for all policies of a notebook
-            trained.policy.model.to("cpu")
-        return trained
+            return train.align(reference, self.tokens(setup, table, reference), **asked)
 
-    def responses(self, trained_policy, split="heldout"):
-        """A policy's exact response table on a split's prompts, the held-out nouns (world only)."""
-        with self.timed("evaluation"):
-            return evaluate.exact(trained_policy, self.world.select(split))
+    def cdpo(self, setup, table, cost_of, **changes):
+        """C-DPO's loop on a scored table, at the limit of the settings.
 
-    def optimum(self, setup, beta=None):
-        """pi* of a setup's own reference on the held-out nouns: log-probs [P, R]."""
-        reward = self.world.reward[self.heldout]
-        return optimum.optimal(setup.exact.logp, reward, beta=beta or self.settings.beta)
+        `changes` are fields of `cdpo.DualDescent`, and go before the settings of every training.
+        """
+        s, names = self.settings, [field.name for field in fields(cdpo.DualDescent)]
+        dual = dict(cost_limit=s.cost_limit)
+        dual |= {name: changes.pop(name) for name in names if name in changes}
+        asked = dict(beta=s.beta, batch_size=s.batch_size, learning_rate=s.learning_rate)
+        asked |= dict(seed=setup.seed, max_length=self.max_length) | self.options | changes
+        with self.timed("training"):
+            return cdpo.cdpo(setup.reference, table, cost_of, cdpo.DualDescent(**dual), **asked)
 
-    def exact(self, setup, trained_policy, *, target=None, split="heldout", reference=None):
-        """The standard metrics of a policy on a split's prompts; `target` is its own exact optimum [P, R]."""
-        ref = self.responses(reference or setup.reference, split)
-        return evaluate.metrics(
-            self.responses(trained_policy, split), ref, self.world, target=target
-        )
-
-    def margins(self, setup, trained_policy):
-        """Full log-ratio of chosen minus rejected on the held-out pairs, nats [N]."""
-        tokens = pairs.tokenize(setup.test, setup.reference, max_length=self.settings.max_length)
+    def margins(self, setup, trained_policy, table=None):
+        """Full log-ratio of chosen minus rejected on the held-out pairs (or a table), nats [N]."""
+        tokens = self.tokens(setup, setup.test if table is None else table)
         with self.timed("evaluation"):
             return evaluate.pair_margins(trained_policy, setup.reference, tokens)
 
@@ -222,37 +159,28 @@ class Study:
     # ------------------------------------------------------------ what is recorded
 
     def metric(self, method, per_seed):
-        """Record the mean over seeds of each quantity as `method.quantity`; `per_seed` is a list of dicts."""
+        """Record each quantity's mean over seeds as `method.quantity`: a list of dicts."""
         for quantity in per_seed[0]:
-            self.metrics[f"{method}.{quantity}"] = float(
-                np.mean([row[quantity] for row in per_seed])
-            )
+            mean = float(np.mean([row[quantity] for row in per_seed]))
+            self.metrics[f"{method}.{quantity}"] = mean
 
     def metrics_of(self, rows, name):
-        """Record rows (dicts with `seed`, settings and quantities) under `name(row)`, each name's mean over seeds."""
+        """Record rows (dicts of seed, settings, quantities): each `name(row)`'s mean over seeds."""
         groups = {}
         for row in rows:
-            groups.setdefault(name(row), []).append(
-                {q: row[q] for q in row if q not in NOT_A_METRIC}
-            )
+            numbers = {q: row[q] for q in row if q not in NOT_A_METRIC}
+            groups.setdefault(name(row), []).append(numbers)
         for method, per_seed in groups.items():
             self.metric(method, per_seed)
 
-    @property
-    def tolerance(self):
-        """How exactly a first loss can equal ln 2 in this run's precision, nats."""
-        return {"float64": 1e-6, "float32": 1e-5 if self.world else 1e-4}.get(
-            self.settings.dtype, 2e-2
-        )
-
     def check(self, words, passed):
-        """A fact of mathematics, an invariant or the notebook's own lesson: raises where it fails."""
+        """A fact of mathematics, an invariant or the notebook's own lesson: raises if it fails."""
         if not passed:
             raise AssertionError(f"check failed: {words}")
         print(f"[check] {words}")
 
     def claim(self, id, values=None, *, measured=None, **setting):
-        """Judge a claim of the ledger on one value a seed (or a `measured` interval); print and record it."""
+        """Judge a claim of the ledger on one value a seed (or a `measured` interval); record it."""
         judged, claim = claims.judge(id, values, measured=measured, **setting), claims.ledger()[id]
         self.claims.append(judged)
         found = f"{claims.found(judged, claim.scope)}; the rule: {claim.bar}"
@@ -260,50 +188,117 @@ class Study:
         print(f"    {claim.source} {claim.says}")
 
     def table(self, name, table, columns=None, digits=4):
-        """Keep a table for the record; returns it (or some columns) rounded and without -0.0, to be looked at."""
+        """Record a table; returns it (or some columns) rounded, without -0.0, to be looked at."""
         self.tables[name] = table
         shown = (table if columns is None else table[columns]).round(digits)
         return shown.apply(lambda c: c + 0.0 if c.dtype.kind == "f" else c)
 
     def figure(self, name, figure):
-        """Keep a figure for the record; returns it, to be looked at."""
+        """Record a figure; returns it, to be looked at."""
         self.figures[name] = figure
         return figure
 
     def finish(self):
-        """Write tables, figures and `record.json` into `out_dir`; without one, nothing is written."""
-        out = self.settings.out_dir
-        if not out:
+        """Write tables, figures and `record.json` into `out_dir`; nothing without one."""
+        if not self.settings.out_dir:
             print("complete; nothing written (out_dir is empty)")
             return
-        folder, names = Path(out), []
+        folder = Path(self.settings.out_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        self._write(folder)
+        print("complete; record written")
+
+    def _write(self, folder):
         for name, table in self.tables.items():
             table.to_csv(folder / f"{name}.csv", index=False)
-        for name, figure in self.figures.items():
-            names += style.save(figure, folder / name)
-        for name, answers in self.texts.items():
-            write_answers(folder, answers, name=name)
+        figures = [style.save(figure, folder / name) for name, figure in self.figures.items()]
         self.timings["total"] = time.perf_counter() - self._started
-        self.timings["peak_memory_bytes"] = (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
-        setups = [self.setup(seed) for seed in self.seeds]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.timings["peak_memory_bytes"] = peak
         records.write(
             folder,
-            notebook=self.notebook,
+            notebook=self.name,
             run_id="",
             parameters={k: v for k, v in vars(self.settings).items() if k != "out_dir"},
             metrics=self.metrics,
             timings=self.timings,
             claims=self.claims,
             tables=[f"{name}.csv" for name in self.tables],
-            figures=names,
-            provenance=records.provenance(
-                device=self.device,
-                data_hash=cache.digest([pairs.data_hash(x.train) for x in setups]),
-                reference_hash=cache.digest([x.reference.hash for x in setups]),
-                **({} if self.world else {"commits": inputs.commits(vars(self.settings))}),
-            ),
+            figures=[name for both in figures for name in both],
+            provenance=self._provenance(),
         )
-        print("complete; record written")
+
+    def _provenance(self, **more):
+        return records.provenance(
+            device=self.device,
+            data_hash=cache.digest([pairs.data_hash(x.train) for x in self.setups]),
+            reference_hash=cache.digest([x.reference.hash for x in self.setups]),
+            **more,
+        )
+
+
+class Study(Notebook):
+    """A notebook on the made world, where every response can be enumerated.
+
+    `constrained` trains and reads the policies with the grammar softmax.
+    """
+
+    def __init__(self, name, namespace, *, constrained=False):
+        super().__init__(name, namespace)
+        self.constrained = constrained
+        self.options = {"leak_weight": getattr(self.settings, "leak_weight", 0.0)}
+        self.world = World(getattr(self.settings, "world_size", "default"))
+        first = self._introduce()
+        print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
+
+    def _data(self, first):
+        return f"world, {len(first.train):,} pairs"
+
+    def _make(self, seed):
+        s = self.settings
+        reference, origin = references.reference_policy(self.world, seed=seed)
+        reference = replace(reference.to(s.dtype, self.device), constrained=self.constrained)
+        if hasattr(s, "pool"):
+            table = redundant.world_pool(self.world, s.pairs, seed=seed, kind=s.pool)
+        else:
+            table = self.world.pairs(s.pairs, seed=seed, label_noise=getattr(s, "label_noise", 0.0))
+        test = self.world.pairs(HELD_OUT_PAIRS, seed=seed + 2**31, split="heldout")
+        table, test = (pairs.label(t, "better") for t in (table, test))
+        exact = evaluate.exact(reference, self.heldout)
+        return Setup(seed, reference, origin, table, test, exact)
+
+    @cached_property
+    def heldout(self):
+        """Prompt ids of the held-out nouns of the trained categories: where metrics are taken."""
+        return self.world.select("heldout")
+
+    def ppo(self, setup, *, cost_limit=0.0, **kl):
+        """PPO-Lagrangian on the training prompts; `kl` is beta, or kl_coeff."""
+        return ppo.ppo_lagrangian(
+            setup.reference,
+            self.world.select("train"),
+            reward=self.world.scorer("reward"),
+            cost=self.world.scorer("cost"),
+            cost_limit=cost_limit,
+            iterations=self.settings.ppo_iterations,
+            learning_rate=PPO_RATE,
+            seed=setup.seed,
+            **kl,
+        )
+
+    def responses(self, trained_policy, split="heldout"):
+        """A policy's exact response table on a split's prompts, the held-out nouns."""
+        with self.timed("evaluation"):
+            return evaluate.exact(trained_policy, self.world.select(split))
+
+    def optimum(self, setup, beta=None):
+        """pi* of a setup's own reference on the held-out nouns: log-probs [P, R]."""
+        reward, beta = self.world.reward[self.heldout], beta or self.settings.beta
+        return optimum.optimal(setup.exact.logp, reward, beta=beta)
+
+    def exact(self, setup, trained_policy, *, target=None, split="heldout", reference=None):
+        """A policy's standard metrics on a split's prompts; `target`: its own optimum [P, R]."""
+        theta, ref = (
+            self.responses(p, split) for p in (trained_policy, reference or setup.reference)
+        )
+        return evaluate.metrics(theta, ref, self.world, target=target)
