@@ -10,6 +10,10 @@ import numpy as np
 
 STREAMS = {
     "pair": (),  # of the world, by its number
+    "thrown labels": (4,),  # a coin in place of every label
+    "halves": (5,),  # of a table of pairs
+    "optimum": (5,),  # draws from it
+    "dealt names": (6,),  # of data sets
     "pool": (),  # rows of a pool of data sets: data set, kind of row, number
     "pool order": (2**30,),
     "batch order": (2**30,),
@@ -25,6 +29,9 @@ STREAMS = {
 }
 # Streams that share numbers, and why that is left: another number would move every record.
 SHARED = {
+    ("pair", "thrown labels"): "the coins of labels are the numbers of pair 4",
+    ("halves", "optimum", "pair"): "halves, and draws from the optimum, have the numbers of pair 5",
+    ("dealt names", "pair"): "the names dealt out have the numbers of pair 6",
     ("pair", "pool"): "the first row of each data set (kind 0, number 0) has the numbers of a pair",
     (
         "pool order",

@@ -112,3 +112,11 @@ def _checked_ids(answers, model, most=1):
         if len(turns) > most:
             raise ValueError(f"{what}; the format holds {most}")
     return answers.id.tolist()
+
+
+WRITERS = {
+    "mt_bench": write_mt_bench,
+    "arena_hard": write_arena_hard,
+    "arena_hard_2024": write_arena_hard_2024,
+    "alpaca_eval": write_alpaca_eval,
+}

@@ -33,6 +33,14 @@ def late_mask(x, n):
     return ((t >= 1) & (t <= n)).to(x)
 
 
+def _share(a, b):
+    return (a.abs().sum() / b.abs().sum()).item()
+
+
+def _loss(out):
+    return out.loss.mean().item()
+
+
 def measure(policy, reference, tokens, rows, *, beta):
     """Every bug on the pairs `rows`, with a policy that is not the reference: columns COLUMNS."""
     w, l = ratios(policy, reference, tokens, rows)
@@ -40,22 +48,21 @@ def measure(policy, reference, tokens, rows, *, beta):
         torch.tensor(n[rows], device=w.device)[:, None]
         for n in (tokens.lengths_w, tokens.lengths_l)
     )
-    part = lambda a, b: (a.abs().sum() / b.abs().sum()).item()
-    loss, size = lambda out: out.loss.mean().item(), w.abs().sum() + l.abs().sum()
+    size = w.abs().sum() + l.abs().sum()
     healthy = preference_loss(w, l, beta=beta)
     averaged = preference_loss(w / n_w, l / n_l, beta=beta)
     counted = sum((late_mask(x, n) * x).abs().sum() for x, n in ((w, n_w), (l, n_l)))
     inside = preference_loss(w, l, beta=beta, margin=beta * 2.0)
     refreshed = preference_loss(w - w, l - l, beta=beta)
-    logged = part(healthy.h_w - healthy.h_l, healthy.z)
+    logged = _share(healthy.h_w - healthy.h_l, healthy.z)
     bugs = [
         ("log-probs averaged, not summed", "|z| over that of the sums", 1.0),
         ("mask one token late", "share of the log-ratios not counted", 0.0),
         ("policy is not the reference at the start", "first loss", math.log(2)),
-        ("reference refreshed at every step", "loss of a moved policy", loss(healthy)),
+        ("reference refreshed at every step", "loss of a moved policy", _loss(healthy)),
         ("beta left out of the logged rewards", "logged margin over z", 1.0),
         ("a margin of 2 put inside beta", "what z loses by it", 2.0),
     ]
-    found = [part(averaged.z, healthy.z), 1 - (counted / size).item(), loss(healthy)]
-    found += [loss(refreshed), logged, (healthy.z - inside.z).mean().item()]
+    found = [_share(averaged.z, healthy.z), 1 - (counted / size).item(), _loss(healthy)]
+    found += [_loss(refreshed), logged, (healthy.z - inside.z).mean().item()]
     return pd.DataFrame([(*bug, value) for bug, value in zip(bugs, found)], columns=COLUMNS)

@@ -118,7 +118,7 @@ def _check_eval_prompts(settings, tokenizer):
 
 def _check_judge_files(table, forms):
     """Refuse forms of judges' files that cannot hold answers to these prompts: they are tried."""
-    from .real_text import WRITERS
+    from ..real.judge_files import WRITERS
 
     said = table.assign(answers=[("",) * len(turns) for turns in table.turns])
     for form in filter(None, forms.split(",")):

@@ -39,12 +39,6 @@ SHOWN = (
     "win_rate_by_cost_model",
 )
 NOTHING = "data='' names no pairs: give data=PAIRS.jsonl, a hub id, or name=path,name=path"
-WRITERS = {
-    "mt_bench": judge_files.write_mt_bench,
-    "arena_hard": judge_files.write_arena_hard,
-    "arena_hard_2024": judge_files.write_arena_hard_2024,
-    "alpaca_eval": judge_files.write_alpaca_eval,
-}
 
 
 class OwnPairs(Notebook):
@@ -160,7 +154,7 @@ class OwnPairs(Notebook):
             for form in filter(None, self.settings.judge_files.split(",")):
                 target = Path(folder) / "judges" / form
                 target.mkdir(parents=True, exist_ok=True)
-                WRITERS[form](target, said, name)
+                judge_files.WRITERS[form](target, said, name)
         super()._write(folder)
 
     def _provenance(self):

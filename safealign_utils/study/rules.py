@@ -5,12 +5,12 @@ import numpy as np
 import torch
 
 from .. import evaluate, references
+from ..engine.streams import generator
 from ..methods import dog, pair_controls, safedpo, selective, token_controls
 from ..methods.selective import Signed, TokenTable, TopTokens
 
 LARGER = dict(hidden_size=128, num_hidden_layers=4, intermediate_size=352)
 CHOICES = 0.27  # 80 % of the 34 % of tokens that are a choice
-COINS, HALVES = 4, 5  # streams of a seed's random numbers
 
 
 # ---------------------------------------------------------------- tokens
@@ -21,7 +21,7 @@ def swapped(table):
 
 def coin_flips(setup):
     """A seed's training pairs, their winners thrown by a coin."""
-    g = np.random.Generator(np.random.PCG64([setup.seed, COINS]))
+    g = generator(setup.seed, "thrown labels")
     heads = g.random(len(setup.train)) < 0.5
     return setup.train.assign(chosen=np.where(heads, setup.train.chosen, 1 - setup.train.chosen))
 
@@ -195,7 +195,7 @@ class PairRules:
     def _held_out_losses(self, setup):
         """DPO loss of every pair under a policy trained on the other half of the pool."""
         table = self.pools[setup.seed]
-        g = np.random.Generator(np.random.PCG64([setup.seed, HALVES]))
+        g = generator(setup.seed, "halves")
         half, margins = g.permutation(len(table)) % 2, np.zeros(len(table))
         for h in (0, 1):
             own, other = (table[half == side].reset_index(drop=True) for side in (h, 1 - h))
