@@ -24,6 +24,8 @@ METHODS = {  # what is compared, the same colour everywhere: (colour, name)
     "bag_of_words": ("#8d6bb0", "bag of words"),
     "dpo": ("#3b6fb6", "DPO, hard labels"),
     "dpo_soft": ("#e0872b", "DPO, soft labels"),
+    "dpo_certain": ("#1f3f6b", "DPO, certain labels"),
+    "ipo": ("#2f9c95", "IPO"),
     "dpo_harmless": ("#c4504b", "DPO-harmless"),
     "dpo_safebetter": ("#4c9a6a", "DPO-safebetter"),
     "safedpo": ("#e0872b", "SafeDPO"),

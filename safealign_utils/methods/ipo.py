@@ -25,6 +25,7 @@ def win_rates(reward, opponents):
 
     `reward` [P, R] in nats, `opponents` probabilities [P, R]. IPO's optimum on pairs of two such
     draws is that of DPO with these in place of r: `optimum.optimal(logp_ref, win_rates, beta=tau)`.
+    Rewards times a large number are those of labels without noise: the better response always wins.
     *Differs from the paper:* the two responses of a pair of the world are never the same one.
     """
     gap = reward[:, :, None] - reward[:, None, :]

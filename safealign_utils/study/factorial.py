@@ -1,9 +1,11 @@
-"""Levers against each other: a factorial of two levels each, its effects, and a word for how two of them get on.
+"""Levers against each other: a factorial of two levels each, its effects, and a word for how two of
+them get on.
 
-Every combination of levels is one cell. The *effect* of a lever is the mean over the cells at its second level
-minus the mean at its first. The *interaction* of two is half the difference between the one's effect at the
-other's second level and at its first: 0 where the two add up. So with two levers alone, and means over both,
-y = mean + (s_a A + s_b B + s_a s_b AB) / 2 with s = -1 at the first level and +1 at the second.
+Every combination of levels is one cell. The *effect* of a lever is the mean over the cells at its
+second level minus the mean at its first. The *interaction* of two is half the difference between
+the one's effect at the other's second level and at its first: 0 where the two add up. So with two
+levers alone, and means over both, y = mean + (s_a A + s_b B + s_a s_b AB) / 2 with s = -1 at the
+first level and +1 at the second.
 """
 
 from itertools import combinations, product
@@ -13,7 +15,8 @@ import pandas as pd
 
 
 def design(levers):
-    """All combinations of `levers` {name: (first level, second level)}: a list of dicts {name: level}."""
+    """All combinations of `levers` {name: (first level, second level)}: a list of dicts {name:
+    level}."""
     for name, levels in levers.items():
         if len(set(levels)) != 2:
             raise ValueError(
@@ -23,9 +26,11 @@ def design(levers):
 
 
 def effects(table, levers, quantities):
-    """Effects and two-way interactions, one row a seed and effect: columns seed, effect ("a" or "a x b"), quantities.
+    """Effects and two-way interactions, one row a seed and effect: columns seed, effect ("a" or "a
+    x b"), quantities.
 
-    `table` has columns seed, the levers and the quantities. Raises ValueError unless each seed has each cell once.
+    `table` has columns seed, the levers and the quantities. Raises ValueError unless each seed has
+    each cell once.
     """
     cells, rows = len(design(levers)), []
     for seed, part in table.groupby("seed"):
@@ -47,11 +52,13 @@ def effects(table, levers, quantities):
 
 
 def reading(first, second, both):
-    """How two levers get on, from (value, low, high) of their effects and of their interaction; low None: one seed.
+    """How two levers get on, from (value, low, high) of their effects and of their interaction; low
+    None: one seed.
 
-    "add up": the interaction's interval holds 0. "do the same work": both effects have one sign, the interaction
-    the other. "strengthen": all three have one sign. "fight": the effects have different signs. "interact": an
-    effect's own interval holds 0, so it has no sign. One seed, or an end that is not a number: "undecided".
+    "add up": the interaction's interval holds 0. "do the same work": both effects have one sign,
+    the interaction the other. "strengthen": all three have one sign. "fight": the effects have
+    different signs. "interact": an effect's own interval holds 0, so it has no sign. One seed, or
+    an end that is not a number: "undecided".
     """
     intervals = np.array([first, second, both], dtype=float)
     if not np.isfinite(intervals).all():
