@@ -65,6 +65,7 @@ def test_top_level_is_the_agreed_one():
         "Makefile",
         "LICENSE",
         "CITATION.cff",
+        "CONTRIBUTING.md",
         ".ci",
         ".github",
         ".gitignore",

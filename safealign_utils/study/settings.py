@@ -390,7 +390,8 @@ def resolve(values, notebook=""):
     out |= {name: filled[name] for name, value in out.items() if name in filled and not value}
     _check_text(out)
     _check_limits(out)
-    _check_selection(out)
+    if "pool" in out or "layer" in out:
+        _check_selection(out)
     if out["seed"] + out["seeds"] > 2**31:
         raise Refusal(f"seeds={out['seeds']}: seed + seeds must stay below 2147483648")
     return out
@@ -448,9 +449,6 @@ def _check_limits(settings):
 
 def _check_selection(settings):
     """Refuse a pool that is too small, and what the kit's own networks do not have."""
-    own = settings.get("model", "scratch") == "scratch"
-    if "layer" not in settings or not own:
-        return
     from ..policy import WORLD_MODEL
     from ..references import SCRATCH_MODEL
     from ..world.redundant import SMALLEST
@@ -458,8 +456,9 @@ def _check_selection(settings):
     if "pool" in settings and settings["pairs"] < SMALLEST:
         why = f"a pool of four data sets needs at least {SMALLEST}"
         raise Refusal(f"pairs={settings['pairs']}: {why}")
-    shape = WORLD_MODEL if is_world(settings) else SCRATCH_MODEL
-    check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
+    if settings.get("model", "scratch") == "scratch":
+        shape = WORLD_MODEL if is_world(settings) else SCRATCH_MODEL
+        check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
 
 
 def check_network(settings, *, layers, width):

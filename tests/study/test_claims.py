@@ -41,6 +41,9 @@ def judged_in(path):
             yield "".join(
                 re.escape(p.value) if isinstance(p, ast.Constant) else "[a-z0-9_]+" for p in parts
             )
+        elif named:  # a name that runs over ids, which stand in the notebook
+            source = "".join("".join(c["source"]) for c in code(path))
+            yield from (re.escape(id) for id in LEDGER if f'"{id}"' in source)
 
 
 def printed_in(path):
@@ -73,8 +76,9 @@ def test_notebook_and_ledger_agree(path):
     """Every id that a notebook judges is in the ledger, under its name, and the other way round."""
     own = {id for id, c in HERE.items() if c.notebook == path.stem}
     patterns = list(judged_in(path))
+    known = LEDGER if path.stem == "08_your_own_pairs" else own  # there others' claims too
     for pattern in patterns:
-        assert any(re.fullmatch(pattern, id) for id in own), (
+        assert any(re.fullmatch(pattern, id) for id in known), (
             f"{pattern}: not in the ledger for {path.stem}"
         )
     left = {id for id in own if not any(re.fullmatch(pattern, id) for pattern in patterns)}
