@@ -45,25 +45,14 @@ class Refusal(ValueError):
 
 
 # ---------------------------------------------------------------- the table of parameters
-def _int(words, **limits):
-    return Annotated[int, Field(description=words, **limits)]
-
-
-def _float(words, **limits):
-    return Annotated[float, Field(description=words, allow_inf_nan=False, **limits)]
-
-
-def _text(words, **limits):
-    return Annotated[str, Field(description=words, **limits)]
-
-
-def _list(item, words):
-    return Annotated[list[item], Field(description=words)]
+def _of(kind, words, **limits):
+    """A type with its range, and the words for what is allowed; no number is infinite."""
+    limits |= {"allow_inf_nan": False} if kind is float else {}
+    return Annotated[kind, Field(description=words, **limits)]
 
 
 def _one_of(*names, or_profile=False):
-    words = "one of " + ", ".join(names)
-    return Annotated[Literal[names + ("",) * or_profile], Field(description=words)]
+    return _of(Literal[names + ("",) * or_profile], "one of " + ", ".join(names))
 
 
 def _allowed(words, test):
@@ -82,24 +71,24 @@ def _are_judges(value):
 
 
 def _names(known):
-    return _list(Literal[known], "names among " + ", ".join(known))
+    return _of(list[Literal[known]], "names among " + ", ".join(known))
 
 
-_COUNT = _int("a whole number above 0 (0: the profile's)", ge=0)
-_FACTOR = _float("a number above 0 (0: the profile's)", ge=0)
-_ABOVE = _float("a number above 0", gt=0)
-_FROM_ZERO = _float("a number, 0 or above", ge=0)
-_SHARE = _float("a share above 0, up to 1", gt=0, le=1)
-_DUAL_LR = _float("a number above 0, at most 1000", gt=0, le=1000)
-_LIMIT = _float("a finite number")
-_ABOVES = _list(_ABOVE, "numbers above 0, as [0.5, 1.0]")
-_FROM_ZEROS = _list(_FROM_ZERO, "numbers, 0 or above, as [0.0, 5.0]")
-_SHARES = _list(_SHARE, "shares above 0, up to 1")
-_RANK = _int("a whole number, at least 1", ge=1)
-_SCORER = _text("kit, a folder or a hub id", min_length=1)
+_COUNT = _of(int, "a whole number above 0 (0: the profile's)", ge=0)
+_FACTOR = _of(float, "a number above 0 (0: the profile's)", ge=0)
+_ABOVE = _of(float, "a number above 0", gt=0)
+_FROM_ZERO = _of(float, "a number, 0 or above", ge=0)
+_SHARE = _of(float, "a share above 0, up to 1", gt=0, le=1)
+_DUAL_LR = _of(float, "a number above 0, at most 1000", gt=0, le=1000)
+_LIMIT = _of(float, "a finite number")
+_ABOVES = _of(list[_ABOVE], "numbers above 0, as [0.5, 1.0]")
+_FROM_ZEROS = _of(list[_FROM_ZERO], "numbers, 0 or above, as [0.0, 5.0]")
+_SHARES = _of(list[_SHARE], "shares above 0, up to 1")
+_RANK = _of(int, "a whole number, at least 1", ge=1)
+_SCORER = _of(str, "kit, a folder or a hub id", min_length=1)
 FIELDS = {
     "profile": _one_of("small", "full"),
-    "seed": _int("a whole number from 0 to 2147483647", ge=0, lt=2**31),
+    "seed": _of(int, "a whole number from 0 to 2147483647", ge=0, lt=2**31),
     "seeds": _COUNT,
     "beta": _ABOVE,
     "steps": _COUNT,
@@ -108,17 +97,17 @@ FIELDS = {
     "learning_rate": _FACTOR,
     "dtype": _one_of("float64", "float32", "bfloat16", or_profile=True),
     "model": _allowed("scratch, a folder or a hub id", lambda v: v not in ("", "world")),
-    "revision": _text("the revision of a hub model or data set"),
+    "revision": _of(str, "the revision of a hub model or data set"),
     "data": _allowed("a file, a hub id, or several as name=path,name=path", lambda v: v != "world"),
     "parts": _names(PARTS),
     "label": _one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
     "template": _one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
-    "max_length": _int("a whole number of tokens, at least 16 (0: the profile's)", ge=0),
+    "max_length": _of(int, "a whole number of tokens, at least 16 (0: the profile's)", ge=0),
     "device": _one_of("auto", "cpu", "cuda"),
-    "accumulate": _int("a whole number of parts, at least 1", ge=1),
-    "checkpointing": Annotated[bool, Field(description="true or false")],
-    "lora": _int("the rank of the adapters, 0 for all weights", ge=0),
-    "out_dir": _text("a folder"),
+    "accumulate": _of(int, "a whole number of parts, at least 1", ge=1),
+    "checkpointing": _of(bool, "true or false"),
+    "lora": _of(int, "the rank of the adapters, 0 for all weights", ge=0),
+    "out_dir": _of(str, "a folder"),
     "betas": _ABOVES,
     "labels": _one_of("hard", "soft"),
     "pair_shares": _SHARES,
@@ -138,24 +127,24 @@ FIELDS = {
     "cost_model": _SCORER,
     "scorer_steps": _COUNT,
     "scorer_rate": _FACTOR,
-    "eval_prompts": _text("a set of prompts, a file, or name=path"),
+    "eval_prompts": _of(str, "a set of prompts, a file, or name=path"),
     "eval_size": _COUNT,
     "new_tokens": _COUNT,
-    "temperature": _float("a number, 0 (greedy) or above", ge=0),
+    "temperature": _of(float, "a number, 0 (greedy) or above", ge=0),
     "round_samples": _COUNT,
     "fixed_lambda": _FROM_ZERO,
-    "cost_samples": _int("a whole number, 0 for the exact mean", ge=0),
+    "cost_samples": _of(int, "a whole number, 0 for the exact mean", ge=0),
     "judge_files": _allowed(f"forms among {', '.join(JUDGES)}, with commas between", _are_judges),
-    "keep": _float("a share of tokens above 0, up to 1", gt=0, le=1),
+    "keep": _of(float, "a share of tokens above 0, up to 1", gt=0, le=1),
     "keeps": _SHARES,
     "score_reference": _one_of(*SCORE_REFERENCES),
     "score_references": _names(SCORE_REFERENCES),
     "token_rules": _names(TOKEN_RULES),
-    "label_noise": _float("a share of flipped labels, from 0 to 0.5", ge=0, le=0.5),
+    "label_noise": _of(float, "a share of flipped labels, from 0 to 0.5", ge=0, le=0.5),
     "world_size": _one_of("default", "large"),
-    "budget": _float("a share of pairs above 0, up to 1", gt=0, le=1),
+    "budget": _of(float, "a share of pairs above 0, up to 1", gt=0, le=1),
     "budgets": _SHARES,
-    "layer": _int("a layer of the network"),
+    "layer": _of(int, "a layer of the network"),
     "pooling": _one_of("mean", "last"),
     "anchor_rank": _RANK,
     "residual_rank": _RANK,

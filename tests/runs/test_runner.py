@@ -207,6 +207,16 @@ def test_run_id_follows_the_question(toy, tmp_path):
     assert id() == id(book=tmp_path / "out.ipynb"), "outputs are no part of the question"
 
 
+def test_run_id_holds_what_the_profile_fills_in(toy, tmp_path, monkeypatch):
+    values, ids = parameters.profile("small"), []
+    monkeypatch.setattr(parameters, "NOTEBOOKS", tmp_path)
+    (tmp_path / "profiles").mkdir()
+    for changed in ({}, {"steps": 61}, {"new_tokens": 49}):
+        (tmp_path / "profiles" / "small.yaml").write_text(json.dumps(values | changed))
+        ids.append(runner.prepare(toy)[2])
+    assert ids[0] != ids[1] and ids[2] == ids[0], "what this notebook does not have is not asked"
+
+
 def test_run_id_holds_the_content_of_data(toy, tmp_path):
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     one.write_text(rows())
