@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import made_models
 
-from safealign_utils.runs import fresh_kernel, runner
+from safealign_utils.runs import runner
 from safealign_utils.study.settings import Refusal
 
 SHORT = {
@@ -48,7 +48,7 @@ def model(request, tmp_path_factory):
 @pytest.mark.parametrize("notebook", list(MORE))
 def test_every_notebook_runs_on_every_architecture(notebook, model, data, tmp_path):
     given = {**SHORT, **MORE[notebook], "model": str(model), "data": str(data)}
-    folder, record, ran = runner.run(notebook, tuple(given.items()), out=tmp_path, warm=True)
+    folder, record, ran = runner.run(notebook, tuple(given.items()), out=tmp_path)
     assert ran and record["status"] == "complete" and record["parameters"]["model"] == str(model)
     book = json.loads((folder / f"{notebook}.ipynb").read_text(encoding="utf-8"))
     outputs = [o for c in book["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
@@ -74,9 +74,9 @@ def test_adapters_in_bfloat16(notebook, data, tmp_path):
         model=str(folder),
         data=str(data),
     )
-    record = runner.run(
-        notebook, tuple({**SHORT, **MORE[notebook], **more}.items()), out=tmp_path, warm=True
-    )[1]
+    record = runner.run(notebook, tuple({**SHORT, **MORE[notebook], **more}.items()), out=tmp_path)[
+        1
+    ]
     assert record["metrics"]["ref.harmless_ratio"] >= 0 and record["parameters"]["lora"] == 2
 
 
@@ -101,7 +101,3 @@ def test_what_only_answers_would_show_is_refused_before(data, tmp_path):
     assert (
         runner.prepare("02_safedpo", tuple({**given, "template": "dialogue"}.items()))[2] != id
     ), "its content is part of the question"
-
-
-def teardown_module():
-    fresh_kernel.discard()

@@ -18,7 +18,7 @@ from helpers import ROOT
 from helpers import toy as toy_notebook
 from helpers.toy import CELL
 
-from safealign_utils.runs import fresh_kernel, pool, reference, runner, verify
+from safealign_utils.runs import pool, reference, runner, verify
 from safealign_utils.study import claims
 from safealign_utils.study.settings import Refusal
 
@@ -81,9 +81,7 @@ def toy(made, tmp_path, monkeypatch):
     def said():
         same = (root / "toy.ipynb").read_bytes() == (made / "toy.ipynb").read_bytes()
         monkeypatch.setattr(verify, "rerun", shared if same else really)
-        monkeypatch.setattr(
-            pool, "execute", lambda jobs, **_: map(pool.work, jobs)
-        )  # no Dask, one warm kernel
+        monkeypatch.setattr(pool, "execute", lambda jobs, **_: map(pool.work, jobs))  # no Dask
         lines = []
         status = verify.check(
             [str(root / "toy.ipynb")],
@@ -450,11 +448,9 @@ def test_no_reference_values_are_a_refusal_with_the_fix(toy):
 
 def test_nothing_of_the_usual_cache_is_used(toy, monkeypatch, tmp_path):
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "mine"))
-    fresh_kernel.discard()  # the next kernel is started, and sees the variable, as on a new worker
     told = f"import os\nassert os.environ['SAFEALIGN_CACHE'] != {str(tmp_path / 'mine')!r}\n{CHECK}"
     notebook(toy.root / "toy.ipynb", CELL, RULE, told, WRITE)
     caught(toy, "toy: cell 3: not as in")
-    fresh_kernel.discard()
     assert not (tmp_path / "mine").exists()
 
 

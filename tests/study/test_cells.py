@@ -4,7 +4,7 @@ import nbformat
 from helpers import ROOT
 from helpers.toy import CELL, notebook
 
-from safealign_utils.runs import fresh_kernel, runner
+from safealign_utils.runs import runner
 from safealign_utils.study import cells
 from safealign_utils.study import settings as parameters
 
@@ -22,14 +22,13 @@ def said(folder):
 
 
 def test_marked_cells_are_passed_over(tmp_path):
-    """In the world those for real text, and nothing is left of it in the next run of a warm kernel."""
+    """In the world those for real text, and nothing is left of it in the next run."""
     marked = [cells.WORLD + "\nprint('the world')", cells.TEXT + "\nprint('text')", "print('both')"]
     path = notebook(tmp_path / "toy.ipynb", CELL, BODY, *marked, WRITE)
-    folder = runner.run(path, out=tmp_path / "out", warm=True)[0]
+    folder = runner.run(path, out=tmp_path / "out")[0]
     assert said(folder) == ["the world", cells.SAID[cells.TEXT], "both"]
     plain = notebook(tmp_path / "toy.ipynb", CELL, *marked, WRITE)
-    folder = runner.run(plain, out=tmp_path / "plain", warm=True)[0]
-    fresh_kernel.discard()
+    folder = runner.run(plain, out=tmp_path / "plain")[0]
     assert said(folder) == ["the world", "text", "both"]
 
 
