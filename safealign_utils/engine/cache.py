@@ -7,7 +7,6 @@ the source of the package and a constant changed at run time.
 """
 
 import ast
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -251,7 +250,7 @@ def store(kind, key, arrays, **info):
     file, arrays = path(kind, key), {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     try:
         _tidy(file.parent)
-        with whole(file) as beside:
+        with live.whole(file) as beside:
             save_file(arrays, beside, {"info": json.dumps(info)})
     except (SafetensorError, OSError) as error:
         say(f"{file} cannot be written ({error}); going on without it. {ROOM}")
@@ -273,24 +272,9 @@ def say(words):
         print(f"cache: {words}", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def whole(path):
-    """A path beside `path` to write a file to: it takes its place where the block ends, whole or
-    not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(live.hidden(path.name, "partial"))
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(OSError):  # the folder is not there, or cannot be written
-            beside.unlink(missing_ok=True)
-
-
 def write_whole(path, text):
     """Write a text file, whole or not at all; returns its path."""
-    with whole(path) as beside:
+    with live.whole(path) as beside:
         beside.write_text(text, encoding="utf-8")
     return Path(path)
 

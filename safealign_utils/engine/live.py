@@ -20,7 +20,7 @@ import uuid
 from functools import cache as once
 from pathlib import Path
 
-LOCK = ".lock"  # in a folder in the making; the system lets go of it when its owner ends, however that happens
+LOCK = ".lock"  # in a folder in the making; the system lets go of it as its owner ends in any way
 WEEK = 7 * 24 * 3600.0
 
 
@@ -30,13 +30,26 @@ def hidden(name, kind):
 
 
 @contextlib.contextmanager
+def whole(path, put=os.replace):
+    """A path beside a file's, to write it to: it is put in its place as the block ends well, else
+    removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(hidden(path.name, "partial"))
+    try:
+        yield beside
+        put(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def claim(folder):
     """Hold the lock of a folder in the making as long as the block, or this process, lasts."""
     lock = Path(folder) / LOCK
     with open(lock, "w") as file:
-        with contextlib.suppress(
-            OSError
-        ):  # a file system without locks: the name alone says whose it is
+        # a file system without locks: the name alone says whose it is
+        with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             yield folder
@@ -57,9 +70,10 @@ def remove_leftovers(folder):
     for path in Path(folder).glob(".*.*.*.*.*"):
         *_, pid, kind = path.name.rsplit(".", 2)
         if kind in ("partial", "old") and pid.isdigit() and not is_live(path):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
-                missing_ok=True
-            )
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @once
@@ -69,9 +83,8 @@ def _space():
     try:
         start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         parts = [host, start, os.readlink("/proc/self/ns/pid")]
-    except (
-        OSError
-    ):  # elsewhere a machine is one space; a Linux that does not say gets one for each process
+    except OSError:
+        # elsewhere a machine is one space; a Linux that does not say gets one for each process
         parts = [host, uuid.uuid4().hex if sys.platform == "linux" else ""]
     return f"{host.replace('.', '-')}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 

@@ -12,11 +12,13 @@ import importlib.util
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 PACKAGE = "safealign_utils"
 FIX = (
-    "start it in a folder that holds no other copy (or `python -m safealign_utils.runs.cli` in that one), and unset "
-    "JUPYTER_PATH and PYTHONPATH; `jupyter kernelspec list` shows where python3 comes from"
+    "start it in a folder that holds no other copy (or `python -m safealign_utils.runs.cli` in that "
+    "one), and unset JUPYTER_PATH and PYTHONPATH; `jupyter kernelspec list` shows where python3 "
+    "comes from"
 )
 
 
@@ -50,25 +52,18 @@ def check(client):
     reply = client.wait_for_reply(client.kc.execute("", **words))
     said = (reply or {}).get("content", {}).get("user_expressions", {}).get("found", {})
     if said.get("status") != "ok":
-        raise Refusal(
-            f"the kernel python3 cannot be asked what it imports ({said.get('evalue', 'no answer')}); {FIX}"
-        )
+        why = said.get("evalue", "no answer")
+        raise Refusal(f"the kernel python3 cannot be asked what it imports ({why}); {FIX}")
     folder, versions = ast.literal_eval(said["data"]["text/plain"])
+    command = f"the command runs {cache.PACKAGE}"
     if not folder:
-        raise Refusal(
-            f"the kernel python3 finds no {PACKAGE}, the command runs {cache.PACKAGE}; {FIX}"
-        )
+        raise Refusal(f"the kernel python3 finds no {PACKAGE}, {command}; {FIX}")
     if not os.path.samefile(folder, cache.PACKAGE) and _content(folder) != _content(cache.PACKAGE):
-        raise Refusal(
-            f"the kernel python3 would import {folder}, the command runs {cache.PACKAGE}; {FIX}"
-        )
-    other = [
-        f"{name} {versions[name]}, the command {own[name]}"
-        for name in own
-        if versions[name] != own[name]
-    ]
-    if other:
-        raise Refusal(f"the kernel python3 has {other[0]}; {FIX}")
+        raise Refusal(f"the kernel python3 would import {folder}, {command}; {FIX}")
+    for name, version in own.items():
+        if versions[name] != version:
+            has = f"{name} {versions[name]}, the command {version}"
+            raise Refusal(f"the kernel python3 has {has}; {FIX}")
 
 
 def _content(folder):
@@ -76,16 +71,6 @@ def _content(folder):
     weights."""
     from ..engine import cache
 
-    files = []
-    for place, _, names in os.walk(folder):
-        files += [
-            os.path.join(place, name)
-            for name in names
-            if name.endswith((".py", ".yaml", ".safetensors"))
-        ]
-    return cache.digest([(os.path.relpath(name, folder), _bytes(name)) for name in sorted(files)])
-
-
-def _bytes(name):
-    with open(name, "rb") as stream:
-        return stream.read()
+    kinds = ("*.py", "*.yaml", "*.safetensors")
+    files = sorted(file for kind in kinds for file in Path(folder).rglob(kind))
+    return cache.digest([(str(file.relative_to(folder)), file.read_bytes()) for file in files])

@@ -1,14 +1,24 @@
 """The papermill engine of a run: a kernel of its own, which must import the same package as the
 command."""
 
+import sys
+
+# jsonschema would build a grammar for a second, to check addresses
+sys.modules.setdefault("rfc3987_syntax", None)
+
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
-from . import copies
+from . import copies, fresh_kernel
 
-COLD = "safealign"
-# The kernel's own warnings help no user; how a cell's text was cut into messages is a matter of the clock.
-KERNEL = dict(extra_arguments=["--IPKernelApp.log_level=50"], coalesce_streams=True)
+NAME = "safealign"
+# The kernel's own warnings help no user; how a cell's text was cut into messages is a matter of the
+# clock.
+KERNEL = dict(
+    kernel_manager_class=fresh_kernel.Manager,
+    extra_arguments=["--IPKernelApp.log_level=50"],
+    coalesce_streams=True,
+)
 
 
 class CheckedClient(PapermillNotebookClient):
@@ -19,7 +29,7 @@ class CheckedClient(PapermillNotebookClient):
         super().papermill_execute_cells()
 
 
-class ColdEngine(NBClientEngine):
+class Engine(NBClientEngine):
     """Executes a notebook in a new kernel."""
 
     @classmethod
@@ -28,4 +38,4 @@ class ColdEngine(NBClientEngine):
         CheckedClient(nb_man, **given).execute()
 
 
-papermill_engines.register(COLD, ColdEngine)
+papermill_engines.register(NAME, Engine)

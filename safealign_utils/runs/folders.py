@@ -7,11 +7,8 @@ from pathlib import Path
 from ..engine import cache, live
 from ..study.settings import Refusal
 
-HOMES = (
-    "JUPYTER_RUNTIME_DIR",
-    "IPYTHONDIR",
-    "MPLCONFIGDIR",
-)  # what kernels write to, at home unless these are set
+# what kernels write to, at home unless these are set
+HOMES = ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR")
 _instead = {}  # folders that stand in for those, gone at exit
 
 

@@ -1,10 +1,12 @@
-"""Many runs on several processes: dask.distributed places them, each worker keeps one warm kernel.
+"""Many runs at once: dask.distributed places them, each in a kernel of its own.
 
-A worker that dies has its run started again elsewhere. What is written is written by `runner.run`, a folder in
-full or not at all; so a kill at any moment costs the runs in progress and nothing else.
+On this machine the workers are threads of this process, which wait for their kernels. A kernel that
+dies has its run started again. What is written is written by `runner.run`, a folder in full or not
+at all; so a kill at any moment costs the runs in progress and nothing else.
 """
 
 import contextlib
+import contextvars
 import logging
 import os
 import sys
@@ -13,15 +15,15 @@ from dataclasses import dataclass, field
 
 from ..engine import distributed
 from ..study.settings import Refusal
-from . import runner
-from .forking import fork_server
+from . import folders, fresh_kernel, runner
 
-DEATHS = 3  # of its worker or its kernel, before a run is given up
+DEATHS = 3  # of its kernel, before a run is given up
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what `runner.run` takes, and the run id that the worker must find too; `after`: jobs to end first."""
+    """One run: what `runner.run` takes, and the run id that the worker must find too; `after`: jobs
+    to end first."""
 
     notebook: str
     given: tuple = ()
@@ -34,7 +36,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: its folder and record, or the error. `died` is no verdict on the notebook."""
+    """How a job ended: its folder and record, or the error. `died`: no verdict on the notebook."""
 
     job: Job
     folder: str = ""
@@ -48,22 +50,27 @@ class Outcome:
 def work(job, *before):
     """Run one job in this process: an Outcome. A kernel that died is started again."""
     start = time.perf_counter()
+    # Jupyter finds its event loop in a context, which Dask hands from one thread to another
+    ended = contextvars.Context().run(_run, job)
+    return Outcome(job, seconds=time.perf_counter() - start, **ended)
+
+
+def _run(job):
     for _ in range(DEATHS):
         try:
-            asked = dict(out=job.out, name=job.name or None, expect=job.id, warm=True)
+            asked = dict(out=job.out, name=job.name or None, expect=job.id)
             folder, record, ran = runner.run(job.notebook, job.given, job.files, **asked)
-            return Outcome(job, str(folder), record, ran, seconds=time.perf_counter() - start)
+            return dict(folder=str(folder), record=record, ran=ran)
         except runner.Died as error:
-            last = error
+            died = str(error)
         except (runner.Failed, Refusal) as error:
-            return Outcome(job, error=str(error), seconds=time.perf_counter() - start)
-    return Outcome(
-        job, error=f"{last} ({DEATHS} times)", died=True, seconds=time.perf_counter() - start
-    )
+            return dict(error=str(error))
+    return dict(error=f"{died} ({DEATHS} times)", died=True)
 
 
 def execute(jobs, *, workers=2, scheduler="", say=print):
-    """Run jobs; yields an Outcome for each as it ends. At most `workers` processes here, or those of a scheduler.
+    """Run jobs; yields an Outcome for each as it ends. At most `workers` at once here, or as many
+    as a scheduler has workers.
 
     `say` prints the address of Dask's dashboard. Raises Refusal where no scheduler answers.
     """
@@ -71,9 +78,10 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
 
     if distributed.count() > 1:
         raise Refusal(
-            "accelerate launch: a sweep places its own processes; launch `safealign run`, one run at a time"
+            "accelerate launch: a sweep places its own processes; launch `safealign run`, one run "
+            "at a time"
         )
-    with _client(min(workers, len(jobs)), scheduler) as client:
+    with runner.quiet(), _client(min(workers, len(jobs)), scheduler) as client:
         here = len(client.scheduler_info(n_workers=-1)["workers"])
         waiting = "" if here else "; it has no worker yet, and the runs wait for one"
         say(f"Dask's dashboard: {client.dashboard_link}{waiting}")
@@ -81,73 +89,65 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
         for n, job in enumerate(jobs):  # Dask would take jobs that come together in any order
             before = [futures[b] for b in job.after]
             futures[job] = client.submit(work, job, *before, pure=False, retries=0, priority=-n)
-        asked, ended = (
-            {future.key: job for job, future in futures.items()},
-            as_completed(futures.values()),
-        )
+        asked = {future.key: job for job, future in futures.items()}
+        ended = as_completed(futures.values())
         futures.clear()  # a worker that dies takes nothing with it that has been read already
         for future in ended:
+            job = asked[future.key]
             try:
                 outcome = future.result()
             except KeyboardInterrupt:
                 leave()
             except CancelledError:
-                lost = "the connection to the Dask scheduler was lost; the same command goes on where it stopped"
-                outcome = Outcome(asked[future.key], error=lost, died=True)
-            except Exception as error:
-                outcome = Outcome(
-                    asked[future.key], error=f"{type(error).__name__}: {error}", died=True
+                lost = (
+                    "the connection to the Dask scheduler was lost; the same command goes on where "
+                    "it stopped"
                 )
+                outcome = Outcome(job, error=lost, died=True)
+            except Exception as error:
+                outcome = Outcome(job, error=f"{type(error).__name__}: {error}", died=True)
             future.release()
             yield outcome
 
 
 def leave():
-    """End at once after Ctrl-C: the workers end with this process, and taking Dask apart in order is slow and noisy."""
+    """End at once after Ctrl-C: the kernels end with this process, and taking Dask apart in order
+    is slow and noisy."""
     print(
         "safealign: interrupted; finished runs are kept, nothing is half-written", file=sys.stderr
     )
-    sys.stdout.flush(), sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(130)
 
 
 @contextlib.contextmanager
 def _client(workers, scheduler):
-    """A client of the scheduler, or of a cluster of one-thread processes on this machine."""
-    import dask
+    """A client of the scheduler, or of threads of this process."""
     from dask.distributed import Client, LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with contextlib.ExitStack() as stack:
-        if scheduler:
-            try:
-                client = Client(scheduler, timeout=10)
-            except (OSError, ValueError) as error:
-                raise Refusal(
-                    f"--scheduler {scheduler}: no Dask scheduler answers ({error}); start one with `dask scheduler`"
-                ) from None
-        else:
-            settings = {
-                "distributed.scheduler.allowed-failures": DEATHS,
-                "distributed.worker.daemon": False,
-            }
-            settings["distributed.scheduler.worker-saturation"] = (
-                1.0  # no run waits behind another on its worker
-            )
-            if sys.platform == "linux":
-                settings["distributed.worker.multiprocessing-method"] = "forkserver"
-                fork_server()
-            stack.enter_context(dask.config.set(settings))
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    memory_limit=0,
-                    dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                    env=dict(os.environ),
-                )
-            )
-            client = Client(cluster)
-        yield stack.enter_context(client)
+    if scheduler:
+        try:
+            client = Client(scheduler, timeout=10)
+        except (OSError, ValueError) as error:
+            raise Refusal(
+                f"--scheduler {scheduler}: no Dask scheduler answers ({error}); start one with "
+                "`dask scheduler`"
+            ) from None
+        with client:
+            yield client
+        return
+    folders.stand_in_for_home()
+    fresh_kernel.fork_server()  # from the main thread, and while Dask starts
+    local = dict(
+        n_workers=1,
+        threads_per_worker=workers,
+        processes=False,
+        protocol="tcp://",  # on 127.0.0.1
+        memory_limit=0,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
+    )
+    with LocalCluster(**local) as cluster, Client(cluster) as client:
+        yield client

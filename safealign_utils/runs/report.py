@@ -67,7 +67,7 @@ def write(folder, out="", *, tables=COMMITTED):
     beside = out.with_name(f"{out.stem}_notebooks")
     given = dict(folder=str(folder), notebooks=beside.name, tables=str(Path(tables).resolve()))
     source = nbformat.read(Path(__file__).with_name("report.ipynb"), as_version=4)
-    engine = dict(kernel_name="python3", engine_name=engines.COLD, progress_bar=False)
+    engine = dict(kernel_name="python3", engine_name=engines.NAME, progress_bar=False)
     try:
         for name in shown.runs:
             book = nbformat.read(folder / name / f"{name}.ipynb", as_version=4)

@@ -1,4 +1,5 @@
-"""Run a notebook through papermill: checked before a kernel starts, resumable, written whole or not at all."""
+"""Run a notebook through papermill: checked before a kernel starts, resumable, written whole or not
+at all."""
 
 import contextlib
 import errno
@@ -7,14 +8,15 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 from ..engine import cache, distributed
-from ..engine.live import claim, hidden, remove_leftovers
+from ..engine.live import claim, hidden, remove_leftovers, whole
 from ..study import inputs, records
 from ..study import settings as parameters
 from ..study.settings import Refusal
-from . import copies, folders
+from . import copies, folders, fresh_kernel
 
 ROOT = cache.PACKAGE.parent
 
@@ -44,47 +46,42 @@ def numbered():
 
 
 def prepare(notebook, given=(), files=()):
-    """Check everything that can be refused: (path, settings, run_id). Raises Refusal before a kernel starts."""
+    """Check everything that can be refused: (path, settings, run_id). Raises Refusal before a
+    kernel starts."""
     try:
         distributed.check_environment()
     except ValueError as error:
         raise Refusal(str(error)) from None
     path = find(notebook)
     cell = parameters.read_cell(path)
-    missing = [name for name in ("profile", "out_dir") if name not in cell]
-    if missing or (unknown := [name for name in cell if name not in parameters.FIELDS]):
-        which = (
-            f"lacks {missing[0]!r}"
-            if missing
-            else f"has {unknown[0]!r}, which the kit does not know"
-        )
-        raise Refusal(
-            f"notebook={path.name}: its parameters cell {which}; see safealign_utils/study/settings.py"
-        )
+    faults = [f"lacks {name!r}" for name in ("profile", "out_dir") if name not in cell]
+    unknown = [name for name in cell if name not in parameters.FIELDS]
+    faults += [f"has {name!r}, which the kit does not know" for name in unknown]
+    if faults:
+        fix = "see safealign_utils/study/settings.py"
+        raise Refusal(f"notebook={path.name}: its parameters cell {faults[0]}; {fix}")
     settings = parameters.resolve(parameters.collect(cell, given, files, path.stem), path.stem)
     if settings["device"] == "cuda":
-        from ..study.settings import pick_device
-
-        pick_device("cuda")
+        parameters.pick_device("cuda")
     contents = inputs.check(settings)
     return path, settings, records.run_id(path, settings, contents)
 
 
-def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=False, expect=""):
+def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect=""):
     """Execute a notebook unless its complete record is there: (folder, record, whether it ran now).
 
-    The folder is `out/run_id`, or `out/name`. `warm` uses a kernel that is kept between runs. `expect` is the
-    run id that another process found: a different one is refused, as its code is another. Raises Refusal
-    (bad input, a folder that cannot be written), Died (the kernel did) or Failed: the disk is full,
-    or the notebook broke and its executed copy is kept beside the folder as `<name>.failed.ipynb`.
+    The folder is `out/run_id`, or `out/name`. `expect` is the run id that another process found: a
+    different one is refused, as its code is another. Raises Refusal (bad input, a folder that
+    cannot be written), Died (the kernel did) or Failed: the disk is full, or the notebook broke and
+    its executed copy is kept beside the folder as `<name>.failed.ipynb`.
     Of several processes (`accelerate launch`) each runs the notebook, whose trainings are then
     shared; process 0 alone decides whether to, and writes the folder.
     """
     path, settings, id = prepare(notebook, given, files)
     if expect and id != expect:
         raise Refusal(
-            f"run_id={id} here, {expect} where the sweep was started: package, notebook or data differ; "
-            "use the same version everywhere, and do not edit it while a sweep runs"
+            f"run_id={id} here, {expect} where the sweep was started: package, notebook or data "
+            "differ; use the same version everywhere, and do not edit it while a sweep runs"
         )
     final = Path(out).resolve() / (name or id)
     record = records.read(final)
@@ -98,7 +95,7 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
     try:
         partial.mkdir(parents=True)
         with claim(partial):
-            _execute(path, {**settings, "out_dir": str(partial)}, partial, final, warm)
+            _execute(path, {**settings, "out_dir": str(partial)}, partial, final)
             if distributed.rank() > 0:
                 return final, records.read(partial), True
             record = _complete(partial, id)
@@ -113,29 +110,26 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, warm=Fal
     return final, record, True
 
 
-def _execute(path, settings, partial, final, warm):
-    """papermill into the partial folder; an error keeps the executed notebook beside the final one."""
+def _execute(path, settings, partial, final):
+    """papermill into the partial folder; an error keeps the executed notebook beside the final
+    one."""
+    code = cache.code_hash()
+    fresh_kernel.fork_server()  # it imports what a kernel needs while papermill is imported here
     import papermill
 
     from . import engines
 
-    code, options = cache.code_hash(), dict(engine_name=engines.COLD)
-    if warm:
-        from . import fresh_kernel as engine
-
-        options = dict(engine_name=engine.NAME, request_save_on_cell_execute=False)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     target = partial / path.name
-    literal = [
-        str(p).replace("{", "{{").replace("}", "}}") for p in (path, target)
-    ]  # papermill fills in braces
+    # papermill fills in braces
+    literal = [str(p).replace("{", "{{").replace("}", "}}") for p in (path, target)]
     number = f".process{distributed.rank()}" if distributed.rank() else ""
     failed = final.parent / f"{final.name}{number}.failed.ipynb"
+    how = dict(kernel_name="python3", engine_name=engines.NAME, progress_bar=False)
+    how |= dict(request_save_on_cell_execute=False)
     try:
-        with _quiet():
-            papermill.execute_notebook(
-                *literal, parameters=settings, kernel_name="python3", progress_bar=False, **options
-            )
+        with quiet():
+            papermill.execute_notebook(*literal, parameters=settings, **how)
     except papermill.PapermillExecutionError as error:
         where = f"cell {error.exec_count}, {error.ename}: {error.evalue.strip()}"
         os.replace(target, failed)
@@ -146,11 +140,8 @@ def _execute(path, settings, partial, final, warm):
     except (Refusal, OSError):
         raise
     except Exception as error:  # the kernel died, or never started
-        if target.is_file():
-            os.replace(target, failed)
-        raise Died(
-            f"{path.stem}: the kernel did not finish ({type(error).__name__}: {error})"
-        ) from error
+        why = f"the kernel did not finish ({type(error).__name__}: {error})"
+        raise Died(f"{path.stem}: {why}") from error
     if fault := _fault(records.read(partial), code):
         os.replace(target, failed)
         raise Failed(f"{path.stem} {fault}; the executed notebook is kept as {failed}")
@@ -163,12 +154,14 @@ def _fault(record, code):
     if record is None:
         return "ended without a complete record"
     if record["provenance"].get("code", code) != code:
-        return f"ran other code than {cache.PACKAGE} (edited in the meantime, or another copy?); run it again"
+        why = "edited in the meantime, or another copy?"
+        return f"ran other code than {cache.PACKAGE} ({why}); run it again"
     return ""
 
 
 def failure(out, name):
-    """What stopped the run whose executed notebook is kept as `<name>.failed.ipynb`; "" where there is none."""
+    """What stopped the run whose executed notebook is kept as `<name>.failed.ipynb`; "" where there
+    is none."""
     file = Path(out) / f"{name}.failed.ipynb"
     if not file.is_file():
         return ""
@@ -185,10 +178,9 @@ def failure(out, name):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """papermill and its kernel manager warn about frozen modules and the like; nothing of that helps a user."""
-    import warnings
-
+def quiet():
+    """papermill and its kernel manager warn about frozen modules and the like; nothing of that
+    helps a user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -196,10 +188,10 @@ def _quiet():
 
 def _complete(partial, id):
     """Add the run id, which the notebook cannot know, to the record; returns it."""
-    record = json.loads((partial / "record.json").read_text(encoding="utf-8")) | {"run_id": id}
-    beside = partial / "record.json.partial"
-    beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, partial / "record.json")
+    file = partial / "record.json"
+    record = json.loads(file.read_text(encoding="utf-8")) | {"run_id": id}
+    with whole(file) as beside:
+        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
@@ -208,11 +200,8 @@ def _replace(partial, final):
 
     Where the same run was finished elsewhere in the meantime, that one stays.
     """
-    id, tries = (
-        records.read(partial)["run_id"],
-        10,
-    )  # other processes may put theirs there between two steps
-    for left in reversed(range(tries)):
+    id = records.read(partial)["run_id"]
+    for left in reversed(range(10)):  # other processes may put theirs there between two steps
         try:
             return partial.rename(final)
         except OSError:
@@ -229,7 +218,9 @@ def _replace(partial, final):
 
 # ---------------------------------------------------------------- the committed notebooks
 def regenerate(path):
-    """Execute a notebook in place at its committed parameters and keep only what is stable; True if it changed."""
+    """Execute a notebook in place at its committed parameters and keep only what is stable; True if
+    it changed."""
+    fresh_kernel.fork_server()
     import nbformat
     from nbclient import NotebookClient
 
@@ -238,10 +229,9 @@ def regenerate(path):
     before = path.read_bytes()
     book = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(
-        book, kernel_name="python3", timeout=None, **engines.KERNEL, resources=where
-    )
-    with _quiet(), client.setup_kernel():
+    given = dict(kernel_name="python3", timeout=None, resources=where, **engines.KERNEL)
+    client = NotebookClient(book, **given)
+    with quiet(), client.setup_kernel():
         copies.check(client)
         for number, cell in enumerate(book.cells):
             client.execute_cell(cell, number)
@@ -252,8 +242,6 @@ def regenerate(path):
     for n, cell in enumerate(book.cells):
         cell["id"] = hashlib.sha256(f"{path.name} {n}".encode()).hexdigest()[:8]
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-        cell.metadata.pop("execution", None)
-    beside = path.with_suffix(".partial")
-    nbformat.write(book, beside)
-    os.replace(beside, path)
+    with whole(path) as beside:
+        nbformat.write(book, beside)
     return path.read_bytes() != before

@@ -1,10 +1,11 @@
-"""Grids of parameters: a file is a pure function to a list of runs; what is finished is never run again.
+"""Grids of parameters: a file is a pure function to a list of runs; what is finished is never run
+again.
 
 notebook: 02_safedpo                    # or several, [02_safedpo, 03_...]: each gets every setting
 fixed: {profile: full, steps: 200}      # the same in every run
 cross: {delta: [0, 5], beta: [0.5, 1]}  # every combination
 zip:   {pairs: [500, 6000], batch_size: [16, 32]}  # go together
-seeds: 3                                # 0, 1, 2, or a list: one run each; without it, the profile's in one run
+seeds: 3                                # 0, 1, 2, or a list: one run each; else the profile's
 table: differences                      # a table of the notebook to gather as well, or several
 """
 
@@ -18,19 +19,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine.cache import write_whole
+import pandas as pd
+
+from ..engine import live
 from ..real.sources import absolute
 from ..study import records, strict_yaml
 from ..study.settings import PATHS, Refusal, nearest
-from . import folders, runner
+from . import folders, pool, runner
 
 KINDS = (".csv", ".parquet")  # of a table
-KEYS = ("notebook", "fixed", "cross", "zip", "seeds", "table")
+PARTS = ("fixed", "cross", "zip")
+KEYS = ("notebook", *PARTS, "seeds", "table")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a grid: the notebook, every given parameter, and those that tell it from the others."""
+    """One run of a grid: the notebook, every given parameter, and those that tell it from the
+    others."""
 
     notebook: str
     given: dict
@@ -63,72 +68,80 @@ def read(file):
         grid = strict_yaml.read(file)
     except ValueError as error:
         raise Refusal(f"grid file {error}") from None
+    try:
+        return _checked(grid)
+    except ValueError as error:
+        raise Refusal(f"grid file {file}: {error}") from None
+
+
+def _checked(grid):
     if not isinstance(grid, dict) or not grid.get("notebook"):
-        raise Refusal(f"grid file {file}: names no notebook; write `notebook: 02_safedpo`")
+        raise ValueError("names no notebook; write `notebook: 02_safedpo`")
     if unknown := [key for key in grid if key not in KEYS]:
-        raise Refusal(f"grid file {file}: unknown key {unknown[0]!r}; {nearest(unknown[0], KEYS)}")
-    for key in ("fixed", "cross", "zip"):
-        part = grid.setdefault(key, None) or {}
-        if not isinstance(part, dict):
-            raise Refusal(f"grid file {file}: {key}={part!r} must hold `name: value`")
-        for name, values in part.items() if key != "fixed" else ():
-            if not isinstance(values, list) or not values:
-                raise Refusal(
-                    f"grid file {file}: {key}.{name}={values!r} must be a list of values; put one value in `fixed`"
-                )
-        grid[key] = part
-    plain = lambda v: (
-        isinstance(v, (str, bool, int, float)) or isinstance(v, list) and all(map(plain, v))
-    )
-    given = [
-        *grid["fixed"].items(),
-        *((k, v) for part in ("cross", "zip") for k, vs in grid[part].items() for v in vs),
-    ]
-    if bad := [(name, value) for name, value in given if not plain(value)]:
-        name, value = bad[0]
-        raise Refusal(
-            f"grid file {file}: {name}={value!r} is no text, number or list; write texts in quotes"
-        )
-    lengths = {name: len(values) for name, values in grid["zip"].items()}
-    if len(set(lengths.values())) > 1:
-        raise Refusal(
-            f"grid file {file}: the lists of zip must be of one length, are {lengths}; use cross for combinations"
-        )
-    names = [*grid["fixed"], *grid["cross"], *grid["zip"]]
+        raise ValueError(f"unknown key {unknown[0]!r}; {nearest(unknown[0], KEYS)}")
+    parts = {key: _part(key, grid.get(key) or {}) for key in PARTS}
+    names = [name for part in parts.values() for name in part]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise Refusal(
-            f"grid file {file}: {twice[0]} is given twice; name it under one of fixed, cross, zip"
+        raise ValueError(f"{twice[0]} is given twice; name it under one of {', '.join(PARTS)}")
+    lengths = {name: len(values) for name, values in parts["zip"].items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"the lists of zip must be of one length, are {lengths}; use cross for combinations"
         )
-    seeds = grid.get("seeds")
-    if seeds is not None:
-        if clash := {"seed", "seeds"} & set(names):
-            raise Refusal(
-                f"grid file {file}: {clash.pop()} and `seeds:` both choose seeds; keep one"
+    several = {key: _listed(grid.get(key)) for key in ("notebook", "table")}
+    return parts | several | {"seeds": _seeds(grid.get("seeds"), names)}
+
+
+def _part(key, part):
+    """One of PARTS: {name: value}, or {name: list of values}."""
+    if not isinstance(part, dict):
+        raise ValueError(f"{key}={part!r} must hold `name: value`")
+    for name, values in part.items():
+        if key != "fixed" and not (isinstance(values, list) and values):
+            raise ValueError(
+                f"{key}.{name}={values!r} must be a list of values; put one value in `fixed`"
             )
-        seeds = list(range(min(seeds, 10**5))) if type(seeds) is int else seeds
-        if (
-            not isinstance(seeds, list)
-            or not seeds
-            or not all(type(s) is int and s >= 0 for s in seeds)
-        ):
-            raise Refusal(
-                f"grid file {file}: seeds={grid['seeds']!r} must be a number above 0, or a list of seeds"
-            )
-    grid["seeds"] = seeds
-    for key in ("notebook", "table"):
-        grid[key] = (
-            grid[key] if isinstance(grid.get(key), list) else [grid[key]] if grid.get(key) else []
-        )
-    return grid
+        for value in [values] if key == "fixed" else values:
+            if not _is_plain(value):
+                raise ValueError(
+                    f"{name}={value!r} is no text, number or list; write texts in quotes"
+                )
+    return part
+
+
+def _is_plain(value):
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, (str, bool, int, float))
+
+
+def _seeds(given, names):
+    """None, or the list of seeds that a number or a list stands for."""
+    if given is None:
+        return None
+    if clash := {"seed", "seeds"} & set(names):
+        raise ValueError(f"{clash.pop()} and `seeds:` both choose seeds; keep one")
+    seeds = list(range(min(given, 10**5))) if type(given) is int else given
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
+        raise ValueError(f"seeds={given!r} must be a number above 0, or a list of seeds")
+    return seeds
+
+
+def _listed(value):
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def settings(grid):
-    """The settings of a grid, seeds aside: a list of {name: value}, the last name of `cross` running fastest."""
-    zipped = [dict(zip(grid["zip"], values)) for values in zip(*grid["zip"].values())] or [{}]
-    crossed = [
-        dict(zip(grid["cross"], values)) for values in itertools.product(*grid["cross"].values())
+    """The settings of a grid, seeds aside: a list of {name: value}, the last name of `cross`
+    running fastest."""
+    zipped, crossed = grid["zip"], grid["cross"]
+    together = [*zip(*zipped.values(), strict=True)] or [()]
+    names = [*zipped, *crossed]
+    return [
+        dict(zip(names, [*values, *more], strict=True))
+        for values in together
+        for more in itertools.product(*crossed.values())
     ]
-    return [{**z, **c} for z in zipped for c in crossed]
 
 
 def runs(grid):
@@ -146,87 +159,117 @@ def runs(grid):
 # ---------------------------------------------------------------- the command
 def sweep(args):
     """Check every run, execute what is not finished, gather the tables; 1 where a run failed."""
-    grid = read(args.file)
-    every, out, asked = runs(grid), Path(args.out).resolve() / Path(args.file).stem, {}
+    grid, out = read(args.file), Path(args.out).resolve() / Path(args.file).stem
     before = _grid_of(out, args.file)
     if not args.dry_run:
         folders.check_cache()
         folders.check_out(out)
-    for run in every:
-        path, _, id = runner.prepare(run.notebook, run.texts)
-        _check_tables(grid["table"], path)
-        asked.setdefault(id, run)
-    done = {id for id in asked if records.read(out / id)}
-    failed = {
-        id: message for id in asked if id not in done and (message := runner.failure(out, id))
-    }
+    asked = _asked(grid)
+    done, failed = _ended(asked, out)
     if args.dry_run:
         for id, run in asked.items():
-            print(
-                f"{'done' if id in done else 'failed' if id in failed else 'to do':<7}{id}  {run}"
-            )
-    seeds = f" x {_many(len(grid['seeds']), 'seed')}" if grid["seeds"] else ""
-    same = (
-        f" ({len(every) - len(asked)} of them the same as another)"
-        if len(every) > len(asked)
-        else ""
-    )
-    print(
-        f"{_many(len(settings(grid)) * len(grid['notebook']), 'setting')}{seeds} = {_many(len(every), 'run')}{same}: "
-        f"{len(done)} done, {len(failed)} failed, {len(asked) - len(done) - len(failed)} to do"
-    )
+            state = "done" if id in done else "failed" if id in failed else "to do"
+            print(f"{state:<7}{id}  {run}")
+    print(_counts(grid, asked, done, failed))
     if args.dry_run:
         return 0
     runner.remove_leftovers(out)
-    if not _remembered(out).is_file():
-        _remember(out, args.file)
+    if before is None:
+        _take(out, args.file)
     problems = {} if args.retry else failed
     todo = {id: run for id, run in asked.items() if id not in done and id not in problems}
     if todo:
         problems = problems | _execute(todo, out, args)
-    finished = {id: run for id, run in asked.items() if records.read(out / id)}
+    finished, _ = _ended(asked, out)
     paths = gather(finished, out, grid["table"]) if finished else []
-    for old in (out / f"{name}{kind}" for name in ("table", *before) for kind in KINDS):
+    for old in (out / f"{name}{kind}" for name in ("table", *(before or ())) for kind in KINDS):
         if old not in paths:  # of runs that are no longer asked for
             old.unlink(missing_ok=True)
     _remember(out, args.file)
     print(*paths, sep="\n", end="\n" * bool(paths))
+    _list_problems(problems, asked, out)
+    return int(bool(problems))
+
+
+def _asked(grid):
+    """{run_id: Run} of a grid, each run and table checked; runs that are the same stand once."""
+    asked = {}
+    for run in runs(grid):
+        path, _, id = runner.prepare(run.notebook, run.texts)
+        _check_tables(grid["table"], path)
+        asked.setdefault(id, run)
+    return asked
+
+
+def _ended(asked, out):
+    """Of the runs in a folder: those with a record, {run_id: Run}, and what stopped others,
+    {run_id: message}."""
+    done = {id: run for id, run in asked.items() if records.read(out / id)}
+    failed = {id: runner.failure(out, id) for id in asked if id not in done}
+    return done, {id: message for id, message in failed.items() if message}
+
+
+def _counts(grid, asked, done, failed):
+    """`2 settings x 3 seeds = 6 runs: 1 done, 0 failed, 5 to do`."""
+    asks = _many(len(settings(grid)) * len(grid["notebook"]), "setting")
+    seeds = f" x {_many(len(grid['seeds']), 'seed')}" if grid["seeds"] else ""
+    twice = len(runs(grid)) - len(asked)
+    same = f" ({twice} of them the same as another)" if twice else ""
+    todo = len(asked) - len(done) - len(failed)
+    return (
+        f"{asks}{seeds} = {_many(len(asked) + twice, 'run')}{same}: "
+        f"{len(done)} done, {len(failed)} failed, {todo} to do"
+    )
+
+
+def _list_problems(problems, asked, out):
+    """Print each failed run, its error and the command that repeats it to stderr."""
+    short = os.path.relpath(out) if out.is_relative_to(Path.cwd()) else out
     for id, message in problems.items():
-        print(
-            f"\nfailed: {asked[id]}\n  {message}\n  again: {asked[id].command(_short(out))}",
-            file=sys.stderr,
-        )
+        words = f"\nfailed: {asked[id]}\n  {message}\n  again: {asked[id].command(short)}"
+        print(words, file=sys.stderr)
     if problems:
-        print(
-            f"\n{len(problems)} of {len(asked)} runs failed; --retry repeats them, and only them",
-            file=sys.stderr,
-        )
-    return 1 if problems else 0
+        words = "runs failed; --retry repeats them, and only them"
+        print(f"\n{len(problems)} of {len(asked)} {words}", file=sys.stderr)
 
 
-def _remembered(out):
+# ---------------------------------------------------------------- whose folder it is
+def _memory(out):
     """The file beside a sweep's folder that says whose it is: a first line with the path of the
     grid, then the grid."""
     return out.with_name(f"{out.name}.grid.yaml")
 
 
-def _remember(out, file):
+def _remember(out, file, put=os.replace):
     """Write down which grid a sweep's folder is of; the path is relative, so that both may move
     together."""
     path = os.path.relpath(Path(file).resolve(), out.parent)
-    write_whole(_remembered(out), f"# {json.dumps(path)}\n{Path(file).read_text(encoding='utf-8')}")
+    text = f"# {json.dumps(path)}\n{Path(file).read_text(encoding='utf-8')}"
+    with live.whole(_memory(out), put) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _take(out, file):
+    """Make a folder that is nobody's this grid's. Of two that start at once the second is
+    refused."""
+    try:
+        _remember(out, file, put=os.link)  # which replaces nothing
+    except FileExistsError:
+        _grid_of(out, file)
+    except OSError:  # a file system without links
+        _remember(out, file)
 
 
 def _grid_of(out, file):
-    """The tables that the grid of the folder names so far. Raises Refusal where it is another
-    file's.
+    """The tables that the grid of the folder names so far, None where it is nobody's. Raises
+    Refusal where it is another file's.
 
     The same file may have been edited, or moved: another one of its name, with other content, is
     what is refused.
     """
-    memory = _remembered(out)
+    memory = _memory(out)
     if not memory.is_file():
-        return []
+        return None
     first, _, text = memory.read_text(encoding="utf-8").partition("\n")
     try:
         owner = (out.parent / json.loads(first.lstrip("# "))).resolve()
@@ -250,34 +293,26 @@ def _grid_of(out, file):
 
 def _check_tables(names, notebook):
     """Refuse a table that the notebook does not save."""
-    source = "".join(
-        "".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    )
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    source = "".join("".join(cell["source"]) for cell in cells)
     for name in names:
         if name == "table" or f'"{name}"' not in source:
             known = ", ".join(dict.fromkeys(re.findall(r'study\.table\("(\w+)"', source)))
-            raise Refusal(
-                f"table={name!r}: {notebook.stem} saves no table of that name; it has {known or 'none'}"
-            )
+            words = f"{notebook.stem} saves no table of that name; it has {known or 'none'}"
+            raise Refusal(f"table={name!r}: {words}")
 
 
 def _many(n, word):
     return f"{n} {word}{'s' * (n != 1)}"
 
 
-def _short(path):
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
-
-
 def _execute(todo, out, args):
     """Run what is left; {run_id: message} of what failed. Prints progress as runs end."""
-    from . import pool
-
     jobs = {
         pool.Job(str(runner.find(r.notebook)), _absolute(r.texts), str(out), name=id, id=id): id
         for id, r in todo.items()
     }
-    started, live, problems = time.monotonic(), sys.stderr.isatty(), {}
+    started, problems = time.monotonic(), {}
     outcomes = pool.execute(list(jobs), workers=args.workers, scheduler=args.scheduler)
     for n, outcome in enumerate(outcomes, 1):
         id = jobs[outcome.job]
@@ -285,13 +320,11 @@ def _execute(todo, out, args):
             problems[id] = outcome.error
         left = (time.monotonic() - started) / n * (len(jobs) - n)
         line = f"{n}/{len(jobs)} runs, {len(problems)} failed, about {_clock(left)} left"
-        if live:
+        if sys.stderr.isatty():
             print(f"\r{line}\033[K", end="" if n < len(jobs) else "\n", file=sys.stderr, flush=True)
         else:
-            print(
-                f"{line}: {todo[id]}: {'failed' if outcome.error else f'{outcome.seconds:.0f} s'}",
-                flush=True,
-            )
+            how = "failed" if outcome.error else f"{outcome.seconds:.0f} s"
+            print(f"{line}: {todo[id]}: {how}", flush=True)
     return problems
 
 
@@ -315,31 +348,22 @@ def _clock(seconds):
 
 # ---------------------------------------------------------------- the tables
 def gather(finished, out, tables=()):
-    """Write the runs' metrics as one table, CSV and parquet, and the notebook's own `tables`; the paths.
+    """Write the runs' metrics as one table, CSV and parquet, and the notebook's own `tables`; the
+    paths.
 
-    `table.csv` has a row for every run and method: run_id, notebook, what was varied, method, and a column for
-    every quantity; a metric `safedpo[delta=5].unsafe` is the quantity `unsafe` of the method `safedpo[delta=5]`. A
-    quantity with the name of something varied becomes `measured_<name>`; in the notebook's own tables, whose columns
-    stay, it is what was varied that becomes `swept_<name>`.
+    `table.csv` has a row for every run and method: run_id, notebook, what was varied, method, and a
+    column for every quantity; a metric `safedpo[delta=5].unsafe` is the quantity `unsafe` of the
+    method `safedpo[delta=5]`. A quantity with the name of something varied becomes
+    `measured_<name>`; in the notebook's own tables, whose columns stay, it is what was varied that
+    becomes `swept_<name>`.
     """
-    import pandas as pd
-
     rows, own = [], {}
     for id, run in finished.items():
         record = records.read(out / id)
         given = {name: record["parameters"].get(name, value) for name, value in run.varied.items()}
-        head = {"run_id": id, "notebook": run.notebook} | {
-            k: json.dumps(v) if isinstance(v, list) else v for k, v in given.items()
-        }
-        methods = {}
-        for name, value in record["metrics"].items():
-            method, _, quantity = name.rpartition(".")
-            methods.setdefault(method, {})[quantity] = value
-        for method, values in methods.items():
-            measured = {
-                f"measured_{q}" if q in head or q == "method" else q: v for q, v in values.items()
-            }
-            rows.append({**head, "method": method, **measured})
+        texts = {k: json.dumps(v) if isinstance(v, list) else v for k, v in given.items()}
+        head = {"run_id": id, "notebook": run.notebook} | texts
+        rows += _by_method(record["metrics"], head)
         for name in tables:
             if (out / id / f"{name}.csv").is_file():
                 part = pd.read_csv(out / id / f"{name}.csv")
@@ -351,19 +375,22 @@ def gather(finished, out, tables=()):
     return paths
 
 
-def _write(frame, target):
-    """A table as CSV and parquet, through `datasets`, each beside its place and then renamed."""
-    import datasets
+def _by_method(metrics, head):
+    """A row for each method of a run: what `head` says of the run, the method, its quantities."""
+    rows = {}
+    for name, value in metrics.items():
+        method, _, quantity = name.rpartition(".")
+        row = rows.setdefault(method, {**head, "method": method})
+        taken = quantity in head or quantity == "method"
+        row[f"measured_{quantity}" if taken else quantity] = value
+    return rows.values()
 
-    datasets.disable_progress_bars()
-    data = datasets.Dataset.from_pandas(frame, preserve_index=False)
+
+def _write(frame, target):
+    """A table as CSV and parquet, each whole or not at all; the paths."""
     paths = [target.with_name(target.name + kind) for kind in KINDS]
-    for path, write in zip(paths, (data.to_csv, data.to_parquet)):
-        beside = path.with_name(runner.hidden(path.name, "partial"))
-        try:
-            with open(beside, "wb") as file:  # a path would be read as a pattern or an address
-                write(file)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+    for path, write in zip(paths, (frame.to_csv, frame.to_parquet), strict=True):
+        # a path would be read as a pattern or an address
+        with live.whole(path) as beside, open(beside, "wb") as file:
+            write(file, index=False)
     return paths

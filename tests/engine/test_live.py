@@ -50,6 +50,20 @@ def test_here_the_process_decides(tmp_path):
     assert not gone.exists() and not file.exists() and mine.exists()
 
 
+def test_a_file_is_there_in_full_or_not_at_all(tmp_path):
+    """Also where its folder is new, where writing stops, and where an older one must stay."""
+    file = tmp_path / "new" / "file.txt"
+    with live.whole(file) as beside:
+        beside.write_text("one")
+        assert not file.exists() and beside.parent == file.parent
+    with pytest.raises(RuntimeError), live.whole(file) as beside:
+        beside.write_text("tw")
+        raise RuntimeError
+    with pytest.raises(FileExistsError), live.whole(file, put=os.link) as beside:
+        beside.write_text("three")
+    assert file.read_text() == "one" and [p.name for p in file.parent.iterdir()] == ["file.txt"]
+
+
 def test_elsewhere_a_week_without_change_and_without_a_lock(tmp_path):
     """The same host name and number from another container, host or start of the machine say nothing here."""
     host = live.hidden("x", "partial").split(".")[-3].rpartition("-")[0]

@@ -119,7 +119,7 @@ SHORT = dict(pairs=40, steps=2, dtype="float32")
 def run(book, out, **given):
     sampled = dict(ppo_iterations=1) if book in (DPO, DUAL) else {}
     return runner.run(
-        book, [(k, str(v)) for k, v in {**SHORT, **sampled, **given}.items()], out=out, warm=True
+        book, [(k, str(v)) for k, v in {**SHORT, **sampled, **given}.items()], out=out
     )[1]
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import made_models
 
-from safealign_utils.runs import fresh_kernel, runner
+from safealign_utils.runs import runner
 from safealign_utils.study.settings import Refusal
 
 SHORT = {
@@ -45,7 +45,7 @@ def model(request, tmp_path_factory):
 
 def test_own_pairs_run_on_every_architecture(model, data, tmp_path):
     given = {**SHORT, **PARTS, "model": str(model), "data": str(data)}
-    folder, record, ran = runner.run(BOOK, tuple(given.items()), out=tmp_path, warm=True)
+    folder, record, ran = runner.run(BOOK, tuple(given.items()), out=tmp_path)
     assert ran and record["status"] == "complete" and record["parameters"]["model"] == str(model)
     for method in ("dpo", "safedpo", "cdpo", "selective", "dog_d"):
         assert f"{method}.reward" in record["metrics"], method
@@ -74,7 +74,7 @@ def test_adapters_in_bfloat16(data, tmp_path):
         parts="safedpo,cdpo",
     )
     given = tuple({**SHORT, **PARTS, **more}.items())
-    record = runner.run(BOOK, given, out=tmp_path, warm=True)[1]
+    record = runner.run(BOOK, given, out=tmp_path)[1]
     assert record["metrics"]["ref.harmless_ratio"] >= 0 and record["parameters"]["lora"] == 2
     assert "cdpo.lambda" in record["metrics"] and "rules.csv" not in record["tables"]
 
@@ -100,7 +100,3 @@ def test_what_only_answers_would_show_is_refused_before(data, tmp_path):
     assert runner.prepare(BOOK, tuple({**given, "template": "dialogue"}.items()))[2] != id, (
         "its content is part of the question"
     )
-
-
-def teardown_module():
-    fresh_kernel.discard()

@@ -1,4 +1,4 @@
-"""Sweeps: a grid is a pure function, warm kernels change no bit, a failure stops nothing, a kill loses nothing."""
+"""Sweeps: a grid is a pure function, a failure stops nothing, a kill loses nothing."""
 
 import json
 import os
@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import kill_sweep
-import nbformat
 import pandas as pd
 import pytest
 import yaml
 from helpers import ROOT
 from helpers.toy import CELL, notebook
 
-from safealign_utils.runs import cli, pool, runner, sweep
+from safealign_utils.runs import cli, pool, sweep
 from safealign_utils.study.settings import Refusal
 
 COMMAND = [sys.executable, "-m", "safealign_utils.runs.cli"]
@@ -206,73 +205,6 @@ def test_a_failure_in_the_middle(tmp_path, capfd):
     assert again()[0] == 0 and set(table.seed) == {0, 1, 2}
 
 
-DIRTY = """import json, os, sys, warnings
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from safealign_utils.engine import cache; from safealign_utils import loss
-from safealign_utils.study import study
-state = [torch.initial_seed() != 9, str(torch.get_default_dtype()), torch.is_grad_enabled(), 'mine' in globals(), 'KIT_TEST' in os.environ,
-         os.getcwd(), [p for p in sys.path if 'pytest' not in p], plt.rcParams['lines.linewidth'], len(plt.get_fignums()), np.get_printoptions()['precision'],
-         pd.get_option('display.max_rows'), pd.get_option('display.max_columns'), hasattr(loss, 'broken'), hasattr(loss.preference_loss, 'broken'),
-         plt.get_backend(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()]
-print(state, flush=True)
-print('in a second message')
-mine = 1
-torch.manual_seed(9), torch.set_default_dtype(torch.float64), torch.set_grad_enabled(False), torch.set_num_threads(2)
-os.environ['KIT_TEST'] = '1'
-os.chdir('/'), sys.path.append('/nowhere'), warnings.simplefilter('error')
-plt.rcParams['lines.linewidth'] = 9
-plt.figure(), np.set_printoptions(precision=2), pd.set_option('display.max_rows', 3), pd.set_option('display.max_columns', 3)
-loss.broken = loss.preference_loss.broken = True"""
-
-
-def test_a_warm_kernel_starts_like_a_new_one(tmp_path):
-    """Whatever a run did to its kernel, the next one sees what a run in a kernel of its own sees."""
-    path = book(tmp_path / "toy.ipynb", DIRTY)
-    seen = {}
-    for how, warm in (("new", False), ("first", True), ("second", True), ("third", True)):
-        folder = runner.run(path, [("beta", str(1 + len(seen)))], out=tmp_path / "out", warm=warm)[
-            0
-        ]
-        executed = nbformat.read(folder / "toy.ipynb", as_version=4)
-        seen[how] = [
-            (c.execution_count, c.outputs) for c in executed.cells if c.cell_type == "code"
-        ][2:]
-    from safealign_utils.runs import fresh_kernel
-
-    fresh_kernel.discard()
-    assert [output.output_type for output in seen["new"][0][1]] == ["stream", "display_data"]
-    assert (
-        seen["first"] == seen["new"]
-        and seen["second"] == seen["new"]
-        and seen["third"] == seen["new"]
-    )
-
-
-def test_warm_and_isolated_runs_are_the_same_to_the_last_bit(tmp_path, monkeypatch):
-    """Metrics, claims, tables and figures of real notebooks, in both orders, each from a cache of its own."""
-    short = dict(steps="2", dtype="float32")
-    given = {
-        "01_dpo_basics": dict(pairs="40", betas="0.5", pair_shares="1"),
-        "05_dog_selection": dict(pairs="160", selections="random,dog_d,k_means"),
-    }
-    asked = [("01_dpo_basics", 0), ("05_dog_selection", 0), ("01_dpo_basics", 1)]
-    texts = lambda name, seed: tuple({**short, **given[name], "seed": str(seed)}.items())
-    folders = {}
-    monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "warm_cache"))
-    jobs = [pool.Job(name, texts(name, seed), str(tmp_path / "warm")) for name, seed in asked]
-    for outcome in pool.execute(jobs, workers=1, say=lambda words: None):
-        assert outcome.ran, outcome.error
-        folders[outcome.job] = Path(outcome.folder)
-    monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "cold_cache"))
-    for job in jobs[1:]:
-        alone, record, _ = runner.run(job.notebook, job.given, out=tmp_path / "cold")
-        other = json.loads((folders[job] / "record.json").read_text())
-        assert record["metrics"] == other["metrics"] and record["claims"] == other["claims"]
-        files = [p.name for p in alone.iterdir() if p.suffix in (".csv", ".png", ".svg")]
-        assert len(files) > 5
-        assert all((alone / f).read_bytes() == (folders[job] / f).read_bytes() for f in files)
-
-
 def test_a_scheduler_started_by_hand(tmp_path):
     """The same command on a Dask scheduler and workers in processes of their own."""
     file = grid_file(tmp_path / "g.yaml", notebook=str(book(tmp_path / "toy.ipynb")), seeds=4)
@@ -384,6 +316,22 @@ def test_two_grids_of_one_name(tmp_path, capfd):
     status, (_, err) = again(moved)
     assert status == 0 and "which is gone" in err and seeds() == [0]
     assert (out / "grid" / "differences.csv").is_file()
+
+
+def test_two_grids_of_one_name_at_the_same_instant(tmp_path, monkeypatch, capsys):
+    """Both found the folder to be nobody's: the second to take it is refused, and runs nothing."""
+    toy, out = str(book(tmp_path / "toy.ipynb")), tmp_path / "out"
+    other = grid_file((tmp_path / "other").mkdir() or tmp_path / "other" / "g.yaml", notebook=toy)
+    file, asked = grid_file(tmp_path / "g.yaml", notebook=toy, seeds=2), sweep._asked
+
+    def slowly(grid):
+        sweep._take(out / "g", other)
+        return asked(grid)
+
+    monkeypatch.setattr(sweep, "_asked", slowly)
+    assert cli.main(["sweep", str(file), "--out", str(out)]) == 2
+    assert f"holds the runs of {other}, another grid" in capsys.readouterr().err
+    assert {p.name for p in out.iterdir()} == {"g.grid.yaml"}
 
 
 def test_tables_of_an_earlier_form_of_the_grid_go(tmp_path):

@@ -19,7 +19,7 @@ from helpers import ROOT
 from helpers import toy as toy_notebook
 from helpers.toy import CELL
 
-from safealign_utils.runs import cli, fresh_kernel, pool, runner, verify
+from safealign_utils.runs import cli, pool, runner, verify
 from safealign_utils.study import claims
 from safealign_utils.study.settings import Refusal
 
@@ -84,9 +84,7 @@ def toy(made, tmp_path, monkeypatch, capsys):
     def said():
         same = (root / "toy.ipynb").read_bytes() == (made / "toy.ipynb").read_bytes()
         monkeypatch.setattr(verify, "rerun", shared if same else really)
-        monkeypatch.setattr(
-            pool, "execute", lambda jobs, **_: map(pool.work, jobs)
-        )  # no Dask, one warm kernel
+        monkeypatch.setattr(pool, "execute", lambda jobs, **_: map(pool.work, jobs))  # no Dask
         capsys.readouterr()
         book, results = str(root / "toy.ipynb"), str(root / "results")
         status = cli.main(["verify", book, "--workers", "1", "--results", results])
@@ -456,11 +454,9 @@ def test_reference_values_of_a_notebook_that_is_gone(toy, monkeypatch, capsys):
 
 def test_nothing_of_the_usual_cache_is_used(toy, monkeypatch, tmp_path):
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "mine"))
-    fresh_kernel.discard()  # the next kernel is started, and sees the variable, as on a new worker
     told = f"import os\nassert os.environ['SAFEALIGN_CACHE'] != {str(tmp_path / 'mine')!r}\n{CHECK}"
     notebook(toy.root / "toy.ipynb", CELL, RULE, told, WRITE)
     caught(toy, "toy: cell 3: not as in")
-    fresh_kernel.discard()
     assert not (tmp_path / "mine").exists()
 
 

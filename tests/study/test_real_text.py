@@ -36,7 +36,7 @@ SHORT = dict(
 def run(out, *files, **given):
     """(folder, record) of a short run of notebook 08."""
     texts = [(name, str(value)) for name, value in {**SHORT, **given}.items()]
-    return runner.run(BOOK, texts, files, out=out, warm=True)[:2]
+    return runner.run(BOOK, texts, files, out=out)[:2]
 
 
 def outputs(folder):
@@ -70,7 +70,7 @@ SAFE = {
 
 
 def test_without_data_it_says_what_it_needs_and_ends_complete(tmp_path):
-    folder, record, _ = runner.run(BOOK, out=tmp_path / "out", warm=True)
+    folder, record, _ = runner.run(BOOK, out=tmp_path / "out")
     assert record["status"] == "complete" and record["metrics"] == {} and record["tables"] == []
     said = [o["text"] for o in outputs(folder) if o["output_type"] == "stream"]
     assert "".join(said[0]).strip() == real_text.NOTHING and "\n" not in real_text.NOTHING
