@@ -5,20 +5,27 @@ import os
 from functools import cache as once
 
 
+def threads():
+    """How many threads `SAFEALIGN_THREADS` asks for, 1 by default. Raises ValueError, which
+    names it."""
+    given = os.environ.get("SAFEALIGN_THREADS") or "1"
+    if not given.isascii() or not given.isdigit() or not int(given):
+        words = "a whole number of at least 1; unset it for 1"
+        raise ValueError(f"SAFEALIGN_THREADS={given!r}: {words}")
+    return int(given)
+
+
 @once
 def set_up():
     """One thread, deterministic kernels, no progress bars. A policy or a scorer that is made calls
     it.
 
-    `SAFEALIGN_THREADS` asks for more threads. Raises ValueError for what is no number of threads.
+    `SAFEALIGN_THREADS` asks for more threads. Raises ValueError as `threads` does.
     """
     import torch
     import transformers
 
-    given = os.environ.get("SAFEALIGN_THREADS", "1")
-    if not given.isascii() or not given.isdigit() or not int(given):
-        raise ValueError(f"SAFEALIGN_THREADS={given!r}: a whole number of threads, 1 or above")
-    torch.set_num_threads(int(given))  # two spinning processes are 10x slower
+    torch.set_num_threads(threads())  # two spinning processes are 10x slower
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nothing here reads uninitialised memory; filling it cost 9 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..engine import cache, distributed
 from ..engine.batches import longest_first
+from ..engine.torch_setup import set_up
 
 BLOCK = 256  # scores kept on disk together
 
@@ -49,6 +50,9 @@ class Scorer:
     forward: Callable = field(repr=False)
     batch_size: int = 16
     log: pd.DataFrame | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        set_up()
 
     @property
     def hash(self):

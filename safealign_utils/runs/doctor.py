@@ -90,8 +90,9 @@ def device():
 def threads():
     import torch
 
-    from .. import policy  # noqa: F401  sets the number of threads, as every run does
+    from ..engine.torch_setup import set_up
 
+    set_up()  # as every run does
     names = [name for name in ("SAFEALIGN_THREADS", *THREADS) if os.environ.get(name)]
     words = ", ".join(f"{name}={os.environ[name]}" for name in names)
     number = torch.get_num_threads()

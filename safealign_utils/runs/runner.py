@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..engine import cache, distributed
 from ..engine.live import claim, hidden, remove_leftovers, whole
+from ..engine.torch_setup import threads
 from ..study import inputs, records
 from ..study import settings as parameters
 from ..study.settings import Refusal
@@ -50,6 +51,7 @@ def prepare(notebook, given=(), files=()):
     kernel starts."""
     try:
         distributed.check_environment()
+        threads()
     except ValueError as error:
         raise Refusal(str(error)) from None
     path = find(notebook)
@@ -73,9 +75,8 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect="
     The folder is `out/run_id`, or `out/name`. `expect` is the run id that another process found: a
     different one is refused, as its code is another. Raises Refusal (bad input, a folder that
     cannot be written), Died (the kernel did) or Failed: the disk is full, or the notebook broke and
-    its executed copy is kept beside the folder as `<name>.failed.ipynb`.
-    Of several processes (`accelerate launch`) each runs the notebook, whose trainings are then
-    shared; process 0 alone decides whether to, and writes the folder.
+    its executed copy is kept beside the folder as `<name>.failed.ipynb`. Of several processes each
+    runs the notebook; process 0 decides whether to, and writes the folder.
     """
     path, settings, id = prepare(notebook, given, files)
     if expect and id != expect:
@@ -220,6 +221,7 @@ def _replace(partial, final):
 def regenerate(path):
     """Execute a notebook in place at its committed parameters and keep only what is stable; True if
     it changed."""
+    threads()
     fresh_kernel.fork_server()
     import nbformat
     from nbclient import NotebookClient
