@@ -418,6 +418,10 @@ def nearest(name, known):
 def _known(name, cell):
     """The type of a parameter that the notebook has; a refusal names the nearest one."""
     if name not in cell:
+        if name in ("data", "model"):
+            raise Refusal(
+                f"{name}: this notebook is about the made world; use 08_your_own_pairs for real pairs"
+            )
         shown = name if name.isidentifier() else repr(name)
         raise Refusal(f"{shown}: the notebook has no such parameter; {nearest(name, cell)}")
     if name == "out_dir":

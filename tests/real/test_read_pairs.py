@@ -104,7 +104,7 @@ def test_a_chat_format_is_refused_and_its_rows_counted(tmp_path, text, column):
 
 
 def test_special_tokens_of_the_model_are_known_before_a_kernel(tmp_path):
-    import made_models
+    from helpers import made_models
 
     folder = str(made_models.model_folder(tmp_path / "model", "llama"))
     from transformers import AutoTokenizer
@@ -115,18 +115,18 @@ def test_special_tokens_of_the_model_are_known_before_a_kernel(tmp_path):
     rows = [ROW | {"prompt": f"p{i}", "split": ["train", "test"][i % 2]} for i in range(4)]
     data = write(tmp_path / "p.jsonl", [*rows, rows[0] | {"response_0": f"So.{special}"}])
     with pytest.raises(Refusal, match="line 5, column 'response_0'.*1 of 5 rows"):
-        inputs.check("01_dpo_basics", settings | {"data": data})
+        inputs.check(settings | {"data": data})
     good = settings | {"data": write(tmp_path / "q.jsonl", rows)}
-    assert set(inputs.check("01_dpo_basics", good)) == {"data", "model"}
+    assert set(inputs.check(good)) == {"data", "model"}
     evil = write(tmp_path / "e.jsonl", [{"prompt": f"Hi {special}"}])
     with pytest.raises(Refusal, match="^eval_prompts=.*row 1: .*of a chat format"):
-        inputs.check("01_dpo_basics", good | {"eval_prompts": evil})
+        inputs.check(good | {"eval_prompts": evil})
     talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     told = write(tmp_path / "t.jsonl", [{"prompt": talk}])
     with pytest.raises(
         Refusal, match="^eval_prompts=.*safe_rlhf.*takes one question, found 2 turns"
     ):
-        inputs.check("01_dpo_basics", good | {"eval_prompts": told, "template": "safe_rlhf"})
+        inputs.check(good | {"eval_prompts": told, "template": "safe_rlhf"})
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_refused_before_a_kernel_starts(llama, tmp_path, capsys):
     half(llama)
     data = made_models.pairs_file(tmp_path / "pairs.jsonl")
     given = ["-p", f"data={data}", "-p", f"model={llama}", "--out", str(tmp_path / "out")]
-    assert cli.main(["run", "01_dpo_basics", *given]) == 2
+    assert cli.main(["run", "08_your_own_pairs", *given]) == 2
     said = capsys.readouterr().err
     assert "cannot be read" in said and "Traceback" not in said and not (tmp_path / "out").exists()
 
@@ -346,7 +346,7 @@ def test_more_tokens_than_positions_are_refused(saved, kind, tmp_path, capsys):
         str(tmp_path / "out"),
     ]
     assert (
-        cli.main(["run", "01_dpo_basics", *given]) == 2
+        cli.main(["run", "08_your_own_pairs", *given]) == 2
         and "max_length=64" in capsys.readouterr().err
     )
 

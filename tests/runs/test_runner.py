@@ -66,9 +66,9 @@ def refusal(toy, capsys, *given, files=(), book=None):
         ("betas=[0.5,-1]", ["betas=[0.5, -1.0]", "above 0"]),
         ("learning_rate=-1e-3", ["learning_rate=-0.001"]),
         ("out_dir=here", ["out_dir", "--out"]),
-        ("data=missing.jsonl", ["model='world'", "scratch"]),
-        ("model=scratch", ["data='world'"]),
-        ("label=safer", ["label='safer'", "label=better"]),
+        ("data=missing.jsonl", ["data=missing.jsonl", "no such file"]),
+        ("data=world", ["data='world'", "a file, a hub id"]),
+        ("model=world", ["model='world'", "a folder or a hub id"]),
         ("device=tpu", ["auto, cpu, cuda"]),
     ],
 )
@@ -321,7 +321,6 @@ def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
             "pairs=30",
             "steps=2",
             "pair_shares=0.999,1",
-            "step_factors=1,0.1",
         ),
         (
             "beta=1",
@@ -344,15 +343,15 @@ def test_unusual_but_legal_values_end_in_a_record(tmp_path, given):
     )
 
 
-def test_the_world_notebook_refuses_real_text(tmp_path, capsys):
+def test_the_notebooks_of_the_world_refuse_real_text(tmp_path, capsys):
     file = tmp_path / "p.jsonl"
     file.write_text(
         "".join(
             json.dumps({"prompt": f"{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(30)
         )
     )
-    assert cli.main(["run", "00_the_world", "-p", "model=scratch", "-p", f"data={file}"]) == 2
-    assert "data=world" in capsys.readouterr().err
+    assert cli.main(["run", "00_the_world", "-p", f"data={file}"]) == 2
+    assert "use 08_your_own_pairs" in capsys.readouterr().err
 
 
 def test_data_without_held_out_pairs_is_refused(toy, tmp_path, capsys):

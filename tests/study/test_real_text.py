@@ -1,101 +1,236 @@
-"""Notebooks 01 and 05 end to end on real human preferences, in a short form (needs SAFEALIGN_DATA)."""
+"""Notebook 08: nothing without data, what labels allow, real pairs end to end (needs SAFEALIGN_DATA), refusals."""
 
 import json
 
+import numpy as np
 import pandas as pd
+import pytest
 from helpers import ROOT
 
-from safealign_utils.runs import runner
+from safealign_utils import pairs
+from safealign_utils.methods import safedpo
+from safealign_utils.real import read_pairs
+from safealign_utils.runs import cli, runner
+from safealign_utils.study import real_text
+from safealign_utils.study import settings as parameters
+
+BOOK = "08_your_own_pairs"
+PROFILES = ROOT / "notebooks" / "profiles"
+SHORT = dict(
+    profile="small",
+    dtype="float32",
+    steps=2,
+    batch_size=8,
+    max_length=48,
+    scorer_steps=3,
+    rounds=1,
+    round_steps=2,
+    round_samples=4,
+    eval_size=12,
+    new_tokens=6,
+    token_rules="signed,random,shuffled",
+    selections="random,dog_d,dog,log_det",
+)
 
 
-def test_notebook_01_on_real_preferences(real_data, tmp_path):
-    given = [
-        ("data", str(real_data / "pku_saferlhf_pairs.jsonl")),
-        ("label", "safer"),
-        ("seeds", "1"),
-        ("steps", "3"),
+def run(out, *files, **given):
+    """(folder, record) of a short run of notebook 08."""
+    texts = [(name, str(value)) for name, value in {**SHORT, **given}.items()]
+    return runner.run(BOOK, texts, files, out=out, warm=True)[:2]
+
+
+def outputs(folder):
+    book = json.loads((folder / f"{BOOK}.ipynb").read_text(encoding="utf-8"))
+    return [o for c in book["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
+
+
+def rows(file, n=90, **labels):
+    """A file of pairs; `labels` {column: function of the row number} beside their texts."""
+    g = np.random.default_rng(n)
+    word = lambda: " ".join(g.choice(["red", "blue", "stone", "leaf", "river"], 4))
+    lines = [
+        {
+            "prompt": f"say {word()} {i}",
+            "response_0": word(),
+            "response_1": word() + " now",
+            **{column: of(i) for column, of in labels.items()},
+        }
+        for i in range(n)
     ]
-    profile = ROOT / "notebooks" / "profiles" / "real_text.yaml"
-    folder, record, _ = runner.run(
-        "01_dpo_basics", [*given, ("pairs", "120")], [profile], out=tmp_path
-    )
-    assert {"dpo.accuracy", "bag_of_words.accuracy"} <= set(record["metrics"])
-    assert 0.2 < record["metrics"]["dpo.accuracy"] < 0.9
-    assert "accuracy.png" in record["figures"] and "training.csv" in record["tables"]
-    assert not [name for name in record["metrics"] if "kl_opt" in name], (
-        "nothing exact is claimed on real text"
-    )
-    (claim,) = [c for c in record["claims"] if c["id"] == "dpo.beats_bag_of_words"]
-    assert claim["n"] > 100
-    book = json.loads((folder / "01_dpo_basics.ipynb").read_text())
-    outputs = [o for c in book["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
-    assert not [o for o in outputs if o.get("name") == "stderr"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
 
 
-def test_notebook_05_on_several_real_data_sets(real_data, tmp_path):
-    files = dict(pku="pku_saferlhf_pairs", xstest="xstest_pairs", harmless="hh_rlhf_harmless")
-    data = ",".join(f"{name}={real_data / file}.jsonl" for name, file in files.items())
-    short = [("seeds", "1"), ("steps", "2"), ("max_length", "48"), ("selections", "random,dog_d")]
-    profile = ROOT / "notebooks" / "profiles" / "real_text_dog.yaml"
-    _, record, _ = runner.run("05_dog_selection", [("data", data), *short], [profile], out=tmp_path)
+BETTER = {"better_response_id": lambda i: i % 2}
+SAFE = {
+    "is_response_0_safe": lambda i: [True, False, None][i % 3],
+    "is_response_1_safe": lambda i: bool(i % 2),
+    "safer_response_id": lambda i: (i // 2) % 2,
+}
+
+
+def test_without_data_it_says_what_it_needs_and_ends_complete(tmp_path):
+    folder, record, _ = runner.run(BOOK, out=tmp_path / "out", warm=True)
+    assert record["status"] == "complete" and record["metrics"] == {} and record["tables"] == []
+    said = [o["text"] for o in outputs(folder) if o["output_type"] == "stream"]
+    assert "".join(said[0]).strip() == real_text.NOTHING and "\n" not in real_text.NOTHING
+    assert not [o for o in outputs(folder) if o["output_type"] in ("execute_result", "error")]
+
+
+def test_labels_decide_which_parts_run(tmp_path):
+    """Winners alone: DPO, Selective-DPO and DOG. Without a word on helpfulness: SafeDPO too."""
+    one = rows(tmp_path / "one.jsonl", **BETTER)
+    folder, record = run(tmp_path / "out", data=one)
+    assert {"dpo.accuracy", "selective.reward", "dog_d.reward", "bag_of_words.accuracy"} <= set(
+        record["metrics"]
+    )
+    assert not [m for m in record["metrics"] if m.startswith(("safedpo", "cdpo", "cost_model"))]
+    runs = pd.read_csv(folder / "parts.csv").set_index("part").runs
+    assert runs["safedpo"] == "no pair has both safety labels"
+    assert runs["cdpo"] == "no pair has a safety label; name a cost_model"
+    two = rows(tmp_path / "two.jsonl", **SAFE)
+    folder, record = run(tmp_path / "out", data=two, parts="safedpo,dog")
     metrics = record["metrics"]
-    for name in files:
-        assert 0.2 < metrics[f"dog_d[source={name}].accuracy"] < 0.95
-        assert metrics[f"coverage[rule=dog_d].from_{name}"] > 0
-    assert (
-        0 < metrics["data.different"] <= metrics["data.trainable"]
-        and "accuracy_by_source.png" in record["figures"]
-    )
+    assert {"data.keep", "data.swap", "safedpo.accuracy_safer", "safedpo.cost"} <= set(metrics)
+    assert "safedpo.reward" not in metrics and "selective.accuracy" not in metrics
+    runs = pd.read_csv(folder / "parts.csv").set_index("part").runs
+    assert "name a reward_model" in runs["cdpo"] and runs["selective"] == "not asked for"
+    assert "answers.png" in record["figures"], "drawn against refusals"
 
 
-def test_notebooks_02_and_03_on_real_pairs_with_the_kits_own_scorers(real_data, tmp_path):
-    """XSTest and PKU pairs: counts of T, the cost model's accuracy with its interval, answers, record and figure."""
-    data = ",".join(
-        f"{name}={real_data / file}.jsonl"
-        for name, file in dict(pku="pku_saferlhf_pairs", xstest="xstest_pairs").items()
+def test_several_data_sets_and_unusual_values(tmp_path):
+    one, two = (
+        rows(tmp_path / "a.jsonl", **BETTER, **SAFE),
+        rows(tmp_path / "b.jsonl", 60, **BETTER),
     )
-    short = dict(
-        data=data,
-        steps="2",
-        pairs="120",
-        batch_size="8",
-        max_length="48",
-        scorer_steps="3",
-        eval_size="12",
-        new_tokens="6",
-        eval_prompts=f"xstest={real_data / 'xstest_prompts.csv'}",
+    given = dict(data=f"one={one},two={two}", pairs=500, delta=2, keep=1, layer=1, pooling="last")
+    given |= dict(budget=0.9, score_reference="equal", relabel="coin", fixed_lambda=0, seeds=2)
+    given |= dict(selections="random,literal,k_means,smallest_margin,random_copies")
+    folder, record = run(tmp_path / "out", **given)
+    metrics = record["metrics"]
+    assert {f"literal[source={s}].accuracy" for s in ("one", "two", "all")} <= set(metrics)
+    assert metrics["coverage[rule=literal].from_two"] > 0 and "dog_d.reward" not in metrics
+    assert metrics["selective.accuracy"] == metrics["dpo.accuracy"], "a share of 100 % is DPO"
+    assert metrics["fixed_lambda[lambda=0].reward"] == metrics["dpo_soft.reward"]
+    assert not [m for m in metrics if m.endswith((".kl_opt", ".unsafe"))]
+
+
+def test_real_pairs_with_the_kits_own_scorers(real_data, tmp_path):
+    """PKU and XSTest: T's counts, scorers with intervals, answers, their files, every method's row."""
+    files = dict(pku="pku_saferlhf_pairs", xstest="xstest_pairs")
+    data = ",".join(f"{name}={real_data / file}.jsonl" for name, file in files.items())
+    given = dict(data=data, pairs=120, label="better_or_safer", judge_files="alpaca_eval")
+    given |= dict(cost_limit=3, selections="random,dog_d")  # a slack limit: nothing to warn of
+    given["eval_prompts"] = f"xstest={real_data / 'xstest_prompts.csv'}"
+    folder, record = run(tmp_path / "out", PROFILES / "real_text.yaml", **given)
+    metrics = record["metrics"]
+    assert metrics["data.rows"] == 975 + 1184 and 0 < metrics["cost_model.harmless_accuracy"] < 1
+    assert metrics["data.keep"] + metrics["data.swap"] + metrics["data.drop"] == 120
+    quality = pd.read_csv(folder / "scorers.csv").set_index("quantity").loc["harmless_accuracy"]
+    assert quality.low < quality.value < quality.high and quality.n > 300
+    answers = pd.read_csv(folder / "answers.csv").set_index("method")
+    methods = "ref dpo dpo_safebetter safedpo dpo_harmless dpo_soft cdpo selective dog_d".split()
+    assert set(methods) < set(answers.index) and answers.over_refusal.between(0, 1).all()
+    assert {f"dog_d[source={name}].accuracy" for name in files} <= set(metrics)
+    drawn = "training accuracy tokens spectra anchor_residual accuracy_by_source answers".split()
+    assert {f"{name}.png" for name in drawn} <= set(record["figures"])
+    judged = json.loads((folder / "judges" / "alpaca_eval" / "safedpo_seed0.json").read_text())
+    texts = [
+        json.loads(line)["answers"][0] for line in open(folder / "answers_safedpo_seed0.jsonl")
+    ]
+    assert [row["output"] for row in judged] == texts and len(texts) == 12
+    book = (folder / f"{BOOK}.ipynb").read_text()
+    in_book = [y for y in texts if len(y) > 15 and json.dumps(y)[1:-1] in book]
+    assert not in_book, "answers stay in files"
+    assert not [o for o in outputs(folder) if o.get("name") == "stderr"]
+
+
+def test_t_on_real_rows(real_data):
+    """Where helpful and safe disagree, the safe one wins; pairs that are all mixed are kept."""
+    load = lambda file: read_pairs.load_pairs(str(real_data / file))
+    table = pairs.with_safety(pairs.label(load("xstest_pairs.jsonl"), "better"))
+    moved, report = safedpo.transform(table)
+    assert report["keep"] + report["swap"] + report["drop"] == len(table) and report["swap"] > 50
+    assert not safedpo.unsafe_labels(moved)[0].any() and len(moved) == len(table) - report["drop"]
+    pku = pairs.with_safety(pairs.label(load("pku_saferlhf_pairs.jsonl"), "safer"))
+    assert safedpo.transform(pku)[1] == {"keep": len(pku), "swap": 0, "drop": 0, "mixed": len(pku)}
+
+
+# ---------------------------------------------------------------- refusals, profiles
+
+
+def refused(capsys, tmp_path, *words):
+    """The message of a refused run: one line, exit status 2, nothing written."""
+    status = cli.main(["run", BOOK, *words, "--out", str(tmp_path / "out")])
+    err = capsys.readouterr().err
+    assert status == 2 and err.count("\n") == 1 and not (tmp_path / "out").exists()
+    return err
+
+
+def test_what_the_pairs_lack_is_refused_where_it_is_asked_for(capsys, tmp_path):
+    both = lambda row: "".join(
+        json.dumps(row | {"prompt": s, "split": s}) + "\n" for s in ("train", "test")
     )
-    loop = dict(rounds="1", round_steps="2", round_samples="4", lambdas="1.0")
-    profile = ROOT / "notebooks" / "profiles" / "real_text_safety.yaml"
-    for name, more in (("02_safedpo", {}), ("03_cdpo_dual_gradient_descent", loop)):
-        folder, record, _ = runner.run(
-            name, tuple({**short, **more}.items()), [profile], out=tmp_path
-        )
-        metrics = record["metrics"]
-        assert (
-            metrics["data.rows"] == 975 + 1184 and 0 < metrics["cost_model.harmless_accuracy"] < 1
-        )
-        quality = pd.read_csv(folder / "scorers.csv").set_index("quantity").loc["harmless_accuracy"]
-        assert quality.low < quality.value < quality.high and quality.n > 300
-        if name == "02_safedpo":
-            assert (
-                metrics["data.keep"] + metrics["data.swap"] + metrics["data.drop"] == 120
-                and metrics["data.swap"] > 0
-            )
-        method = "safedpo" if name == "02_safedpo" else "cdpo"
-        assert (
-            0 <= metrics[f"{method}.harmless_ratio"] <= 1
-            and 0 <= metrics[f"{method}.over_refusal"] <= 1
-        )
-        assert (
-            "answers.png" in record["figures"]
-            and (folder / f"answers_{method}_seed0.jsonl").is_file()
-        )
-        texts = [
-            json.loads(line)["answers"][0]
-            for line in (folder / f"answers_{method}_seed0.jsonl").open()
-        ]
-        book = (folder / f"{name}.ipynb").read_text()
-        assert len(texts) == 12 and not [
-            y for y in texts if len(y) > 15 and json.dumps(y)[1:-1] in book
-        ], "answers stay in files"
+    row, file = (
+        {"response_0": "b", "response_1": "c", "better_response_id": 1},
+        tmp_path / "p.jsonl",
+    )
+    file.write_text(both(row))
+    given = ("-p", f"data={file}", "-p")
+    assert "SafeDPO needs safety labels" in refused(capsys, tmp_path, *given, "parts=safedpo")
+    words = "cost_model='kit': no training pair has a safety label"
+    assert words in refused(capsys, tmp_path, *given, "parts=cdpo")
+    row |= {"is_response_0_safe": True, "is_response_1_safe": False}
+    file.write_text(both(row | {"safer_response_id": 0, "better_response_id": None}))
+    words = "reward_model='kit': no training pair says which response is better; name a reward"
+    assert words in refused(capsys, tmp_path, *given, "parts=cdpo")
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ("template=chat", "template='chat' with model='scratch'"),
+        ("eval_prompts=xtest", "did you mean xstest"),
+        ("eval_prompts=xstest=nowhere.csv", "nowhere.csv"),
+        ("cost_model=nowhere", "cost_model='nowhere': no such folder"),
+        ("lora=-1", "lora=-1"),
+        ("accumulate=0", "accumulate=0"),
+        ("scorer_rate=-1", "scorer_rate=-1.0"),
+        ("parts=dpo", "names among safedpo, cdpo, selective, dog"),
+        ("judge_files=mt_bench,arena", "forms among mt_bench, arena_hard"),
+        ("layer=4", "the network has layers 0 to 3"),
+        ("data=world", "data='world': must be a file"),
+    ],
+)
+def test_refused_values(capsys, tmp_path, more, words):
+    file = rows(tmp_path / "p.jsonl", 30, **BETTER)
+    assert words in refused(capsys, tmp_path, "-p", f"data={file}", "-p", more)
+
+
+def test_a_form_that_cannot_hold_the_answers_is_refused_before_training(capsys, tmp_path):
+    file, questions = rows(tmp_path / "p.jsonl", 30, **BETTER), tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({"id": "a", "prompt": "Write a line."}) + "\n")
+    given = ("-p", f"data={file}", "-p", f"eval_prompts={questions}", "-p", "judge_files=mt_bench")
+    assert "ids of MT-Bench are integers" in refused(capsys, tmp_path, *given)
+
+
+def test_every_profile_of_real_models_is_accepted():
+    """Names, types and ranges; what they say of the papers' setting."""
+    cell = parameters.read_cell(runner.find(BOOK))
+    for file in sorted(PROFILES.glob("*_pku30k.yaml")):
+        given = parameters.resolve(parameters.collect(cell, [], [file]), BOOK)
+        assert given["beta"] == 0.1 and given["learning_rate"] == 1e-6
+        assert given["dtype"] == "bfloat16" and given["delta"] == 10.0
+        assert 2.9 < given["steps"] * given["batch_size"] / 26_900 < 3.1, "three epochs"
+    given = parameters.resolve(parameters.collect(cell, [], [PROFILES / "real_text.yaml"]), BOOK)
+    assert given["model"] == "scratch" and given["parts"] == []
+
+
+def test_a_profile_may_hold_parameters_of_other_notebooks(capsys):
+    """They are named on stderr; a name that no notebook has is refused."""
+    file = PROFILES / "qwen2.5_0.5b_pku30k.yaml"
+    cell = parameters.read_cell(runner.find("02_safedpo"))
+    settings = parameters.resolve(parameters.collect(cell, [], [file]), "02_safedpo")
+    assert settings["delta"] == 10.0 and "cost_limit" not in settings
+    err = capsys.readouterr().err
+    assert "left out, as other notebooks have them: model, data" in err and "dual_lr" in err
