@@ -28,11 +28,17 @@ def book(tmp_path):
     return toy.notebook(tmp_path / "toy.ipynb", toy.CELL + "\nmax_length: int = 64", STUDY)
 
 
+def clone(folder):
+    """What a run needs of a clone, in a folder; returns its package."""
+    shutil.copytree(ROOT / "notebooks" / "profiles", folder / "notebooks" / "profiles")
+    return shutil.copytree(ROOT / "safealign_utils", folder / "safealign_utils")
+
+
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """Another clone, of an older version that knows nothing of the check."""
     folder = tmp_path_factory.mktemp("other_clone")
-    package = shutil.copytree(ROOT / "safealign_utils", folder / "safealign_utils")
+    package = clone(folder)
     shutil.rmtree(package / "__pycache__", ignore_errors=True)
     (package / "runs" / "copies.py").unlink()
     train = package / "train.py"
@@ -77,7 +83,7 @@ def test_a_kernel_of_another_copy_is_refused(book, other, kernelspec, monkeypatc
 
 
 def test_a_copy_of_the_same_content_will_do(book, kernelspec, monkeypatch, tmp_path):
-    same = shutil.copytree(ROOT / "safealign_utils", tmp_path / "same" / "safealign_utils")
+    same = clone(tmp_path / "same")
     monkeypatch.setenv("JUPYTER_PATH", kernelspec(env={"PYTHONPATH": str(same.parent)}))
     assert runner.run(str(book), out=tmp_path / "out")[2]
 
