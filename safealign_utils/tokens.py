@@ -4,12 +4,15 @@ A row is: what the template writes before the answer (a beginning-of-sequence to
 tokenizer has one), the response, and one token that ends it. Prompt and response are tokenised
 apart, so no token spans both.
 
-| template | a prompt becomes | ended by | |---|---|---| | dialogue | `USER: {prompt} ASSISTANT:`; a
-dialogue that already ends in `Assistant:` stays as it is | EOS | | safe_rlhf | `BEGINNING OF
-CONVERSATION: USER: {prompt} ASSISTANT:`, the format of the beaver models | EOS | | chat | the
-tokenizer's own chat template up to the assistant's turn | the template's end of turn, else EOS | |
-plain | the prompt itself, with the special tokens that it names | EOS | | auto | chat where the
-tokenizer has a chat template, else dialogue | |
+What a prompt becomes, and what ends the answer:
+
+    dialogue   `USER: {prompt} ASSISTANT:`; a dialogue that already ends in `Assistant:` stays as it
+               is; EOS
+    safe_rlhf  `BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:`, the form of the beaver models;
+               EOS
+    chat       the tokenizer's own chat template up to the assistant's turn; its end of turn, else EOS
+    plain      the prompt itself, with the special tokens that it names; EOS
+    auto       chat where the tokenizer has a chat template, else dialogue
 """
 
 from dataclasses import dataclass

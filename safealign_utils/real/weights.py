@@ -18,6 +18,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from ..engine.torch_setup import set_up
 from . import hub
 
 # transformers reads these, in this order
@@ -65,6 +66,7 @@ def open_model(parameter, name, revision, network_of):
     `network_of(what, config)` gives the class that reads the weights, or refuses the configuration.
     Raises ValueError, naming parameter and value, for what could not be loaded whole.
     """
+    set_up()
     what = f"{parameter}={name!r}"
     if not Path(name).is_dir() and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", hub.pinned(name)[0]):
         raise ValueError(f"{what}: no such folder; give a folder or a hub id as owner/name")
