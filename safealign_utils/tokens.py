@@ -8,9 +8,9 @@ What a prompt becomes, and what ends the answer:
 
     dialogue   `USER: {prompt} ASSISTANT:`; a dialogue that already ends in `Assistant:` stays as it
                is; EOS
-    safe_rlhf  `BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:`, the form of the beaver models;
+    safe_rlhf  `BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:`, of the beaver models;
                EOS
-    chat       the tokenizer's own chat template up to the assistant's turn; its end of turn, else EOS
+    chat       the tokenizer's chat template up to the assistant's turn; its end of turn, or EOS
     plain      the prompt itself, with the special tokens that it names; EOS
     auto       chat where the tokenizer has a chat template, else dialogue
 """
