@@ -190,20 +190,16 @@ def margin_optimum(f):
 def win_rate(f):
     mine, other = np.array([1.0, 2.0, 0.5, 3.0, -1.0]), np.array([0.0, 2.0, 1.5, 1.0, -1.0])
     hint = "the share of prompts with the higher score, plus half the share of equal ones"
-    answer = f(mine, other)
-    _judge("win rate", None if answer is None else float(answer), 0.6, hint)
+    _judge("win rate", f(mine, other), 0.6, hint)
 
 
 def true_share(f):
     hint = "measured = h (1 - false alarm) + (1 - h) missed: solve for h"
-    answer = f(0.69, 0.1, 0.2)
-    _judge("true share", None if answer is None else float(answer), 0.7, hint)
+    _judge("true share", f(0.69, 0.1, 0.2), 0.7, hint)
 
 
 def clustered_error(f):
     values, prompts = np.array([1.0, 1.0, 0.0, 0.0, 1.0]), np.array([0, 0, 1, 1, 2])
     sums = np.array([0.8, -1.2, 0.4])  # of the deviations from the mean, by prompt
     hint = "sum the deviations of each prompt, square these sums, add them up; root, over N"
-    answer = f(values, prompts)
-    wanted = np.sqrt((sums**2).sum()) / 5
-    _judge("standard error", None if answer is None else float(answer), wanted, hint)
+    _judge("standard error", f(values, prompts), np.sqrt((sums**2).sum()) / 5, hint)

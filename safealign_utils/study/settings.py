@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from . import strict_yaml
 
@@ -55,21 +55,6 @@ def _one_of(*names, or_profile=False):
     return _of(Literal[names + ("",) * or_profile], "one of " + ", ".join(names))
 
 
-def _allowed(words, test):
-    """Text that passes a test."""
-
-    def passed(value):
-        if not test(value):
-            raise ValueError(words)
-        return value
-
-    return Annotated[str, AfterValidator(passed), Field(description=words)]
-
-
-def _are_judges(value):
-    return not value or set(value.split(",")) <= set(JUDGES)
-
-
 def _names(known):
     return _of(list[Literal[known]], "names among " + ", ".join(known))
 
@@ -86,6 +71,7 @@ _FROM_ZEROS = _of(list[_FROM_ZERO], "numbers, 0 or above, as [0.0, 5.0]")
 _SHARES = _of(list[_SHARE], "shares above 0, up to 1")
 _RANK = _of(int, "a whole number, at least 1", ge=1)
 _SCORER = _of(str, "kit, a folder or a hub id", min_length=1)
+_FORMS = "^((FORM)(,(FORM))*)?$".replace("FORM", "|".join(JUDGES))
 FIELDS = {
     "profile": _one_of("small", "full"),
     "seed": _of(int, "a whole number from 0 to 2147483647", ge=0, lt=2**31),
@@ -96,9 +82,9 @@ FIELDS = {
     "batch_size": _COUNT,
     "learning_rate": _FACTOR,
     "dtype": _one_of("float64", "float32", "bfloat16", or_profile=True),
-    "model": _allowed("scratch, a folder or a hub id", lambda v: v not in ("", "world")),
+    "model": _of(str, "scratch, a folder or a hub id", min_length=1),
     "revision": _of(str, "the revision of a hub model or data set"),
-    "data": _allowed("a file, a hub id, or several as name=path,name=path", lambda v: v != "world"),
+    "data": _of(str, "a file, a hub id, or several as name=path,name=path"),
     "parts": _names(PARTS),
     "label": _one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
     "template": _one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
@@ -134,7 +120,9 @@ FIELDS = {
     "round_samples": _COUNT,
     "fixed_lambda": _FROM_ZERO,
     "cost_samples": _of(int, "a whole number, 0 for the exact mean", ge=0),
-    "judge_files": _allowed(f"forms among {', '.join(JUDGES)}, with commas between", _are_judges),
+    "judge_files": _of(
+        str, f"forms among {', '.join(JUDGES)}, with commas between", pattern=_FORMS
+    ),
     "keep": _of(float, "a share of tokens above 0, up to 1", gt=0, le=1),
     "keeps": _SHARES,
     "score_reference": _one_of(*SCORE_REFERENCES),
@@ -408,7 +396,11 @@ def pick_device(wanted):
 
 # ---------------------------------------------------------------- what does not go together
 def _check_text(settings):
-    """Refuse a form of prompts that the tokenizer does not have, and texts of a few tokens."""
+    """Refuse the made world, a form of prompts that the tokenizer does not have, and texts of a few
+    tokens."""
+    for name in ("data", "model"):
+        if settings.get(name) == "world":
+            raise Refusal(f"{name}='world': must be {_words(name)}")
     if settings.get("template") == "chat" and settings["model"] == "scratch":
         why = "its tokenizer has no chat template; use auto"
         raise Refusal(f"template='chat' with model='scratch': {why}")

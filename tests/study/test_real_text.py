@@ -225,11 +225,13 @@ def test_every_profile_of_real_models_is_accepted():
     assert given["model"] == "scratch" and given["parts"] == []
 
 
-def test_a_profile_may_hold_parameters_of_other_notebooks(capsys):
-    """They are named on stderr; a name that no notebook has is refused."""
-    file = PROFILES / "qwen2.5_0.5b_pku30k.yaml"
-    cell = parameters.read_cell(runner.find("02_safedpo"))
-    settings = parameters.resolve(parameters.collect(cell, [], [file]), "02_safedpo")
-    assert settings["delta"] == 10.0 and "cost_limit" not in settings
-    err = capsys.readouterr().err
-    assert "left out, as other notebooks have them: model, data" in err and "dual_lr" in err
+def test_a_file_may_hold_parameters_of_other_notebooks(capsys, tmp_path):
+    """They are named on stderr; what the run would be about is not left out, it is refused."""
+    file, cell = tmp_path / "f.yaml", parameters.read_cell(runner.find("02_safedpo"))
+    file.write_text("delta: 10.0\ncost_limit: 0.0\ndual_lr: 0.1")
+    found = parameters.resolve(parameters.collect(cell, [], [file]), "02_safedpo")
+    assert found["delta"] == 10.0 and "cost_limit" not in found
+    assert "left out, as other notebooks have them: cost_limit, dual_lr" in capsys.readouterr().err
+    with pytest.raises(parameters.Refusal, match="02_safedpo has no parameter model; 08_your_own_"):
+        file = PROFILES / "qwen2.5_0.5b_pku30k.yaml"
+        parameters.collect(cell, [], [file], "02_safedpo")
