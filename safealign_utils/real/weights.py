@@ -73,6 +73,8 @@ def open_model(parameter, name, revision, network_of):
     place, options = hub.located(name, revision, parameter=parameter)
     with loading(what, name, revision):
         check_no_adapter(what, place, options)
+        if Path(name).is_dir():
+            weight_files(what, name)
         config = transformers.AutoConfig.from_pretrained(place, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
         check_not_quantised(what, config)
