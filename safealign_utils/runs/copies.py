@@ -16,9 +16,9 @@ from pathlib import Path
 
 PACKAGE = "safealign_utils"
 FIX = (
-    "start it in a folder that holds no other copy (or `python -m safealign_utils.runs.cli` in that "
-    "one), and unset JUPYTER_PATH and PYTHONPATH; `jupyter kernelspec list` shows where python3 "
-    "comes from"
+    "start it in a folder that holds no other copy (or `python -m safealign_utils.runs.cli` in "
+    "that one), and unset JUPYTER_PATH and PYTHONPATH; `jupyter kernelspec list` shows where "
+    "python3 comes from"
 )
 
 

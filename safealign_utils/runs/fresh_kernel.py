@@ -22,7 +22,7 @@ from jupyter_client.provisioning import LocalProvisioner
 
 from ..engine import cache
 
-PRELOAD = [__name__.replace("fresh_kernel", "preload")]
+PRELOAD = [__name__.replace("fresh_kernel", "preload"), __name__]
 _lock = threading.Lock()  # while the server is started the whole process stands in another folder
 _code = []  # hash of the source as the server was started, and started again
 

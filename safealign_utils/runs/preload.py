@@ -20,7 +20,6 @@ import ipykernel.kernelapp  # noqa: F401
 import pandas
 
 from ..study import study  # noqa: F401
-from . import fresh_kernel  # noqa: F401
 
 pandas.set_option("display.max_columns", 20)  # it looks for a kernel as it is imported
 atexit.register(os._exit, 0)  # taking apart what was imported would cost a second
