@@ -13,6 +13,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from jupyter_core.utils import ensure_event_loop
+
 from ..engine import distributed
 from ..study.settings import Refusal
 from . import folders, fresh_kernel, runner
@@ -56,16 +58,19 @@ def work(job, *before):
 
 
 def _run(job):
-    for _ in range(DEATHS):
-        try:
-            asked = dict(out=job.out, name=job.name or None, expect=job.id)
-            folder, record, ran = runner.run(job.notebook, job.given, job.files, **asked)
-            return dict(folder=str(folder), record=record, ran=ran)
-        except runner.Died as error:
-            died = str(error)
-        except (runner.Failed, Refusal) as error:
-            return dict(error=str(error))
-    return dict(error=f"{died} ({DEATHS} times)", died=True)
+    try:
+        for _ in range(DEATHS):
+            try:
+                asked = dict(out=job.out, name=job.name or None, expect=job.id)
+                folder, record, ran = runner.run(job.notebook, job.given, job.files, **asked)
+                return dict(folder=str(folder), record=record, ran=ran)
+            except runner.Died as error:
+                died = str(error)
+            except (runner.Failed, Refusal) as error:
+                return dict(error=str(error))
+        return dict(error=f"{died} ({DEATHS} times)", died=True)
+    finally:
+        ensure_event_loop().close()  # it holds open files
 
 
 def execute(jobs, *, workers=2, scheduler="", say=print):

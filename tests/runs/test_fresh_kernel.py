@@ -127,6 +127,16 @@ if len(open({str(pids)!r}).read().split()) == 1:
     assert [p.name for p in (tmp_path / "out").iterdir()] == [Path(outcome.folder).name]
 
 
+def test_many_runs_leave_no_files_open(tmp_path):
+    """A sweep of a thousand runs stays below what a process may open."""
+    path, numbers = notebook(tmp_path / "toy.ipynb", CELL, WRITE), []
+    for n in range(6):
+        job = pool.Job(str(path), (("seed", str(n)),), out=str(tmp_path / "out"))
+        assert pool.work(job).ran
+        numbers.append(len(os.listdir("/proc/self/fd")))
+    assert numbers[-1] == numbers[2], numbers
+
+
 def test_a_kernel_that_dies_each_time_is_given_up(tmp_path):
     path = notebook(tmp_path / "toy.ipynb", CELL, "import os\nos.kill(os.getpid(), 9)")
     outcome = pool.work(pool.Job(str(path), out=str(tmp_path / "out")))
