@@ -1,15 +1,13 @@
-"""Notebooks 02 to 05: what they refuse, unusual but legal values, real text, and levers that combine."""
+"""Notebooks 02 to 05: what they refuse, unusual but legal values, and levers that combine."""
 
 import json
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 from helpers import ROOT
 
 from safealign_utils import pairs, train
 from safealign_utils.methods import cdpo, safedpo
-from safealign_utils.real import read_pairs
 from safealign_utils.runs import cli, runner
 
 DPO = "02_safedpo"
@@ -32,13 +30,13 @@ def refused(capsys, tmp_path, *words):
         (DUAL, "cost_limit=-1.65", ["cost_limit=-1.65", "lowest attainable E[c] is -1.650000"]),
         (DUAL, "cost_limit=-7", ["cost_limit=-7", "-1.650000"]),
         (DUAL, "cost_limit=nan", ["cost_limit=nan", "finite"]),
-        (DUAL, "cost_limits=[0,-2]", ["cost_limits=-2", "-1.650000"]),
-        (DUAL, "clipped_limits=[0]", ["clipped_limits", "above 0"]),
+        (DUAL, "clipped_limit=0", ["clipped_limit=0.0", "above 0"]),
         (DUAL, "relabel=argmin", ["relabel='argmin'", "coin, argmax, soft"]),
         (DUAL, "dual_lr=0", ["dual_lr=0.0", "above 0"]),
         (DUAL, "rounds=-1", ["rounds=-1"]),
-        (DUAL, "lambdas=[-1]", ["lambdas", "0 or above"]),
-        (DUAL, "cost_samples=[0.5]", ["cost_samples", "whole numbers"]),
+        (DUAL, "fixed_lambda=-1", ["fixed_lambda=-1.0", "0 or above"]),
+        (DUAL, "cost_samples=0.5", ["cost_samples='0.5'", "a whole number"]),
+        (DUAL, "kl_coeff=-1", ["kl_coeff=-1.0", "0 or above"]),
         (DPO, "delta=-1", ["delta=-1.0", "0 or above"]),
         (DPO, "deltas=[5,-1]", ["deltas", "0 or above"]),
         (DPO, "dleta=5", ["dleta", "did you mean 'delta'"]),
@@ -68,49 +66,12 @@ def refused(capsys, tmp_path, *words):
         (PAIRS, "pool=small", ["pool='small'", "near, exact, spread"]),
         (PAIRS, "pairs=100", ["pairs=100", "at least 160"]),
         (PAIRS, "selections=dog,cat", ["selections=['dog', 'cat']", "names among"]),
-        (PAIRS, "label=safer_or_better", ["label='safer_or_better'", "use label=better"]),
+        (PAIRS, "data=pairs.jsonl", ["data", "use 08_your_own_pairs"]),
     ],
 )
 def test_refused_values(capsys, tmp_path, book, given, words):
     err = refused(capsys, tmp_path, book, "-p", given)
     assert all(w in err for w in words), err
-
-
-def test_refused_data(capsys, tmp_path):
-    row = {"response_0": "b", "response_1": "c", "better_response_id": 1}
-    file = tmp_path / "p.jsonl"
-    file.write_text(
-        "".join(json.dumps(row | {"prompt": s, "split": s}) + "\n" for s in ("train", "test"))
-    )
-    given = ("-p", "model=scratch", "-p", f"data={file}")
-    assert "SafeDPO needs safety labels" in refused(capsys, tmp_path, DPO, *given)
-    assert "cost_model='kit': no training pair has a safety label" in refused(
-        capsys, tmp_path, DUAL, *given
-    )
-    row |= {
-        "is_response_0_safe": True,
-        "is_response_1_safe": False,
-        "safer_response_id": 0,
-        "better_response_id": None,
-    }
-    file.write_text(
-        "".join(json.dumps(row | {"prompt": s, "split": s}) + "\n" for s in ("train", "test"))
-    )
-    err = refused(capsys, tmp_path, DUAL, *given)
-    assert (
-        "reward_model='kit': no training pair says which response is better; name a reward model"
-        in err
-    )
-    for more, words in (
-        ("template=chat", "template='chat' with model='scratch'"),
-        ("eval_prompts=xtest", "did you mean xstest"),
-        ("eval_prompts=xstest=nowhere.csv", "nowhere.csv"),
-        ("cost_model=nowhere", "cost_model='nowhere': no such folder"),
-        ("lora=-1", "lora=-1"),
-        ("accumulate=0", "accumulate=0"),
-        ("scorer_rate=-1", "scorer_rate=-1.0"),
-    ):
-        assert words in refused(capsys, tmp_path, DPO, *given, "-p", more)
 
 
 SHORT = dict(pairs=40, steps=2, dtype="float32")
@@ -125,9 +86,7 @@ def run(book, out, **given):
 
 def test_safedpo_where_no_multiplier_is_needed(tmp_path):
     """At beta 5 DPO's optimum meets the limit by itself: lambda* = 0, and every row is still there."""
-    record = run(
-        DPO, tmp_path, beta=5, delta=3, deltas="4", length_factors="0.5,1", recipe_factor=2
-    )
+    record = run(DPO, tmp_path, beta=5, delta=3, deltas="4", recipe_factor=2)
     assert record["status"] == "complete" and record["parameters"]["deltas"] == [4.0]
     for method in (
         "ref",
@@ -151,7 +110,6 @@ def test_safedpo_where_no_multiplier_is_needed(tmp_path):
         assert f"{method}.reward" in record["metrics"], method
     for name in (
         "safedpo[delta=4].unsafe",
-        "safedpo[delta=4,steps=1].unsafe",
         "safedpo_finite[steps=4].tv_opt",
         "safedpo[split=unseen_category].unsafe",
         "safedpo.tv_opt",
@@ -161,68 +119,22 @@ def test_safedpo_where_no_multiplier_is_needed(tmp_path):
 
 
 def test_cdpo_with_a_slack_limit_and_coins(tmp_path):
-    record = run(
-        DUAL, tmp_path, cost_limit=3, cost_limits="3,2", relabel="coin", rounds=2, round_steps=2
-    )
+    """And E[c] from samples, another KL coefficient for PPO, and no multiplier at all."""
+    given = dict(cost_limit=3, relabel="coin", rounds=2, round_steps=2, cost_samples=9)
+    record = run(DUAL, tmp_path, **given, kl_coeff=0.01, fixed_lambda=0, clipped_limit=0.2)
     metrics = record["metrics"]
     assert (
         metrics["cdpo.lambda"] == 0
         and metrics["exact.lambda_star"] == 0
         and metrics["cdpo.train_cost"] < 3
     )
-    assert (
-        "cdpo[cost_limit=2].kl_opt" in metrics and record["timings"]["ppo_lagrangian_over_cdpo"] > 0
+    assert record["timings"]["ppo_lagrangian_over_cdpo"] > 0
+    assert metrics["fixed_lambda[lambda=0].kl_ref"] == pytest.approx(
+        metrics["mocan_soft.kl_ref"], abs=1
     )
-
-
-def test_safedpo_on_text(tmp_path):
-    """A file in the PKU columns, some safety labels missing: T, training and held-out accuracies."""
-    g, file = np.random.default_rng(0), tmp_path / "p.jsonl"
-    word = lambda: " ".join(g.choice(["red", "blue", "stone", "leaf", "river"], 4))
-    rows = [
-        {
-            "prompt": f"say {word()} {i}",
-            "response_0": word(),
-            "response_1": word() + " now",
-            "is_response_0_safe": [True, False, None][i % 3],
-            "is_response_1_safe": bool(i % 2),
-            "better_response_id": i % 2,
-            "safer_response_id": (i // 2) % 2,
-        }
-        for i in range(90)
-    ]
-    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    record = run(DPO, tmp_path / "out", data=file, model="scratch", max_length=32, batch_size=8)
-    assert {
-        "data.keep",
-        "data.swap",
-        "data.drop",
-        "safedpo.accuracy_safer",
-        "dpo.accuracy_better",
-    } <= set(record["metrics"])
-    assert not any(name.endswith(".kl_opt") for name in record["metrics"])
-
-
-def test_safedpo_on_real_rows(real_data, tmp_path):
-    """T on the real rows of two data sets, and a run on one: where helpful and safe disagree, the safe one wins."""
-    table = pairs.with_safety(
-        pairs.label(read_pairs.load_pairs(str(real_data / "xstest_pairs.jsonl")), "better")
-    )
-    moved, report = safedpo.transform(table)
-    assert report["keep"] + report["swap"] + report["drop"] == len(table) and report["swap"] > 50
-    assert not safedpo.unsafe_labels(moved)[0].any() and len(moved) == len(table) - report["drop"]
-    pku = pairs.with_safety(
-        pairs.label(read_pairs.load_pairs(str(real_data / "pku_saferlhf_pairs.jsonl")), "safer")
-    )
-    assert safedpo.transform(pku)[1] == {"keep": len(pku), "swap": 0, "drop": 0, "mixed": len(pku)}
-    given = dict(
-        data=real_data / "xstest_pairs.jsonl",
-        model="scratch",
-        max_length=64,
-        batch_size=8,
-        label="better",
-    )
-    assert run(DPO, tmp_path / "out", **given)["metrics"]["data.swap"] > 0
+    for name in ("ppo_lagrangian[kl_coeff=0.01].cost", "cdpo_clipped[cost_limit=0.2].kl_opt"):
+        assert name in metrics, name
+    assert not [c for c in record["claims"] if c["id"].startswith("fixed_lambda")]
 
 
 def test_selective_with_every_share_and_reference(tmp_path):
@@ -278,49 +190,6 @@ def test_dog_where_everything_fits_the_budget(tmp_path):
     assert (
         len(same) == 1 and "log_det[budget=0.05].worst" in metrics and "dog_d.recovered" in metrics
     )
-
-
-def text_pairs(file, n=90):
-    """A file in the PKU columns, some labels missing."""
-    g = np.random.default_rng(n)
-    word = lambda: " ".join(g.choice(["red", "blue", "stone", "leaf", "river"], 4))
-    rows = [
-        {
-            "prompt": f"say {word()} {i}",
-            "response_0": word(),
-            "response_1": word() + " now",
-            "better_response_id": None if i % 3 else i % 2,
-            "safer_response_id": (i // 2) % 2 if i % 5 else None,
-        }
-        for i in range(n)
-    ]
-    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return file
-
-
-def test_tokens_and_pairs_on_text(tmp_path):
-    """Both notebooks on files, several data sets in 05: nothing exact is claimed, and every source is reported."""
-    one, two = text_pairs(tmp_path / "one.jsonl"), text_pairs(tmp_path / "two.jsonl", 60)
-    given = dict(model="scratch", max_length=32, batch_size=8)
-    tokens = run(TOKENS, tmp_path / "out", data=one, label="safer", **given)["metrics"]
-    assert {"selective.accuracy", "random_tokens.accuracy", "dpo.accuracy"} <= set(tokens)
-    record = run(
-        PAIRS,
-        tmp_path / "out",
-        **given
-        | dict(
-            data=f"one={one},two={two}",
-            label="safer_or_better",
-            pairs=500,
-            leak_weight=0,
-            selections="random,dog_d,dog,literal,log_det,k_means,smallest_margin,random_copies",
-        ),
-    )
-    metrics = record["metrics"]
-    assert {f"dog_d[source={s}].accuracy" for s in ("one", "two", "all")} <= set(metrics)
-    assert "accuracy_by_source.png" in record["figures"]
-    assert metrics["coverage[rule=dog_d].from_two"] > 0
-    assert not [m for m in (*metrics, *tokens) if m.endswith((".kl_opt", ".unsafe"))]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,15 @@ from safealign_utils.study import settings as parameters
 
 NUMBERED = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ALL = NUMBERED + sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+MOST = {  # parameters beyond the common ones: a notebook of the world has few
+    "00_the_world": 0,
+    "01_dpo_basics": 4,
+    "02_safedpo": 4,
+    "03_cdpo_dual_gradient_descent": 10,
+    "04_selective_dpo_token_scoring": 8,
+    "05_dog_selection": 10,
+    "06_one_loss_four_levers": 7,
+}
 COMMON = {
     "profile": "str",
     "seed": "int",
@@ -26,13 +35,6 @@ COMMON = {
     "device": "str",
     "out_dir": "str",
 }
-OF_TEXT = {
-    "model": "str",
-    "revision": "str",
-    "data": "str",
-    "label": "str",
-    "max_length": "int",
-}
 
 
 def problems(book):
@@ -43,20 +45,22 @@ def problems(book):
     if book["metadata"].get("kernelspec", {}).get("name") != "python3":
         out.append("the kernel is not python3")
     lengths = [
-        len([line for line in "".join(c["source"]).splitlines() if line.strip()])
-        for c in code
-        if "parameters" not in c["metadata"].get("tags", [])  # one a line, however many
+        len([line for line in "".join(c["source"]).splitlines() if line.strip()]) for c in code
     ]
-    if (
-        statistics.median(lengths) > 10
-        or max(lengths) > 40
-        or sum(n > 30 for n in lengths) > len(code) / 10
-    ):
+    tagged = ["parameters" in c["metadata"].get("tags", []) for c in code]
+    own = [n for n, is_parameters in zip(lengths, tagged) if not is_parameters]
+    if statistics.median(own) > 8 or max(own) > 30 or sum(n > 15 for n in own) > len(own) / 10:
         out.append(
             f"code cells are too long: median {statistics.median(lengths)}, longest {max(lengths)}"
         )
     for c in code:
         source = "".join(c["source"])
+        if wide := [line for line in source.splitlines() if len(line) > 88]:
+            out.append(f"a line of {len(wide[0])} columns: {wide[0]}")
+        if re.search(r"^# (world|real text) only", source, re.M):
+            out.append("a comment that changes what runs")
+        if alias := re.search(r"^(?:from .* )?import \w+ as ([A-Z])$", source, re.M):
+            out.append(f"a module called {alias[1]}")
         if source.rstrip().endswith(";"):
             out.append("a cell ends in a semicolon")
         for output in c["outputs"]:
@@ -82,10 +86,9 @@ def test_committed_notebooks_are_clean(path):
 @pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
 def test_parameters_are_known_annotated_and_commented(path):
     cell = parameters.read_cell(path)
-    asked = COMMON | (OF_TEXT if path.stem[:2] in ("07", "08") else {})
-    assert {name: cell[name][0] for name in asked} == asked
-    if asked == COMMON:
-        assert not OF_TEXT.keys() & cell.keys(), "the world has no use for it"
+    assert {name: cell[name][0] for name in COMMON} == COMMON
+    if path.stem in MOST:
+        assert len(cell) == len(COMMON) + MOST[path.stem]
     for name, (kind, default) in cell.items():
         assert parameters.kind(name) == kind, name
         assert type(default).__name__ == kind, f"{name}: the default is no {kind}"
@@ -144,6 +147,9 @@ def test_the_stations_are_there(path):
             "progress",
         ),
         (lambda code: code[1].update(source="plt.plot(x);"), "semicolon"),
+        (lambda code: code[1].update(source="# world only\nx = 1"), "changes what runs"),
+        (lambda code: code[1].update(source="x = " + "1 + " * 30 + "1"), "columns"),
+        (lambda code: code[1].update(source="from a import b as S"), "a module called S"),
         (lambda code: code[1].update(source="# NBVAL_SKIP\nx = 1"), "skip"),
         (
             lambda code: code[1].update(source="\n".join(f"x{i} = {i}" for i in range(41))),
@@ -159,10 +165,12 @@ def test_the_linter_sees_what_it_is_for(spoil, words):
 
 def test_regenerating_is_the_only_writer():
     """No run leaves anything in notebooks/: only sources, profiles and solutions are there."""
-    folder = ROOT / "notebooks"
-    files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
-    own = [p for p in files if p.parts[0] != "tables" and not any(x[0] == "." for x in p.parts)]
-    assert {p.suffix for p in own} <= {".ipynb", ".yaml", ".toml"}
+    kinds = {
+        p.suffix
+        for p in (ROOT / "notebooks").rglob("*")
+        if p.is_file() and not {".ipynb_checkpoints", "tables"} & {*p.parts}
+    }
+    assert kinds <= {".ipynb", ".yaml", ".toml"}
 
 
 @pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
