@@ -1,8 +1,8 @@
 """Several processes of one run, as `accelerate launch` starts them, and what they must agree on.
 
 Every process runs the same notebook on the same data. What decides whether a collective operation
-follows (is the run in the cache, is a state kept) is decided by process 0: two answers would leave
-one waiting. With one process everything here answers at once.
+follows (is the run in the cache, is a state on disk) is decided by process 0: two answers would
+leave one waiting. With one process everything here answers at once.
 """
 
 import atexit
@@ -207,7 +207,7 @@ def _not_shared():
     )
 
 
-def told(question, answer):
+def agree_apart(question, answer):
     """Process 0's answer (True or False) to a runner's question, without entering the notebooks'
     group.
 

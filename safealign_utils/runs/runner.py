@@ -86,7 +86,9 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect="
         )
     final = Path(out).resolve() / (name or id)
     record = records.read(final)
-    if distributed.told(f"{final} is complete as {id}", bool(record and record["run_id"] == id)):
+    if distributed.agree_apart(
+        f"{final} is complete as {id}", bool(record and record["run_id"] == id)
+    ):
         return final, record or records.read(final), False
     folders.check_cache()
     folders.check_out(out)

@@ -198,7 +198,9 @@ def test_one_process_needs_no_group(monkeypatch):
         and distributed.total(values) is values
         and distributed.gather(3) == [3]
     )
-    assert distributed.told("done?", True) is True and distributed.own_device("cuda") == "cuda"
+    assert (
+        distributed.agree_apart("done?", True) is True and distributed.own_device("cuda") == "cuda"
+    )
     assert distributed.found(lambda: None) is None and distributed.found(lambda: 5) == 5
     import torch
 

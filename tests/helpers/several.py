@@ -176,7 +176,9 @@ if __name__ == "__main__":
     )
     found = results() | alone(distributed.rank())
     found["told"] = np.array(
-        distributed.gather(distributed.told("does process 0 say so?", distributed.rank() == 0))
+        distributed.gather(
+            distributed.agree_apart("does process 0 say so?", distributed.rank() == 0)
+        )
     )
     found |= sharded()
     if distributed.rank() == 0:
