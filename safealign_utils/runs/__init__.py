@@ -1,1 +1,1 @@
-"""What executes notebooks: parameters, records, claims, the runner and the command line."""
+"""What executes notebooks: the command line, runner, sweep, kernels, verify, report, doctor, plot."""
