@@ -1,1 +1,1 @@
-"""What executes notebooks: the command line, runner, sweep, kernels, verify, report, doctor, plot."""
+"""What executes notebooks: commands, runner, sweep, kernels, verify, report, doctor, plot."""
