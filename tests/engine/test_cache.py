@@ -102,8 +102,6 @@ def cached(world, tokens, reference):
         iterations=1,
         learning_rate=1e-3,
         seed=0,
-        samples=2,
-        minibatch=4,
     )
     return {
         train.fine_tune: (
@@ -137,14 +135,14 @@ def cached(world, tokens, reference):
         scorer_training.train_reward: (
             "policy",
             scorer,
-            dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS),
-            ["loop"],
+            dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS, lora=2),
+            ["use_cache", "training"],
         ),
         scorer_training.train_cost: (
             "policy",
             scorer,
-            dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS),
-            ["loop"],
+            dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS, lora=2),
+            ["use_cache", "training"],
         ),
         ppo.ppo_lagrangian: (
             "policy",
@@ -160,15 +158,8 @@ def cached(world, tokens, reference):
                 seed=1,
                 beta=0.5,
                 kl_coeff=0.02,
-                lam=0.5,
-                lambda_lr=0.2,
-                lambda_max=4.0,
-                samples=3,
-                epochs=1,
-                minibatch=2,
-                max_tokens=49,
             ),
-            [],
+            ["setting"],
         ),
         logprobs.reference_logprobs: (
             "reference",
@@ -204,7 +195,6 @@ def cached(world, tokens, reference):
                 tokens=other_tokens(tokens)[:2],
                 layer=1,
                 pooling="last",
-                batch_size=8,
             ),
             ["normalise"],
         ),
@@ -263,6 +253,8 @@ def test_every_input_is_part_of_the_key(name, world, tokens, reference, key_of):
     parameters = set(inspect.signature(function).parameters)
     if "training" in parameters:  # the fields of Training; those of LOOP have a test of their own
         parameters |= {f.name for f in fields(train.Training)} - {*LOOP}
+    if "setting" in parameters:
+        parameters |= {f.name for f in fields(ppo.Setting)}
     assert parameters == {*changes, *decide_nothing}
     first = key_of(function, kind, base)
     assert first == key_of(function, kind, base), "the same question has the same key"
@@ -296,6 +288,8 @@ CONSTANTS = [
     "train.WARM_UP",
     "references.SFT",
     "methods.ppo.GAE",
+    "methods.ppo.SAMPLES",
+    "methods.dog.BATCH",
     "methods.baselines.SBA",
     "methods.selective.DIGITS",
     "world.language.REWARD",
