@@ -75,8 +75,7 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect="
     The folder is `out/run_id`, or `out/name`. `expect` is the run id that another process found: a
     different one is refused, as its code is another. Raises Refusal (bad input, a folder that
     cannot be written), Died (the kernel did) or Failed: the disk is full, or the notebook broke and
-    its executed copy is kept beside the folder as `<name>.failed.ipynb`. Of several processes each
-    runs the notebook; process 0 decides whether to, and writes the folder.
+    its executed copy is kept beside the folder. Of several processes number 0 writes the folder.
     """
     path, settings, id = prepare(notebook, given, files)
     if expect and id != expect:
