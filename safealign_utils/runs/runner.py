@@ -85,9 +85,8 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect="
         )
     final = Path(out).resolve() / (name or id)
     record = records.read(final)
-    if distributed.agree_apart(
-        f"{final} is complete as {id}", bool(record and record["run_id"] == id)
-    ):
+    complete = bool(record and record["run_id"] == id)
+    if distributed.agree_apart(f"{final} is complete as {id}", complete):
         return final, record or records.read(final), False
     folders.check_cache()
     folders.check_out(out)
@@ -103,10 +102,8 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect="
             record = _complete(partial, id)
         _replace(partial, final)
     except OSError as error:
-        why = f"cannot be written ({error.strerror or error})"
-        raise Failed(
-            f"{path.stem}: {final.parent} {why}; make room, or name another --out"
-        ) from None
+        why = f"cannot be written ({error.strerror or error}); make room, or name another --out"
+        raise Failed(f"{path.stem}: {final.parent} {why}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final, record, True
