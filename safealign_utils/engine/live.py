@@ -30,7 +30,7 @@ def hidden(name, kind):
 
 
 @contextlib.contextmanager
-def whole(path, put=os.replace):
+def whole(path, put=None):
     """A path beside a file's, to write it to: it is put in its place as the block ends well, else
     removed."""
     path = Path(path)
@@ -38,7 +38,7 @@ def whole(path, put=os.replace):
     beside = path.with_name(hidden(path.name, "partial"))
     try:
         yield beside
-        put(beside, path)
+        (put or os.replace)(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 

@@ -135,7 +135,9 @@ def test_a_notebook_runs_on_two_processes(tmp_path, monkeypatch):
     logs = [np.loadtxt(f / "log.csv", delimiter=",", skiprows=1)[:, SUMS] for f in (folder, alone)]
     assert np.abs(logs[0] - logs[1]).max() < 1e-9
     seen = []
-    monkeypatch.setattr(distributed, "told", lambda question, answer: seen.append(answer) or True)
+    monkeypatch.setattr(
+        distributed, "agree_apart", lambda question, answer: seen.append(answer) or True
+    )
     found = runner.run(str(path), [(k, str(v)) for k, v in asked.items()], out=tmp_path / "two")
     assert found[2] is False and found[1]["metrics"] and seen == [True], (
         "process 0's answer is the one that counts"
