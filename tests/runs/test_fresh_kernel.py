@@ -18,6 +18,8 @@ DIRTY = """import os, sys, warnings
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from safealign_utils.engine import cache; from safealign_utils import loss
 from safealign_utils.study import study
+from safealign_utils.engine.torch_setup import set_up
+set_up()
 state = [
     torch.initial_seed() == 9, str(torch.get_default_dtype()), torch.is_grad_enabled(),
     'mine' in globals(), 'KIT_TEST' in os.environ, os.environ.get('OMP_NUM_THREADS'),
