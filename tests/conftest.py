@@ -1,9 +1,12 @@
 """Shared pieces of the tests: an empty cache for the session, a world, a small policy of it."""
 
+import dataclasses
+import math
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,6 +47,26 @@ def tokens(world, reference):
     from safealign_utils import pairs
 
     return pairs.tokenize(pairs.label(world.pairs(64, seed=0)), reference)
+
+
+@pytest.fixture(scope="module")
+def inside(reference):
+    return dataclasses.replace(reference, constrained=True)
+
+
+@pytest.fixture(scope="module")
+def prompts(world):
+    return [int(world.select("heldout", intent)[0]) for intent in ("benign", "borderline", "risky")]
+
+
+@pytest.fixture(scope="module")
+def other(reference):
+    """A policy at some distance from the reference, inside the grammar."""
+    moved = dataclasses.replace(reference.copy(), constrained=True)
+    with torch.no_grad():
+        for i, weights in enumerate(moved.model.parameters()):
+            weights *= 1 + 0.03 * math.sin(i + 1)
+    return moved
 
 
 @pytest.fixture

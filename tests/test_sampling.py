@@ -1,7 +1,6 @@
 """Sampling from a policy against its enumerated distribution."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -12,26 +11,6 @@ from safealign_utils import evaluate
 from safealign_utils.policy import Policy
 from safealign_utils.sampling import draw, sample
 from safealign_utils.world import optimum as o
-
-
-@pytest.fixture(scope="module")
-def inside(reference):
-    return dataclasses.replace(reference, constrained=True)
-
-
-@pytest.fixture(scope="module")
-def prompts(world):
-    return [int(world.select("heldout", intent)[0]) for intent in ("benign", "borderline", "risky")]
-
-
-@pytest.fixture(scope="module")
-def other(reference):
-    """A policy at some distance from the reference, inside the grammar."""
-    moved = dataclasses.replace(reference.copy(), constrained=True)
-    with torch.no_grad():
-        for i, weights in enumerate(moved.model.parameters()):
-            weights *= 1 + 0.03 * math.sin(i + 1)
-    return moved
 
 
 def encode(policy, prompt):

@@ -13,27 +13,6 @@ from safealign_utils.methods import ppo
 from safealign_utils.sampling import draw
 from safealign_utils.world import optimum as o
 
-
-@pytest.fixture(scope="module")
-def inside(reference):
-    return dataclasses.replace(reference, constrained=True)
-
-
-@pytest.fixture(scope="module")
-def prompts(world):
-    return [int(world.select("heldout", intent)[0]) for intent in ("benign", "borderline", "risky")]
-
-
-@pytest.fixture(scope="module")
-def other(reference):
-    """A policy at some distance from the reference, inside the grammar."""
-    moved = dataclasses.replace(reference.copy(), constrained=True)
-    with torch.no_grad():
-        for i, weights in enumerate(moved.model.parameters()):
-            weights *= 1 + 0.03 * math.sin(i + 1)
-    return moved
-
-
 # ---------------------------------------------------------------- pieces
 
 
