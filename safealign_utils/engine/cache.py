@@ -94,8 +94,7 @@ def key(kind, /, **inputs):
 
 def code_hash():
     """Hash of the source of the whole package: for records, and to tell two copies of it apart."""
-    files = sorted(PACKAGE.rglob("*.py"))
-    return digest([(str(f.relative_to(PACKAGE)), f.read_bytes()) for f in files])
+    return _hash_of_files(_stats(lambda module: True))
 
 
 def science():
@@ -105,19 +104,22 @@ def science():
     Where a file was edited after this process began, what is loaded may be the old or the new: such
     keys are of no other process.
     """
-    now = _hash_of_files(_stats())
+    now = _hash_of_files(_stats(_is_science))
     return now if now == FIRST else digest(FIRST, now, os.getpid())
 
 
-def _stats():
-    """(file, time of change, size) of the science files."""
+def _is_science(module):
+    return not is_not_science(module)
+
+
+def _stats(chosen):
+    """(file, time of change, inode, size) of the source files whose module, in parts, is chosen."""
     out = []
     for file in sorted(PACKAGE.rglob("*.py")):
-        if not is_not_science(file.relative_to(PACKAGE).with_suffix("").parts):
+        name = file.relative_to(PACKAGE)
+        if chosen(name.with_suffix("").parts):
             stat = file.stat()
-            out.append(
-                (str(file.relative_to(PACKAGE)), stat.st_mtime_ns, stat.st_ino, stat.st_size)
-            )
+            out.append((str(name), stat.st_mtime_ns, stat.st_ino, stat.st_size))
     return tuple(out)
 
 
@@ -279,4 +281,4 @@ def write_whole(path, text):
     return Path(path)
 
 
-FIRST = _hash_of_files(_stats())  # the source of the package when this process first asked for it
+FIRST = _hash_of_files(_stats(_is_science))  # the source when this process first asked for it

@@ -3,9 +3,13 @@ command."""
 
 import sys
 
-# jsonschema would build a grammar for a second, to check addresses
+# jsonschema would build a grammar for a second, to check addresses; so this file is imported before
+# all else that imports jsonschema
 sys.modules.setdefault("rfc3987_syntax", None)
 
+import nbclient  # noqa: F401
+import nbformat  # noqa: F401
+import papermill  # noqa: F401
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 

@@ -114,9 +114,7 @@ def _execute(path, settings, partial, final):
     one."""
     code = cache.code_hash()
     fresh_kernel.fork_server()  # it imports what a kernel needs while papermill is imported here
-    import papermill
-
-    from . import engines
+    from .engines import NAME, papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     target = partial / path.name
@@ -124,7 +122,7 @@ def _execute(path, settings, partial, final):
     literal = [str(p).replace("{", "{{").replace("}", "}}") for p in (path, target)]
     number = f".process{distributed.rank()}" if distributed.rank() else ""
     failed = final.parent / f"{final.name}{number}.failed.ipynb"
-    how = dict(kernel_name="python3", engine_name=engines.NAME, progress_bar=False)
+    how = dict(kernel_name="python3", engine_name=NAME, progress_bar=False)
     how |= dict(request_save_on_cell_execute=False)
     try:
         with quiet():
@@ -221,16 +219,13 @@ def regenerate(path):
     it changed."""
     threads()
     fresh_kernel.fork_server()
-    import nbformat
-    from nbclient import NotebookClient
-
-    from . import engines
+    from .engines import KERNEL, nbclient, nbformat
 
     before = path.read_bytes()
     book = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
-    given = dict(kernel_name="python3", timeout=None, resources=where, **engines.KERNEL)
-    client = NotebookClient(book, **given)
+    given = dict(kernel_name="python3", timeout=None, resources=where, **KERNEL)
+    client = nbclient.NotebookClient(book, **given)
     with quiet(), client.setup_kernel():
         copies.check(client)
         for number, cell in enumerate(book.cells):
