@@ -1,10 +1,9 @@
 """Scorers from checkpoints: a reward or a cost of responses, (prompts, responses) -> float64 [N].
 
-Two kinds are read. The score models of Safe RLHF (arXiv 2310.12773: PKU-Alignment's beaver-7b
-reward and cost, v1.0 and unified) by a class of our own, since plain loading drops a head's bias
-and its normaliser in silence; and any sequence-classification model with one label. A checkpoint
-with missing or unexpected weights, a padding token that is the end-of-sequence token, and a sign
-that fails on known pairs are refused.
+Read are the score models of Safe RLHF (arXiv 2310.12773: PKU-Alignment's beaver-7b reward and cost,
+v1.0 and unified), by a class of our own, since plain loading drops a head's bias and its normaliser
+in silence; and any sequence-classification model with one label. Refused: missing or unexpected
+weights, a padding token that is the end-of-sequence token, a sign that fails on known pairs.
 
 The beaver weights are non-commercial: nothing here bundles them or takes them by default.
 """
@@ -35,9 +34,8 @@ class BeaverScorer(LlamaPreTrainedModel):
     """Safe RLHF's score model: a Llama and a linear head, read at the last attended position.
 
     With `do_normalize` a reward is shifted and scaled by the checkpoint's running mean and
-    variance, a cost only scaled, so that its threshold stays 0. Releases differ in what the
-    configuration says: the head's bias is `score_bias` or `bias`, and present where neither is
-    named, as in Safe RLHF's own code.
+    variance, a cost only scaled, so that its threshold stays 0. The head's bias is `score_bias` or
+    `bias`, and present where neither is named, as in Safe RLHF's own code.
     """
 
     def __init__(self, config):
@@ -56,8 +54,7 @@ class BeaverScorer(LlamaPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids, attention_mask):
-        """Scores float32 [B] of ids [B, T]; the mask [B, T] is 1 at tokens, 0 at padding on either
-        side."""
+        """Scores float32 [B] of ids [B, T]; the mask [B, T] is 1 at tokens, 0 at padding."""
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         given = dict(attention_mask=attention_mask, position_ids=positions, use_cache=False)
         hidden = self.model(input_ids, **given).last_hidden_state
@@ -77,16 +74,15 @@ class BeaverScorer(LlamaPreTrainedModel):
 def load_scorer(
     name, *, kind, dtype="float32", device="cpu", max_length=512, template="auto", sign_check=True
 ):
-    """A `Scorer` from a folder or a hub id (owner/name@revision too): Safe RLHF's score model, or
-    sequence classification with one label.
+    """A `Scorer` from a folder or hub id: Safe RLHF's score model, or a classifier with one label.
 
-    `kind` is reward or cost; what a checkpoint says of itself must agree. `template`: "safe_rlhf"
-    (the conversation format of the beaver models, ended by the end-of-sequence token), "chat" (the
-    tokenizer's chat template), or a text with {prompt} and {response}; "auto" is safe_rlhf for a
-    beaver checkpoint, else chat. Texts longer than `max_length` tokens lose the prompt's beginning
-    and the response's end. Raises ValueError for anything that cannot be read safely: no
-    safetensors, missing or unexpected weights, a padding token that is missing or is the end of the
-    sequence, more than one label, another kind, and, unless `sign_check` is False, a wrong sign.
+    `name` may be owner/name@revision. `kind` is reward or cost; what a checkpoint says of itself
+    must agree. `template`: "safe_rlhf" (the beaver models' format, ended by the end-of-sequence
+    token), "chat" (the tokenizer's chat template), or a text with {prompt} and {response}; "auto"
+    is safe_rlhf for a beaver, else chat. Texts longer than `max_length` tokens lose the prompt's
+    beginning and the response's end. Raises ValueError for what cannot be read safely: no
+    safetensors, missing or unexpected weights, a padding token that is missing or ends the
+    sequence, several labels, another kind, and (`sign_check`) a wrong sign.
 
     *Differs from the paper's code:* over-long texts keep their last token; it cuts it off.
     """
@@ -98,7 +94,9 @@ def load_scorer(
     model.config.get_text_config().pad_token_id = opened.tokenizer.pad_token_id
 
     def made_of():
-        return [weights_hash(model, _said(model.config)), dtype, model.device.type]
+        said = {k: v for k, v in model.config.to_dict().items() if k not in NOT_CONTENT}
+        said = json.dumps(said, sort_keys=True, default=str)
+        return [weights_hash(model, said), dtype, model.device.type]
 
     scorer = Scorer(name, kind, made_of, encode, functools.partial(_scores, model))
     if sign_check:
@@ -118,31 +116,25 @@ def _scores(model, rows):
 
 
 def check_scorer(name, *, kind, max_length=512, template="auto"):
-    """(the `weights.Opened`, the `Encoder`) of a scorer: refuses what `load_scorer` could not
-    use, without reading weights."""
+    """(`weights.Opened`, `Encoder`) of a scorer: refuses by headers what could not be used."""
     if kind not in KNOWN_PAIRS:
         raise ValueError(f"kind={kind!r}: choose reward or cost")
     network_of = functools.partial(_network, kind)
     opened = weights.open_model(f"{kind}_model", name, "", network_of)
     what, tokenizer = opened.what, opened.tokenizer
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        pad = "missing" if tokenizer.pad_token_id is None else "the end-of-sequence token"
-        raise ValueError(
-            f"{what}: its padding token is {pad}, so that the end of a text cannot be told from "
-            "padding; set a pad_token of its own in its tokenizer_config.json"
-        )
+        why = "missing" if tokenizer.pad_token_id is None else "the end-of-sequence token"
+        why = f"its padding token is {why}, so that no text's end can be told from padding"
+        raise ValueError(f"{what}: {why}; set a pad_token of its own in its tokenizer_config.json")
     room = weights.positions(opened.config) or max_length
     if not 16 <= max_length <= room:
-        raise ValueError(
-            f"max_length={max_length}: a number of tokens from 16 to the model's {room} ({what})"
-        )
+        words = f"a number of tokens from 16 to the model's {room}"
+        raise ValueError(f"max_length={max_length}: {words} ({what})")
     if template == "auto":
         template = "safe_rlhf" if opened.network is BeaverScorer else "chat"
     if template == "chat" and not tokenizer.chat_template:
-        raise ValueError(
-            f"{what}: no chat template; set template='...{{prompt}}...{{response}}' as it was "
-            "trained"
-        )
+        fix = "set template='...{prompt}...{response}' as it was trained"
+        raise ValueError(f"{what}: no chat template; {fix}")
     if template not in ("chat", "safe_rlhf"):
         _around(template)
     return opened, Encoder(tokenizer, template, max_length)
@@ -156,43 +148,30 @@ def _network(kind, what, config):
         _check_beaver(kind, what, config)
         return BeaverScorer
     if not architecture.endswith("ForSequenceClassification"):
-        raise ValueError(
-            f"{what}: {architecture or 'this'} is no reward model; use one of sequence "
-            "classification"
-        )
+        why = f"{architecture or 'this'} is no reward model"
+        raise ValueError(f"{what}: {why}; use one of sequence classification")
     if config.num_labels != 1:
-        raise ValueError(
-            f"{what}: it has {config.num_labels} labels; a score is one number, so one label"
-        )
+        why = f"it has {config.num_labels} labels"
+        raise ValueError(f"{what}: {why}; a score is one number, so one label")
     return weights.network_class(transformers.AutoModelForSequenceClassification, config)
 
 
 def _check_beaver(kind, what, config):
     says = config.score_type = getattr(config, "score_type", kind)
     if says != kind:
-        raise ValueError(
-            f"{what}: its configuration says score_type={says!r}; it is no {kind} model, use it as "
-            f"{says}"
-        )
+        why = f"its configuration says score_type={says!r}"
+        raise ValueError(f"{what}: {why}; it is no {kind} model, use it as {says}")
     if config.model_type != "llama":
-        raise ValueError(
-            f"{what}: a {config.model_type} backbone; the score models of Safe RLHF read here are "
-            "Llamas"
-        )
+        why = f"a {config.model_type} backbone"
+        raise ValueError(f"{what}: {why}; the score models of Safe RLHF read here are Llamas")
     if getattr(config, "score_dim", 1) != 1:
         raise ValueError(f"{what}: score_dim={config.score_dim}; a score is one number")
-
-
-def _said(config):
-    said = {k: v for k, v in config.to_dict().items() if k not in NOT_CONTENT}
-    return json.dumps(said, sort_keys=True, default=str)
 
 
 # ---------------------------------------------------------------- texts to ids
 @dataclass(frozen=True)
 class Encoder:
-    """(prompts, responses) -> N rows [ids] in a template (see `load_scorer`), each cut to
-    `max_length` tokens."""
+    """(prompts, responses) -> N rows [ids] in a template, each cut to `max_length` tokens."""
 
     tokenizer: transformers.PreTrainedTokenizerBase
     template: str
@@ -211,8 +190,7 @@ class Encoder:
         return start + prompt + between + ("" if response is None else response + end)
 
     def ids(self, texts):
-        """Arrays of ids. A chat template writes all special tokens itself, safe_rlhf has BOS and
-        EOS around the text, any other text those of the tokenizer."""
+        """Arrays of ids; safe_rlhf has BOS and EOS around a text, another text the tokenizer's."""
         t, own = self.tokenizer, self.template not in ("chat", "safe_rlhf")
         rows = t(texts, add_special_tokens=own)["input_ids"]
         if self.template == "safe_rlhf":
@@ -221,8 +199,7 @@ class Encoder:
         return [np.array(row) for row in rows]
 
     def cut(self, ids, prompt):
-        """The first and the last token, and between them the prompt's end and the response's
-        beginning."""
+        """First and last token, and between them the prompt's end and the response's beginning."""
         if len(ids) <= self.max_length:
             return ids
         n_prompt = len(self.ids([self.text(prompt)])[0]) - (self.template == "safe_rlhf")
@@ -236,8 +213,6 @@ def _around(template):
     template = SAFE_RLHF if template == "safe_rlhf" else template
     found = re.fullmatch(r"(.*)\{prompt\}(.*)\{response\}(.*)", template, flags=re.DOTALL)
     if not found:
-        raise ValueError(
-            f"template={template!r}: auto, safe_rlhf, chat, or a text with {{prompt}} and "
-            "{response}"
-        )
+        forms = "auto, safe_rlhf, chat, or a text with {prompt} and {response}"
+        raise ValueError(f"template={template!r}: {forms}")
     return found.groups()
