@@ -275,7 +275,7 @@ def _load(parameter, path, revision, **which):
             raise
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         fix = (
-            "is it whole, and of its ending's kind?"
+            "is it whole, and as its ending says?"
             if here.exists()
             else "a local file works offline"
         )

@@ -53,27 +53,25 @@ def _published():
 SETS = _published()
 
 
-def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
+def load_prompts(name, *, limit=0, tokenizer=None):
     """A prompt set as a table: prompt (text), turns (tuple of texts), category, unsafe, id.
 
     `name` is one of SETS, the path of a file (.txt: a prompt a line; .csv, .json, .jsonl with a
-    column like `prompt`), or `set=path`; `path` gives the set's file instead of the hub, `revision`
-    another commit of the hub than the table's. A list of messages is a conversation: what the user
-    says after the last answer in it is asked, a turn a message; the rest stands before the first of
+    column like `prompt`), or `set=path`. A list of messages is a conversation: what the user says
+    after the last answer in it is asked, a turn a message; the rest stands before the first of
     these as a dialogue. `limit` > 0 keeps at most so many, the first of every category in turn.
     `unsafe` (boolean or NA): what SETS says for the whole set, else the row's `label` (safe,
-    unsafe), else XSTest's rule that a type beginning with contrast_ is unsafe, else NA. Pairs give
-    each prompt once. A HarmBench context stands before its behaviour as in HarmBench's own
-    baselines. MT-Bench has two turns, `prompt` being the first. Texts hold no mark of a chat
-    format, nor a special token of `tokenizer`. Raises ValueError naming the file, the row, the
-    column and the reason.
+    unsafe), else XSTest's rule that a type beginning with contrast_ is unsafe. Pairs give each
+    prompt once. A HarmBench context stands before its behaviour as in HarmBench's own baselines.
+    MT-Bench has two turns, `prompt` being the first. Texts hold no mark of a chat format, nor a
+    special token of `tokenizer`. Raises ValueError naming the file, the row, the column and the
+    reason.
     """
-    if not path and name not in SETS:
-        name, path = _named_file(name)
+    name, path = (name, "") if name in SETS else _named_file(name)
     if not isinstance(limit, int) or limit < 0:
         raise ValueError(f"limit={limit!r}: a whole number of prompts, or 0 for all")
     chosen = SETS.get(name, PromptSet("", None, "", None))
-    rows = _file_rows(path) if path else _hub_rows(name, chosen, revision)
+    rows = _file_rows(path) if path else _hub_rows(name, chosen)
     table = _table(rows, path or name, chosen, templates.marker_pattern(tokenizer))
     if limit:
         turn = table.groupby("category").cumcount().sort_values(kind="stable").index[:limit]
@@ -97,32 +95,29 @@ def _named_file(name):
 def _table(rows, place, chosen, marks):
     out, seen, marked = [], set(), []
     for number, row in enumerate(rows, start=1):
-        bad = functools.partial(_refusal, f"prompts={place}, row {number}")
-        turns, category = _turns(row, bad), _category(row)
+        where = f"prompts={place}, row {number}"
+        turns, category = _turns(row, where), _category(row)
         is_repeated = any(name in row for name in RESPONSE) and turns in seen
         if is_repeated or chosen.keep and category not in chosen.keep:
             continue
         seen.add(turns)
-        marked += [(bad, turn, found[0]) for turn in turns if (found := marks.search(turn))][:1]
+        marked += [(where, turn, found[0]) for turn in turns if (found := marks.search(turn))][:1]
         found = dict(prompt=turns[0], turns=turns, category=category)
         out.append(found | dict(unsafe=_unsafe(row, chosen), id=_id(row, number)))
     if not out:
         of = f" of {' or '.join(chosen.keep)}" if chosen.keep else ""
         raise ValueError(f"prompts={place}: holds no prompts{of}")
     if marked:
-        bad, text, mark = marked[0]
-        count = f"{len(marked)} of {len(out)} prompts"
+        where, text, mark = marked[0]
         fix = "give each as a list of messages, or take the marks out"
-        raise bad(f": {text[:40]!r} holds {mark!r} of a chat format, and so do {count}; {fix}")
+        count = f"{len(marked)} of {len(out)} prompts"
+        words = f"{text[:40]!r} holds {mark!r} of a chat format, and so do {count}"
+        raise ValueError(f"{where}: {words}; {fix}")
     table = pd.DataFrame(out).astype({"unsafe": "boolean"})
     if table.id.duplicated().any():
         twice = table.id[table.id.duplicated()].tolist()[0]
         raise ValueError(f"prompts={place}: two rows have the id {twice!r}")
     return table
-
-
-def _refusal(where, reason):
-    return ValueError(where + reason)
 
 
 # ---------------------------------------------------------------- cells
@@ -131,21 +126,21 @@ def _named(row, names):
     return next((name for name in names if row.get(name) not in (None, "")), None)
 
 
-def _turns(row, bad):
+def _turns(row, where):
     """The user's turns of a row (a tuple of texts), in the first of them what stands before it."""
     name = _named(row, ASKED)
     if name is None:
         has = ", ".join(map(str, row))
-        raise bad(f": no text in a column called {', '.join(ASKED)}; it has {has}")
+        raise ValueError(f"{where}: no text in a column called {', '.join(ASKED)}; it has {has}")
     given = row[name] if isinstance(row[name], list) else [row[name]]
-    messages = [_message(turn, name, bad) for turn in given]
+    messages = [_message(turn, name, where) for turn in given]
     if not messages or messages[-1]["role"] != "user":
         found = (
             f"last in a column called {name} is a message of the {messages[-1]['role']}"
             if messages
             else f"no text in a column called {name}"
         )
-        raise bad(f": {found}, so nothing is asked; end with a message of the user")
+        raise ValueError(f"{where}: {found}, so nothing is asked; end with a message of the user")
     others = [n for n, m in enumerate(messages) if m["role"] != "user"]
     asked = messages[others[-1] + 1 :] if others else messages
     turns = [m["content"] for m in asked]
@@ -154,25 +149,24 @@ def _turns(row, bad):
         if not is_a_dialogue(told):
             why = f"the messages in a column called {name} cannot be told apart as one dialogue"
             fix = "begin with system or user, let user and assistant alternate"
-            raise bad(f": {why}; {fix}, and write no 'Human:' or 'Assistant:' in them")
+            raise ValueError(f"{where}: {why}; {fix}, and write no 'Human:' or 'Assistant:'")
         turns[0] = templates.dialogue(told)
     context = row.get(_named(row, CONTEXT))
     if context is not None:
         if not isinstance(context, str):
-            raise bad(f": the context must be text, found {repr(context)[:40]}")
+            raise ValueError(f"{where}: the context must be text, found {repr(context)[:40]}")
         turns[0] = f"{context}\n\n---\n\n{turns[0]}"
     return tuple(turns)
 
 
-def _message(turn, name, bad):
-    """A turn, a text or a message, as a message."""
+def _message(turn, name, where):
     role, text = "user", turn
     if isinstance(turn, dict):
         role, text = turn.get("role", "user"), turn.get("content")
     if role not in templates.ROLES.values() or not isinstance(text, str) or not text.strip():
         found = f"no text in a column called {name}: found {repr(turn)[:60]}"
         known = "messages with role (system, user, assistant) and content"
-        raise bad(f": {found}; it holds a text, a list of texts, or {known}")
+        raise ValueError(f"{where}: {found}; it holds a text, a list of texts, or {known}")
     return {"role": role, "content": text}
 
 
@@ -202,21 +196,19 @@ def _unsafe(row, chosen):
 
 
 # ---------------------------------------------------------------- rows
-def _hub_rows(name, chosen, revision):
-    """The rows of a published set as dicts, one by one."""
+def _hub_rows(name, chosen):
     fix = f"file as {name}=PATH ({chosen.file})"
     if not chosen.hub:
         raise ValueError(f"prompts={name!r}: not known on the hub; give its {fix}")
     which = dict(split=chosen.split, config=chosen.config, name="prompts")
     try:
-        for _, row in hub.load_rows(chosen.hub, revision or chosen.revision, **which):
+        for _, row in hub.load_rows(chosen.hub, chosen.revision, **which):
             yield row
     except ValueError as error:
         raise ValueError(f"{error}; or give the set's {fix}") from error
 
 
 def _file_rows(path):
-    """The rows of a file as dicts, one by one."""
     file, what = Path(path), f"prompts={path}"
     if not file.is_file():
         raise ValueError(f"{what}: no such file")

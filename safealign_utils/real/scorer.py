@@ -72,7 +72,7 @@ class Scorer:
         prompts, responses = list(prompts), list(responses)
         if len(prompts) != len(responses):
             raise ValueError(
-                f"responses: {len(responses)} for {len(prompts)} prompts; one a prompt"
+                f"responses: {len(responses)} for {len(prompts)} prompts; give as many"
             )
         rows = self.encode(prompts, responses) if prompts else []
         blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
@@ -81,7 +81,6 @@ class Scorer:
         return np.concatenate([np.zeros(0), *(self._block(asked, block) for block in bar)])
 
     def _block(self, asked, rows):
-        """Scores float64 [n] of a block, found on disk or put there."""
         key = distributed.agree(cache.digest(asked, rows))
         if stored := distributed.found(lambda: cache.load("scores", key)):
             return stored[0]["scores"]

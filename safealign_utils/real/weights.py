@@ -110,9 +110,7 @@ def check_files(what, folder, config, network):
 def check_report(what, network, report):
     """Refuse missing, unexpected and misshapen weights of `from_pretrained(..., **REPORTED)`."""
     unexpected = [name for name in report["unexpected_keys"] if not name.endswith(CONSTANTS)]
-    shapes = [
-        f"{name} {list(one)}, not {list(own)}" for name, one, own in report["mismatched_keys"]
-    ]
+    shapes = [f"{k} {list(one)}, not {list(own)}" for k, one, own in report["mismatched_keys"]]
     found = {"missing": report["missing_keys"], "unexpected": unexpected, "misshapen": shapes}
     if not any(found.values()):
         return
@@ -159,10 +157,8 @@ def check_no_adapter(what, place, options):
         why = "holds an adapter beside its weights, and loading would add it to them"
         fix = "remove adapter_config.json and adapter_model.safetensors where they are merged"
         raise ValueError(f"{what}: {why}; {fix}, else merge them first")
-    fix = "merge it into its model (merge_and_unload, save_pretrained)"
-    raise ValueError(
-        f"{what}: holds an adapter only; {fix}, save the tokenizer beside it and name that folder"
-    )
+    fix = "merge it (merge_and_unload, save_pretrained), save the tokenizer beside it"
+    raise ValueError(f"{what}: holds an adapter only; {fix} and name that folder")
 
 
 def check_not_quantised(what, config):

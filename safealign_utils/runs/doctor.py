@@ -1,7 +1,6 @@
 """The command `doctor`: what a run needs, looked at one by one: [OK], or [FAIL] with the fix.
 
-Every look is a function that returns what it found, or raises Refusal with what is wrong and the
-fix.
+Every look returns what it found, or raises Refusal with what is wrong and the fix.
 """
 
 import os

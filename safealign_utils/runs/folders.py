@@ -49,8 +49,7 @@ def check_cache():
 
 
 def stand_in_for_home():
-    """Where the user's folder cannot be written, let Jupyter, IPython and matplotlib write to a
-    temporary one."""
+    """Where home cannot be written, let Jupyter, IPython and matplotlib use temporary folders."""
     if not _instead and trouble(os.path.expanduser("~")):
         for name in HOMES:
             if name not in os.environ:

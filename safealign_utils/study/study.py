@@ -25,22 +25,8 @@ from . import settings as parameters
 from .settings import pick_device
 
 NOT_A_METRIC = (
-    "method",
-    "seed",
-    "beta",
-    "pairs",
-    "steps",
-    "delta",
-    "split",
-    "limit",
-    "setting",
-    "rule",
-    "keep",
-    "score_reference",
-    "when",
-    "reference",
-    "labels",
-    "budget",
+    "method seed beta pairs steps delta split limit setting rule keep score_reference when "
+    "reference labels budget".split()
 )
 HELD_OUT_PAIRS = 400  # drawn in the world for pair accuracy
 PPO_RATE = 1e-3  # learning rate of PPO-Lagrangian in the world
@@ -48,8 +34,9 @@ PPO_RATE = 1e-3  # learning rate of PPO-Lagrangian in the world
 
 @dataclass(frozen=True)
 class Setup:
-    """One seed: its reference policy and where that is from, training pairs, held-out pairs and, in
-    the world, the reference's exact response table on the held-out prompts."""
+    """One seed: reference policy, where it is from, training and held-out pairs; in the world also
+    the reference's exact response table on the held-out prompts.
+    """
 
     seed: int
     reference: policy.Policy
@@ -77,7 +64,6 @@ class Notebook:
         self._setups, self._started = {}, time.perf_counter()
 
     def _introduce(self):
-        """Print what the settings name, a short stable block."""
         first = self.setup(self.seeds[0])
         print(f"{'notebook':<11}{self.name} (profile {self.settings.profile})")
         print(f"{'seeds':<11}{', '.join(map(str, self.seeds))}; {self.settings.dtype}")
@@ -161,8 +147,8 @@ class Notebook:
     def metric(self, method, per_seed):
         """Record each quantity's mean over seeds as `method.quantity`: a list of dicts."""
         for quantity in per_seed[0]:
-            mean = float(np.mean([row[quantity] for row in per_seed]))
-            self.metrics[f"{method}.{quantity}"] = mean
+            values = [row[quantity] for row in per_seed]
+            self.metrics[f"{method}.{quantity}"] = float(np.mean(values))
 
     def metrics_of(self, rows, name):
         """Record rows (dicts of seed, settings, quantities): each `name(row)`'s mean over seeds."""
@@ -212,21 +198,15 @@ class Notebook:
         for name, table in self.tables.items():
             table.to_csv(folder / f"{name}.csv", index=False)
         figures = [style.save(figure, folder / name) for name, figure in self.figures.items()]
-        self.timings["total"] = time.perf_counter() - self._started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.timings["total"] = time.perf_counter() - self._started
         self.timings["peak_memory_bytes"] = peak
-        records.write(
-            folder,
-            notebook=self.name,
-            run_id="",
-            parameters={k: v for k, v in vars(self.settings).items() if k != "out_dir"},
-            metrics=self.metrics,
-            timings=self.timings,
-            claims=self.claims,
-            tables=[f"{name}.csv" for name in self.tables],
-            figures=[name for both in figures for name in both],
-            provenance=self._provenance(),
-        )
+        parts = {name: getattr(self, name) for name in ("metrics", "timings", "claims")}
+        parts["parameters"] = {k: v for k, v in vars(self.settings).items() if k != "out_dir"}
+        parts["tables"] = [f"{name}.csv" for name in self.tables]
+        parts["figures"] = [name for both in figures for name in both]
+        parts["provenance"] = self._provenance()
+        records.write(folder, notebook=self.name, run_id="", **parts)
 
     def _provenance(self, **more):
         return records.provenance(
@@ -274,17 +254,11 @@ class Study(Notebook):
 
     def ppo(self, setup, *, cost_limit=0.0, **kl):
         """PPO-Lagrangian on the training prompts; `kl` is beta, or kl_coeff."""
-        return ppo.ppo_lagrangian(
-            setup.reference,
-            self.world.select("train"),
-            reward=self.world.scorer("reward"),
-            cost=self.world.scorer("cost"),
-            cost_limit=cost_limit,
-            iterations=self.settings.ppo_iterations,
-            learning_rate=PPO_RATE,
-            seed=setup.seed,
-            **kl,
-        )
+        scorers = {kind: self.world.scorer(kind) for kind in ("reward", "cost")}
+        asked = dict(cost_limit=cost_limit, seed=setup.seed, learning_rate=PPO_RATE, **kl)
+        asked["iterations"] = self.settings.ppo_iterations
+        prompts = self.world.select("train")
+        return ppo.ppo_lagrangian(setup.reference, prompts, **scorers, **asked)
 
     def responses(self, trained_policy, split="heldout"):
         """A policy's exact response table on a split's prompts, the held-out nouns."""
@@ -298,7 +272,6 @@ class Study(Notebook):
 
     def exact(self, setup, trained_policy, *, target=None, split="heldout", reference=None):
         """A policy's standard metrics on a split's prompts; `target`: its own optimum [P, R]."""
-        theta, ref = (
-            self.responses(p, split) for p in (trained_policy, reference or setup.reference)
-        )
+        policies = trained_policy, reference or setup.reference
+        theta, ref = (self.responses(policy, split) for policy in policies)
         return evaluate.metrics(theta, ref, self.world, target=target)
