@@ -274,11 +274,7 @@ def _load(parameter, path, revision, **which):
         if str(error).startswith(f"{parameter}="):
             raise
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        fix = (
-            "is it whole, and as its ending says?"
-            if here.exists()
-            else "a local file works offline"
-        )
+        fix = "is it as its ending says?" if here.exists() else "a local file works offline"
         raise ValueError(f"{parameter}={path}: cannot be read ({reason}); {fix}") from error
 
 

@@ -1,5 +1,7 @@
 """Opening a real model as a policy: refuses early what could not be used."""
 
+import functools
+
 import numpy as np
 import torch
 import transformers
@@ -30,7 +32,8 @@ def check_model(name, *, revision="", template="dialogue", max_length=0, new_tok
     The model must have positions for rows of `max_length` tokens, prompt and response, and for a
     prompt and an answer of `new_tokens` tokens; its tokenizer must be able to write the template.
     """
-    opened = weights.open_model("model", name, revision, _network)
+    network_of = functools.partial(weights.network_class, transformers.AutoModelForCausalLM)
+    opened = weights.open_model("model", name, revision, network_of)
     what, room = opened.what, weights.positions(opened.config)
     if opened.tokenizer.eos_token_id is None:
         why = "its tokenizer has no end-of-sequence token"
@@ -43,10 +46,6 @@ def check_model(name, *, revision="", template="dialogue", max_length=0, new_tok
         raise ValueError(f"new_tokens={new_tokens}: {why}; use fewer")
     check_template(opened.tokenizer, template)
     return opened
-
-
-def _network(what, config):
-    return weights.network_class(transformers.AutoModelForCausalLM, config)
 
 
 @torch.no_grad()
@@ -63,5 +62,4 @@ def _check_readable(what, policy):
     except (TypeError, ValueError, RuntimeError, AttributeError) as reason:
         raise ValueError(f"{what}: {kind} models take no packed rows ({reason}); {use}") from reason
     if not error < 1e-3:
-        why = f"log-probs of {kind} models are misread by {error:.2g} nats"
-        raise ValueError(f"{what}: {why}; {use}")
+        raise ValueError(f"{what}: {kind} models are misread by {error:.2g} nats; {use}")

@@ -120,7 +120,6 @@ def _table(rows, place, chosen, marks):
     return table
 
 
-# ---------------------------------------------------------------- cells
 def _named(row, names):
     """The first of some names under which a row has something, or None."""
     return next((name for name in names if row.get(name) not in (None, "")), None)
@@ -135,11 +134,9 @@ def _turns(row, where):
     given = row[name] if isinstance(row[name], list) else [row[name]]
     messages = [_message(turn, name, where) for turn in given]
     if not messages or messages[-1]["role"] != "user":
-        found = (
-            f"last in a column called {name} is a message of the {messages[-1]['role']}"
-            if messages
-            else f"no text in a column called {name}"
-        )
+        found = f"no text in a column called {name}"
+        if messages:
+            found = f"last in a column called {name} is a message of the {messages[-1]['role']}"
         raise ValueError(f"{where}: {found}, so nothing is asked; end with a message of the user")
     others = [n for n, m in enumerate(messages) if m["role"] != "user"]
     asked = messages[others[-1] + 1 :] if others else messages
@@ -195,7 +192,6 @@ def _unsafe(row, chosen):
     return None
 
 
-# ---------------------------------------------------------------- rows
 def _hub_rows(name, chosen):
     fix = f"file as {name}=PATH ({chosen.file})"
     if not chosen.hub:

@@ -23,7 +23,6 @@ class LeftOut(Exception):
     """Why a row that nobody can mend is left out."""
 
 
-# ---------------------------------------------------------------- reading
 def load_pairs(data, *, revision="", tokenizer=None):
     """Pairs of a file (.jsonl, .json, .csv, .parquet), a folder or a hub id, or of several of them.
 
@@ -177,7 +176,6 @@ def _category(row):
     return "; ".join(dict.fromkeys(names)) or (type_ if isinstance(type_, str) else "")
 
 
-# ---------------------------------------------------------------- layouts
 def _texts(row, bad):
     """[prompt, response_0, response_1] of a row of any layout, unchecked. Raises LeftOut."""
     if not isinstance(row, dict):

@@ -10,7 +10,6 @@ The beaver weights are non-commercial: nothing here bundles them or takes them b
 
 import functools
 import json
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +25,8 @@ from ..templates import render, turns
 from . import weights
 from .scorer import KNOWN_PAIRS, Scorer, check_sign
 
-# no space before the response
-SAFE_RLHF = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
+SAFE_RLHF = "BEGINNING OF CONVERSATION: USER: {} ASSISTANT:"  # no space before the response
+LONGEST = 512  # tokens of prompt and response in their template
 
 
 class BeaverScorer(LlamaPreTrainedModel):
@@ -70,16 +69,12 @@ class BeaverScorer(LlamaPreTrainedModel):
         return (score - shift) / (var.sqrt() + 1e-8)
 
 
-# ---------------------------------------------------------------- loading
-def load_scorer(
-    name, *, kind, dtype="float32", device="cpu", max_length=512, template="auto", sign_check=True
-):
+def load_scorer(name, *, kind, dtype="float32", device="cpu", sign_check=True):
     """A `Scorer` from a folder or hub id: Safe RLHF's score model, or a classifier with one label.
 
     `name` may be owner/name@revision. `kind` is reward or cost; what a checkpoint says of itself
-    must agree. `template`: "safe_rlhf" (the beaver models' format, ended by the end-of-sequence
-    token), "chat" (the tokenizer's chat template), or a text with {prompt} and {response}; "auto"
-    is safe_rlhf for a beaver, else chat. Texts longer than `max_length` tokens lose the prompt's
+    must agree. A beaver reads Safe RLHF's conversation format, ended by the end-of-sequence token,
+    any other its tokenizer's chat template. Texts longer than LONGEST tokens lose the prompt's
     beginning and the response's end. Raises ValueError for what cannot be read safely: no
     safetensors, missing or unexpected weights, a padding token that is missing or ends the
     sequence, several labels, another kind, and (`sign_check`) a wrong sign.
@@ -88,7 +83,7 @@ def load_scorer(
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r}: choose float32 or bfloat16")
-    opened, encode = check_scorer(name, kind=kind, max_length=max_length, template=template)
+    opened, encode = check_scorer(name, kind=kind)
     model = opened.load(dtype=getattr(torch, dtype)).to(distributed.own_device(device))
     # The head of sequence classification looks for padding in the ids.
     model.config.get_text_config().pad_token_id = opened.tokenizer.pad_token_id
@@ -115,29 +110,23 @@ def _scores(model, rows):
     return out if isinstance(model, BeaverScorer) else out.logits[:, 0].float()
 
 
-def check_scorer(name, *, kind, max_length=512, template="auto"):
+def check_scorer(name, *, kind):
     """(`weights.Opened`, `Encoder`) of a scorer: refuses by headers what could not be used."""
     if kind not in KNOWN_PAIRS:
         raise ValueError(f"kind={kind!r}: choose reward or cost")
-    network_of = functools.partial(_network, kind)
+    network_of = functools.partial(_network, kind, f"{kind}_model={name!r}")
     opened = weights.open_model(f"{kind}_model", name, "", network_of)
     what, tokenizer = opened.what, opened.tokenizer
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         why = "missing" if tokenizer.pad_token_id is None else "the end-of-sequence token"
         why = f"its padding token is {why}, so that no text's end can be told from padding"
         raise ValueError(f"{what}: {why}; set a pad_token of its own in its tokenizer_config.json")
-    room = weights.positions(opened.config) or max_length
-    if not 16 <= max_length <= room:
-        words = f"a number of tokens from 16 to the model's {room}"
-        raise ValueError(f"max_length={max_length}: {words} ({what})")
-    if template == "auto":
-        template = "safe_rlhf" if opened.network is BeaverScorer else "chat"
-    if template == "chat" and not tokenizer.chat_template:
-        fix = "set template='...{prompt}...{response}' as it was trained"
+    is_chat = opened.network is not BeaverScorer
+    if is_chat and not tokenizer.chat_template:
+        fix = "save the one that it was trained with in its tokenizer (chat_template)"
         raise ValueError(f"{what}: no chat template; {fix}")
-    if template not in ("chat", "safe_rlhf"):
-        _around(template)
-    return opened, Encoder(tokenizer, template, max_length)
+    longest = min(LONGEST, weights.positions(opened.config) or LONGEST)
+    return opened, Encoder(tokenizer, is_chat, longest)
 
 
 def _network(kind, what, config):
@@ -168,13 +157,12 @@ def _check_beaver(kind, what, config):
         raise ValueError(f"{what}: score_dim={config.score_dim}; a score is one number")
 
 
-# ---------------------------------------------------------------- texts to ids
 @dataclass(frozen=True)
 class Encoder:
-    """(prompts, responses) -> N rows [ids] in a template, each cut to `max_length` tokens."""
+    """(prompts, responses) -> N rows [ids], each cut to `max_length` tokens."""
 
     tokenizer: transformers.PreTrainedTokenizerBase
-    template: str
+    is_chat: bool
     max_length: int
 
     def __call__(self, prompts, responses):
@@ -183,17 +171,16 @@ class Encoder:
 
     def text(self, prompt, response=None):
         """What is scored; without a response what stands before it."""
-        if self.template == "chat":
-            reply = [] if response is None else [{"role": "assistant", "content": response}]
-            return render(self.tokenizer, turns(prompt) + reply, ask=response is None)
-        start, between, end = _around(self.template)
-        return start + prompt + between + ("" if response is None else response + end)
+        if not self.is_chat:
+            return SAFE_RLHF.format(prompt) + (response or "")
+        reply = [] if response is None else [{"role": "assistant", "content": response}]
+        return render(self.tokenizer, turns(prompt) + reply, ask=response is None)
 
     def ids(self, texts):
-        """Arrays of ids; safe_rlhf has BOS and EOS around a text, another text the tokenizer's."""
-        t, own = self.tokenizer, self.template not in ("chat", "safe_rlhf")
-        rows = t(texts, add_special_tokens=own)["input_ids"]
-        if self.template == "safe_rlhf":
+        """Arrays of ids: a chat template writes BOS and EOS itself, else they are around a text."""
+        t = self.tokenizer
+        rows = t(texts, add_special_tokens=False)["input_ids"]
+        if not self.is_chat:
             bos = [] if t.bos_token_id is None else [t.bos_token_id]
             rows = [[*bos, *row, t.eos_token_id] for row in rows]
         return [np.array(row) for row in rows]
@@ -202,17 +189,7 @@ class Encoder:
         """First and last token, and between them the prompt's end and the response's beginning."""
         if len(ids) <= self.max_length:
             return ids
-        n_prompt = len(self.ids([self.text(prompt)])[0]) - (self.template == "safe_rlhf")
+        n_prompt = len(self.ids([self.text(prompt)])[0]) - (not self.is_chat)
         prompt, response, room = ids[1:n_prompt], ids[n_prompt:-1], self.max_length - 2
         prompt = prompt[-max(room - len(response), room // 2) :]
         return np.concatenate([ids[:1], prompt, response[: room - len(prompt)], ids[-1:]])
-
-
-def _around(template):
-    """What a template has before the prompt, between prompt and response, and behind it."""
-    template = SAFE_RLHF if template == "safe_rlhf" else template
-    found = re.fullmatch(r"(.*)\{prompt\}(.*)\{response\}(.*)", template, flags=re.DOTALL)
-    if not found:
-        forms = "auto, safe_rlhf, chat, or a text with {prompt} and {response}"
-        raise ValueError(f"template={template!r}: {forms}")
-    return found.groups()

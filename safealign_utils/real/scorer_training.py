@@ -96,9 +96,8 @@ class Score(torch.nn.Module):
         return self.head(hidden.to(self.head.weight.dtype))[:, 0]
 
 
-def train_reward(reference, table, *, max_length=256, use_cache=True, **training):
-    """A reward model of pairs with better_response_id: a `Scorer`, 0 = the training responses'
-    mean.
+def train_reward(reference, table, *, max_length=256, **training):
+    """A reward model of pairs with better_response_id: a `Scorer`, 0 = its mean in training.
 
     `reference` gives network, tokenizer and template; `training` are the options of the training
     loop (seed, steps, batch_size, learning_rate, ...). The unit is the nat: a difference of 1 is a
@@ -110,17 +109,15 @@ def train_reward(reference, table, *, max_length=256, use_cache=True, **training
         loss = reward_loss(better, worse)
         return loss, {"loss": loss, "accuracy": ordered(better - worse)}
 
-    given = dict(max_length=max_length, use_cache=use_cache)
-    trained = _fit("reward", reference, rows, loss_of_pairs, training, **given)
+    trained = _fit("reward", reference, rows, loss_of_pairs, max_length, training)
     raw = _scorer("reward", trained, max_length, training["seed"])
     scores = [raw(rows.prompt, rows[f"response_{k}"]) for k in (0, 1)]
     trained.module.head.bias.data.sub_(float(np.mean(scores)))
     return _scorer("reward", trained, max_length, training["seed"])
 
 
-def train_cost(reference, table, *, max_length=256, use_cache=True, **training):
-    """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful, in nats of the
-    signs.
+def train_cost(reference, table, *, max_length=256, **training):
+    """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful, in nats.
 
     Rows that say nothing of safety are left out. Arguments as in `train_reward`. Raises ValueError
     where no row is left, or where no response has a safety label: the cost would have no origin.
@@ -139,12 +136,11 @@ def train_cost(reference, table, *, max_length=256, use_cache=True, **training):
         signs = (sign_0.abs() + sign_1.abs()).double()
         return loss, {"loss": loss, "accuracy": right / signs.clamp(min=1)}
 
-    given = dict(max_length=max_length, use_cache=use_cache)
-    trained = _fit("cost", reference, rows, loss_of_pairs, training, **given)
+    trained = _fit("cost", reference, rows, loss_of_pairs, max_length, training)
     return _scorer("cost", trained, max_length, training["seed"])
 
 
-def _fit(kind, reference, rows, loss_of_pairs, training, *, max_length, use_cache):
+def _fit(kind, reference, rows, loss_of_pairs, max_length, training):
     """Train a copy of the reference's network with a head on (first, second) responses of pairs.
 
     `loss_of_pairs(first, second, rows)` gives losses [B] and what is logged.
@@ -166,7 +162,7 @@ def _fit(kind, reference, rows, loss_of_pairs, training, *, max_length, use_cach
         loss, stats = loss_of_pairs(score[0::2], score[1::2], number)
         return loss.sum(), {name: values.sum().item() for name, values in stats.items()}
 
-    asked = dict(reference=reference, tokens=tokens, loss=loss_of_pairs) if use_cache else None
+    asked = dict(reference=reference, tokens=tokens, loss=loss_of_pairs)
     return run_training(reference, loss_of, order, training, asked=asked, name=kind, wrap=Score)
 
 

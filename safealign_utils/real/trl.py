@@ -47,7 +47,6 @@ NEEDED = dict(  # by the levers
 SIDES = ("chosen", "rejected")
 
 
-# ---------------------------------------------------------------- pairs
 def to_trl(table, *, conversational=False):
     """A labelled table as a `datasets.Dataset` of N rows in TRL's prompt, chosen and rejected.
 
@@ -106,7 +105,6 @@ def optimizers(model, *, steps, learning_rate):
     return adamw, torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: train.rate_at(step, steps))
 
 
-# ---------------------------------------------------------------- the recipe
 @functools.cache
 def safealign_trainer():
     """TRL's `DPOTrainer` with the margin and the tokens as levers: the class `SafeAlignTrainer`.

@@ -59,7 +59,7 @@ class Opened:
 def open_model(parameter, name, revision, network_of):
     """The `Opened` that a parameter names. Reads headers, and no weights.
 
-    `network_of(what, config)` gives the class that reads the weights, or refuses the configuration.
+    `network_of(config)` gives the class that reads the weights, or refuses the configuration.
     Raises ValueError, naming parameter and value, for what could not be loaded whole.
     """
     set_up()
@@ -74,7 +74,7 @@ def open_model(parameter, name, revision, network_of):
         config = transformers.AutoConfig.from_pretrained(place, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
         check_not_quantised(what, config)
-        network = network_of(what, config)
+        network = network_of(config)
         if Path(place).is_dir():  # of a hub id too, where only its copy in the cache can be asked
             check_files(what, place, config, network)
     check_ids(what, tokenizer, config)
@@ -210,7 +210,6 @@ def loading(what, name, revision=""):
         raise ValueError(f"{what}: cannot be loaded ({said}); {fix} at the hub") from error
 
 
-# ---------------------------------------------------------------- helpers
 def _header(what, file):
     """{name: shape} of a safetensors file."""
     try:

@@ -95,7 +95,7 @@ Given = Annotated[
 ]
 Files = Annotated[
     list[str],
-    _option("a YAML file; a later one wins, -p over all", "FILE", "-f", parser=os.path.expanduser),
+    _option("YAML; a later one wins, -p over all", "FILE", "-f", parser=os.path.expanduser),
 ]
 Rows = Annotated[list[str], _option("these rows only", "COLUMN=VALUE", callback=_pairs)]
 Profile = Annotated[Literal["small", "full"], _option("which sizes, seeds and precision")]

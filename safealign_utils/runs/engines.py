@@ -15,11 +15,8 @@ from . import copies, fresh_kernel
 
 NAME = "safealign"
 # The kernel's own warnings help no user; how its text is cut into messages depends on the clock.
-KERNEL = dict(
-    kernel_manager_class=fresh_kernel.Manager,
-    extra_arguments=["--IPKernelApp.log_level=50"],
-    coalesce_streams=True,
-)
+KERNEL = dict(kernel_manager_class=fresh_kernel.Manager, coalesce_streams=True)
+KERNEL["extra_arguments"] = ["--IPKernelApp.log_level=50"]
 
 
 class CheckedClient(PapermillNotebookClient):

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from ..engine import cache, live
+from ..engine import cache
 from ..study.settings import Refusal
 
 # what kernels write to, at home unless these are set
@@ -16,13 +16,10 @@ def trouble(folder):
     """Why nothing can be written into a folder, which need not exist yet; "" where it can."""
     folder = Path(folder).absolute()
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
-    probe = there / live.hidden("probe", "partial")
     try:
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"x")
     except OSError as error:
-        if os.path.lexists(probe):  # the disk is full
-            probe.unlink()
         return error.strerror
     return ""
 

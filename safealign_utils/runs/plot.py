@@ -4,7 +4,6 @@ The table has one row per run and method, with `seed`, the swept parameters and 
 of means (no `seed`, but `<y>_low` and `<y>_high`, as the committed ones are) is drawn as it is.
 """
 
-import difflib
 import itertools
 import os
 import tempfile
@@ -121,8 +120,7 @@ def _having(table, name, text):
         number = pd.to_numeric(text, errors="coerce")
         same = np.isclose(column.astype(float), number, rtol=1e-9, atol=0)
     if not same.any():
-        has = f"no row has it; {name} is one of {_listed(column)}"
-        raise Refusal(f"--where {name}={text}: {has}")
+        raise Refusal(f"--where {name}={text}: no row has it; {name} is one of {_listed(column)}")
     return table[same]
 
 
@@ -131,8 +129,7 @@ def _lines(table, *, y, hue, only):
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     for name in wanted:
         if name not in set(names):
-            near = difflib.get_close_matches(name, names.unique(), n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"it has {_listed(names)}"
+            fix = settings.nearest(name, list(names.unique()))
             raise Refusal(f"--only {name}: no such {hue} with a finite {y}; {fix}")
     if not wanted:
         table = table[~_has_bracket(names)]
@@ -164,7 +161,7 @@ def _has_bracket(column):
 
 
 def _listed(column):
-    known = list(dict.fromkeys(column.astype(str)))
+    known = column.astype(str).unique()
     return ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
 
 

@@ -111,8 +111,7 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
 
 def leave():
     """End at once after Ctrl-C: kernels end with this process, and Dask is slow to take apart."""
-    words = "interrupted; finished runs are kept, nothing is half-written"
-    print(f"safealign: {words}", file=sys.stderr)
+    print("safealign: interrupted; finished runs are kept, none is half-written", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(130)

@@ -160,11 +160,9 @@ class Report:
         made = [record["provenance"] for record in self.runs.values()]
         codes = len({p.get("code") for p in made})
         commits = ", ".join(sorted({p.get("git") or "no checkout" for p in made}))
-        text = (
-            f"{len(self.runs)} of {len({*known, *self.runs})} notebooks, profile "
-            f"{self.folder.name}, commit {commits}. A claim that is judged at several settings "
-            "counts once for each; one about seeds stays undecided where there is one seed."
-        )
+        text = f"{len(self.runs)} of {len({*known, *self.runs})} notebooks, profile "
+        text += f"{self.folder.name}, commit {commits}. A claim that is judged at several settings "
+        text += "counts once for each; one about seeds stays undecided where there is one seed."
         if missing:
             text += f"\n\n> **Not here:** {missing}. `{self.again}` runs those only."
         if codes > 1:
@@ -242,8 +240,8 @@ class Report:
     def provenance(self):
         """What made each record: run id, code, machine, packages, time and memory."""
         rows = pd.json_normalize(list(self.runs.values()), sep=" ")
-        rows = rows.rename(columns={"timings total": "seconds", "timings peak_memory_bytes": "MB"})
-        rows["MB"] /= 2**20
+        rows["seconds"] = rows["timings total"]
+        rows["MB"] = rows["timings peak_memory_bytes"] / 2**20
         rows = rows.filter(regex="^notebook$|^run_id$|^provenance |^seconds$|^MB$").round(0)
         return HTML(table(rows.rename(columns=lambda name: name.split(" ")[-1])))
 

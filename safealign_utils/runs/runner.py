@@ -198,7 +198,6 @@ def _replace(partial, final):
         shutil.rmtree(old, ignore_errors=True)
 
 
-# ---------------------------------------------------------------- the committed notebooks
 def regenerate(path):
     """Execute a notebook in place and keep only what is stable; True if it changed."""
     threads()

@@ -96,8 +96,7 @@ def _part(key, part):
             raise ValueError(f"{key}.{name}={values!r} must be a list of values; {fix}")
         for value in [values] if key == "fixed" else values:
             if not _is_plain(value):
-                fix = "write texts in quotes"
-                raise ValueError(f"{name}={value!r} is no text, number or list; {fix}")
+                raise ValueError(f"{name}={value!r} is no text, number or list; quote texts")
     return part
 
 
@@ -257,8 +256,7 @@ def _grid_of(out, file):
     if owner != Path(file).resolve() and text != Path(file).read_text(encoding="utf-8"):
         if owner.is_file():
             why = f"{out} holds the runs of {owner}, another grid of this name"
-            fix = "rename one of them, or give --out another folder"
-            raise Refusal(f"grid file {file}: {why}; {fix}")
+            raise Refusal(f"grid file {file}: {why}; rename one, or give --out another folder")
         words = f"{out} held the runs of {owner}, which is gone; it goes on with {file}"
         print(words, file=sys.stderr)
     return tables

@@ -326,9 +326,8 @@ def close(one, two, within=TOLERANCE):
     """Equal up to `within`, absolute or (above 1) relative; NaN and texts equal themselves."""
     if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in (one, two)):
         return type(one) is type(two) and one == two
-    if not (math.isfinite(one) and math.isfinite(two)):
-        return one == two or (math.isnan(one) and math.isnan(two))
-    return abs(one - two) <= within * max(1.0, abs(one))
+    same = math.isclose(one, two, rel_tol=within, abs_tol=within)
+    return same or math.isnan(one) and math.isnan(two)
 
 
 def compare(where, expected, got):

@@ -1,9 +1,8 @@
 """The claims ledger: what the papers and the kit state, and how a verdict on it is found.
 
-`claims.yaml` holds each claim once: where it comes from, in our words, what would refute it, where
-it is measured, and the rule. A notebook hands over values, one per seed (paired differences where
-methods are compared), and the ledger judges. A claim never raises; a rule nobody could fail has no
-place.
+`claims.yaml` holds each claim once, with what would refute it and its rule. A notebook hands over
+values, one per seed (paired differences where methods are compared), and the ledger judges. A claim
+never raises; a rule nobody could fail has no place.
 """
 
 from functools import cache as once
@@ -30,16 +29,10 @@ _RULE = "one of {above: x}, {below: x}, x a finite number"
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Claim:
-    """One line of the ledger.
+    """One line of the ledger; the head of claims.yaml says what each field holds.
 
-    `paper` is where it is from: "kit", "2505.20065, Table 17", or "reading of ..." for what a paper
-    is easily taken to mean. `evidence` is one of EVIDENCE: the papers' own text (P), somebody
-    else's quotation (S), derived and checked numerically (D), from memory (M), a bar of the kit
-    from before its runs (bar) or after them (later). `rule` is {"above": x} or {"below": x}: what
-    every value (scope exact), or the whole 95 % interval of the mean over seeds (statistical), has
-    to be. `range` is what the value can be at all, [low, high], high null where nothing bounds it:
-    the interval stays inside; () where it may have any size. `profile` names what would test a
-    claim that is open only at scale.
+    `range` is () where the value may have any size; `profile` names what would test a claim that is
+    open only at scale.
     """
 
     id: _Id
@@ -138,7 +131,8 @@ def judge(id, values=None, *, measured=None, **setting):
     if id not in ledger():
         raise KeyError(f"claim {id!r} is not in {LEDGER.name}: add it with its rule")
     claim = ledger()[id]
-    settings = ",".join(f"{k}={_text(v)}" for k, v in setting.items())
+    texts = (f"{v:g}" if isinstance(v, float) else str(v) for v in setting.values())
+    settings = ",".join(map("=".join, zip(setting, texts)))
     name = f"{id}[{settings}]" if setting else id
     if claim.scope == "only at scale":
         if values is not None or measured is not None:
@@ -150,7 +144,10 @@ def judge(id, values=None, *, measured=None, **setting):
     value, low, high, n = _measure(claim, values) if measured is None else measured
     if not np.isfinite([v for v in (value, low, high) if v is not None]).all():
         raise ValueError(f"claim {id}: measured as {measured}; finite numbers are needed")
-    verdict = _verdict(claim.rule, low, high)
+    ((side, limit),) = claim.rule.items()
+    verdict = "undecided"
+    if low is not None and low > limit or high is not None and high < limit:
+        verdict = "holds" if (low > limit) == (side == "above") else "does_not_hold"
     return dict(id=name, verdict=verdict, value=value, low=low, high=high, n=n)
 
 
@@ -177,16 +174,3 @@ def found(judged, scope):
     if scope == "statistical" and low is not None and judged["low"] == judged["high"]:
         between = ", no variation"
     return f"{value}{between}, n = {judged['n']}"
-
-
-def _verdict(rule, low, high):
-    ((side, limit),) = rule.items()
-    if low is None:
-        return "undecided"
-    sign = 1 if side == "above" else -1
-    ends = sorted((sign * (low - limit), sign * (high - limit)))
-    return "holds" if ends[0] > 0 else "does_not_hold" if ends[1] < 0 else "undecided"
-
-
-def _text(value):
-    return f"{value:g}" if isinstance(value, float) else str(value)

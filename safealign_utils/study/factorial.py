@@ -17,8 +17,7 @@ def design(levers):
     """All combinations of `levers` {name: (first level, second level)}: a list of {name: level}."""
     for name, levels in levers.items():
         if len(set(levels)) != 2:
-            words = "a lever of a factorial has two different levels"
-            raise ValueError(f"{name}={list(levels)}: {words}")
+            raise ValueError(f"{name}={list(levels)}: a lever has two different levels")
     return [dict(zip(levers, levels)) for levels in product(*levers.values())]
 
 

@@ -3,15 +3,7 @@
 import tempfile
 
 from . import records
-from .settings import Refusal, check_network
-
-KINDS = {  # what the settings take from outside, and what it is on a hub
-    "data": "dataset",
-    "model": "model",
-    "reward_model": "model",
-    "cost_model": "model",
-    "eval_prompts": "dataset",
-}
+from .settings import PATHS, Refusal, check_network
 
 
 def check(settings):
@@ -48,8 +40,8 @@ def _named(settings):
     """(parameter, value, kind of hub id, revision) of what the settings take from outside."""
     from ..real.prompts import SETS
 
-    for name, kind in KINDS.items():
-        value = settings.get(name, "")
+    for name in PATHS:
+        value, kind = settings.get(name, ""), "model" if name.endswith("model") else "dataset"
         revision = settings.get("revision", "") if name in ("data", "model") else ""
         if name == "eval_prompts" and value in SETS:
             value, revision = SETS[value].hub, SETS[value].revision
@@ -116,8 +108,7 @@ def _check_eval_prompts(settings, tokenizer):
     what = f"eval_prompts={settings['eval_prompts']}"
     table = load_prompts(settings["eval_prompts"], tokenizer=tokenizer)
     if table.turns.map(len).max() > 1 and settings["template"] == "safe_rlhf":
-        words = "has several turns, template='safe_rlhf' takes one; use template=dialogue"
-        raise Refusal(f"{what}: {words}")
+        raise Refusal(f"{what}: has several turns, template='safe_rlhf' takes one; use dialogue")
     _check_template(what, table.prompt, settings, tokenizer)
     _check_judge_files(table, settings.get("judge_files", ""))
 

@@ -10,7 +10,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -60,12 +59,6 @@ class OwnPairs(Notebook):
         """The setups where a part of the notebook runs, else none."""
         return self.setups if part in self.parts else []
 
-    @property
-    def max_length(self):
-        return self.settings.max_length
-
-    # ------------------------------------------------------------ what is given
-
     def _data(self, first):
         return f"{len(first.train):,} pairs, {len(first.test):,} held out"
 
@@ -105,20 +98,6 @@ class OwnPairs(Notebook):
         of = texts, list(table.prompt), list(chosen)
         return references.scratch_policy(*of, seed=seed, max_length=self.max_length)
 
-    # ------------------------------------------------------------ what is done
-
-    def train(self, setup, table, **changes):
-        return self._put_away(super().train(setup, table, **changes))
-
-    def cdpo(self, setup, table, cost_of, **loop):
-        return self._put_away(super().cdpo(setup, table, cost_of, **loop))
-
-    def _put_away(self, run):
-        """A GPU has no room for all policies of a notebook; adapters share their base."""
-        if not self.options["lora"]:
-            run.policy.model.to("cpu")
-        return run
-
     def train_each(self, tables_of, part="dpo"):
         """{(method, seed): run} of the tables {method: table} that `tables_of(setup)` gives."""
         return {
@@ -126,11 +105,6 @@ class OwnPairs(Notebook):
             for setup in self.having(part)
             for method, table in tables_of(setup).items()
         }
-
-    # ------------------------------------------------------------ what is recorded
-
-    def table(self, name, table, columns=None, digits=4):
-        return None if table is None else super().table(name, table, columns, digits)
 
     def summary(self, name, rows, by, quantities, digits=3):
         """Record the means of rows over seeds with their intervals; nothing for no rows."""
@@ -173,10 +147,8 @@ def named(**tables):
 
 def by_seed(rows, quantity):
     """A quantity of rows of a rule and a seed: {rule: [seeds]}."""
-    out = {}
-    for row in rows:
-        out.setdefault(row["rule"], []).append(row[quantity])
-    return {rule: np.array(values) for rule, values in out.items()}
+    of_rules = pd.DataFrame(rows, columns=["rule", quantity]).groupby("rule", sort=False)
+    return {rule: part[quantity].to_numpy() for rule, part in of_rules}
 
 
 # ---------------------------------------------------------------- what the pairs can teach

@@ -13,7 +13,6 @@ LARGER = dict(hidden_size=128, num_hidden_layers=4, intermediate_size=352)
 CHOICES = 0.27  # 80 % of the 34 % of tokens that are a choice
 
 
-# ---------------------------------------------------------------- tokens
 def swapped(table):
     """The same pairs with the other winner."""
     return table.assign(chosen=1 - table.chosen)
@@ -138,7 +137,6 @@ class TokenRules:
         return self.study.train(setup, table, token_lever=lever, beta=strength)
 
 
-# ---------------------------------------------------------------- pairs
 def mixed(table):
     """Whether one response of a pair is safe and the other is not, bool [N]."""
     return np.not_equal(*safedpo.unsafe_labels(table))

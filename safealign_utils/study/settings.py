@@ -7,7 +7,6 @@ before a kernel starts, and again in the notebook: plain papermill and JupyterLa
 
 import ast
 import difflib
-import functools
 import json
 import os
 import re
@@ -139,6 +138,7 @@ FIELDS = {
     "selections": _names(SELECTIONS),
     "methods": _names(METHODS),
 }
+ADAPTERS = {name: TypeAdapter(field) for name, field in FIELDS.items()}
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
 # What `-p` takes for a number: Python's own int() and float() take 1_000, 007, blanks and the
 # digits of any script. nan and inf are for the parameter's own range to refuse.
@@ -160,18 +160,13 @@ def kind(name):
     return "str" if get_origin(plain) is Literal else (get_origin(plain) or plain).__name__
 
 
-@functools.cache
-def _adapter(name):
-    return TypeAdapter(FIELDS[name])
-
-
 def checked(name, value, where=""):
     """A value as the type of its parameter, held against its range; nothing twice in a list.
 
     Raises Refusal, in which `where` names the file that the value is from.
     """
     try:
-        value = _adapter(name).validate_python(value, strict=True)
+        value = ADAPTERS[name].validate_python(value, strict=True)
     except ValidationError as error:
         why = _why(name, value, error.errors()[0])
         raise Refusal(f"{name}={value!r}{where}: {why}") from None
@@ -230,16 +225,14 @@ def _tagged_source(notebook):
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        words = f"not a readable notebook ({error})"
-        raise Refusal(f"notebook={str(notebook)!r}: {words}") from None
+        raise Refusal(f"notebook={str(notebook)!r}: not a readable notebook ({error})") from None
     tags = [cell.get("metadata", {}).get("tags", []) for cell in code]
     found = [cell for cell, its in zip(code, tags) if "parameters" in its]
     if len(found) != 1:
         near = [tag for its in tags for tag in its if tag.lower() == "parameters" != tag]
         fix = "tag exactly one cell 'parameters'"
         fix = f"rename its tag {near[0]!r} to 'parameters'" if near else fix
-        words = f"{len(found)} cells are tagged 'parameters'"
-        raise Refusal(f"notebook={notebook.name}: {words}; {fix}")
+        raise Refusal(f"notebook={notebook.name}: {len(found)} cells tagged 'parameters'; {fix}")
     return "".join(found[0]["source"])
 
 
@@ -364,18 +357,12 @@ def from_notebook(namespace, notebook=""):
     return resolve({name: namespace[name] for name in FIELDS if name in namespace}, notebook)
 
 
-def is_world(settings):
-    """Whether a run is about the made world: its notebook takes no pairs from outside."""
-    return "data" not in settings
-
-
 def pick_device(wanted):
     """cpu or cuda; "auto" takes a GPU where there is one. Raises Refusal where there is none."""
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        words = "no CUDA device is visible to torch; use device=auto or device=cpu"
-        raise Refusal(f"device='cuda': {words}")
+        raise Refusal("device='cuda': no CUDA device is visible to torch; use auto or cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -394,7 +381,7 @@ def _check_text(settings):
 
 def _check_limits(settings):
     """Refuse limits on E[c] (or E[max(c, 0)]) that no policy meets on the training prompts."""
-    if "cost_limit" not in settings or not is_world(settings):
+    if "cost_limit" not in settings or "data" in settings:
         return
     from ..world import optimum
     from ..world.world import World
@@ -416,10 +403,9 @@ def _check_selection(settings):
     from ..world.redundant import SMALLEST
 
     if "pool" in settings and settings["pairs"] < SMALLEST:
-        why = f"a pool of four data sets needs at least {SMALLEST}"
-        raise Refusal(f"pairs={settings['pairs']}: {why}")
+        raise Refusal(f"pairs={settings['pairs']}: four data sets need at least {SMALLEST}")
     if settings.get("model", "scratch") == "scratch":
-        shape = WORLD_MODEL if is_world(settings) else SCRATCH_MODEL
+        shape = SCRATCH_MODEL if "data" in settings else WORLD_MODEL
         check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
 
 
@@ -431,5 +417,4 @@ def check_network(settings, *, layers, width):
         raise Refusal(f"layer={layer}: the network has layers {known}")
     for name in ("anchor_rank", "residual_rank"):
         if settings.get(name, 1) > width:
-            has = f"the network's hidden states have {width} dimensions"
-            raise Refusal(f"{name}={settings[name]}: {has}")
+            raise Refusal(f"{name}={settings[name]}: hidden states have {width} dimensions")

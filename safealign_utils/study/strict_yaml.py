@@ -84,8 +84,7 @@ class _Strict(yaml.SafeLoader):
                 _refuse("<< is not used here; write the names out", key)
             if key.tag != "tag:yaml.org,2002:str":
                 shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                fix = "write `name: value`, a name that is no word in quotes"
-                _refuse(f"{shown} is no name; {fix}", key)
+                _refuse(f"{shown} is no name; write `name: value`, such a name in quotes", key)
             if key.value in lines:
                 first = f"first in line {lines[key.value]}; keep one"
                 _refuse(f"{key.value!r} is given twice, {first}", key)

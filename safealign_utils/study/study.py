@@ -7,7 +7,6 @@ import contextlib
 import resource
 import time
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,6 +61,10 @@ class Notebook:
         self.seeds = list(range(self.settings.seed, self.settings.seed + self.settings.seeds))
         self.metrics, self.timings, self.claims, self.tables, self.figures = {}, {}, [], {}, {}
         self._setups, self._started = {}, time.perf_counter()
+        self.device = pick_device(self.settings.device)
+        # tokens of prompt and response; how exactly a first loss equals ln 2 in this dtype, nats
+        self.max_length = getattr(self.settings, "max_length", 256)
+        self.tolerance = self.tolerances.get(self.settings.dtype, 2e-2)
 
     def _introduce(self):
         first = self.setup(self.seeds[0])
@@ -69,8 +72,6 @@ class Notebook:
         print(f"{'seeds':<11}{', '.join(map(str, self.seeds))}; {self.settings.dtype}")
         print(f"{'data':<11}{self._data(first)}, hash {pairs.data_hash(first.train)}")
         return first
-
-    # ------------------------------------------------------------ what is given
 
     def setup(self, seed):
         """Everything that belongs to one seed, made once."""
@@ -83,22 +84,6 @@ class Notebook:
     def setups(self):
         """The setup of every seed, in order."""
         return [self.setup(seed) for seed in self.seeds]
-
-    @property
-    def device(self):
-        return pick_device(self.settings.device)
-
-    @property
-    def max_length(self):
-        """Most tokens of prompt and response together."""
-        return 256
-
-    @property
-    def tolerance(self):
-        """How exactly a first loss can equal ln 2 in this run's precision, nats."""
-        return self.tolerances.get(self.settings.dtype, 2e-2)
-
-    # ------------------------------------------------------------ what is done
 
     def tokens(self, setup, table=None, reference=None):
         """A labelled table (the setup's training pairs) as the reference's `TokenPairs`."""
@@ -114,7 +99,8 @@ class Notebook:
         asked = dict(beta=s.beta, steps=s.steps, batch_size=s.batch_size, seed=setup.seed)
         asked |= dict(learning_rate=s.learning_rate) | self.options | changes
         with self.timed("training"):
-            return train.align(reference, self.tokens(setup, table, reference), **asked)
+            tokens = self.tokens(setup, table, reference)
+            return self._put_away(train.align(reference, tokens, **asked))
 
     def cdpo(self, setup, table, cost_of, **changes):
         """C-DPO's loop on a scored table, at the limit of the settings.
@@ -127,7 +113,14 @@ class Notebook:
         asked = dict(beta=s.beta, batch_size=s.batch_size, learning_rate=s.learning_rate)
         asked |= dict(seed=setup.seed, max_length=self.max_length) | self.options | changes
         with self.timed("training"):
-            return cdpo.cdpo(setup.reference, table, cost_of, cdpo.DualDescent(**dual), **asked)
+            descent = cdpo.DualDescent(**dual)
+            return self._put_away(cdpo.cdpo(setup.reference, table, cost_of, descent, **asked))
+
+    def _put_away(self, run):
+        """A GPU has no room for all policies of real text; adapters share their base."""
+        if self.options.get("lora") == 0:
+            run.policy.model.to("cpu")
+        return run
 
     def margins(self, setup, trained_policy, table=None):
         """Full log-ratio of chosen minus rejected on the held-out pairs (or a table), nats [N]."""
@@ -141,8 +134,6 @@ class Notebook:
         start = time.perf_counter()
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
-
-    # ------------------------------------------------------------ what is recorded
 
     def metric(self, method, per_seed):
         """Record each quantity's mean over seeds as `method.quantity`: a list of dicts."""
@@ -175,6 +166,8 @@ class Notebook:
 
     def table(self, name, table, columns=None, digits=4):
         """Record a table; returns it (or some columns) rounded, without -0.0, to be looked at."""
+        if table is None:
+            return None
         self.tables[name] = table
         shown = (table if columns is None else table[columns]).round(digits)
         return shown.apply(lambda c: c + 0.0 if c.dtype.kind == "f" else c)
@@ -228,6 +221,7 @@ class Study(Notebook):
         self.constrained = constrained
         self.options = {"leak_weight": getattr(self.settings, "leak_weight", 0.0)}
         self.world = World(getattr(self.settings, "world_size", "default"))
+        self.heldout = self.world.select("heldout")  # prompt ids, where metrics are taken
         first = self._introduce()
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
 
@@ -246,11 +240,6 @@ class Study(Notebook):
         table, test = (pairs.label(t, "better") for t in (table, test))
         exact = evaluate.exact(reference, self.heldout)
         return Setup(seed, reference, origin, table, test, exact)
-
-    @cached_property
-    def heldout(self):
-        """Prompt ids of the held-out nouns of the trained categories: where metrics are taken."""
-        return self.world.select("heldout")
 
     def ppo(self, setup, *, cost_limit=0.0, **kl):
         """PPO-Lagrangian on the training prompts; `kl` is beta, or kl_coeff."""
