@@ -1,10 +1,8 @@
-"""The Hugging Face hub: whether it can be asked, what is used in its place, and the rows of a file
-or a hub data set.
+"""The Hugging Face hub: whether it can be asked, what is used in its place, and rows of data.
 
-The libraries wait long for a hub that cannot be reached: a connection or a name look-up that hangs
-holds them for minutes. So one short question decides for the process (`unreachable`): is there an
-answer within PATIENCE seconds? If not, only the local cache is used, and what is not in it is
-refused with the way to go on.
+A connection or a name look-up that hangs holds the libraries for minutes. So one short question
+decides for the process (`unreachable`): is there an answer within PATIENCE seconds? If not, only
+the local cache is used, and what is not in it is refused with the way to go on.
 """
 
 import glob
@@ -29,8 +27,7 @@ _answer = (float("-inf"), "")
 
 # ---------------------------------------------------------------- can it be asked
 def unreachable(kind="model"):
-    """Why the hub cannot be asked now, "" where it can: a switch of the user's, or no answer within
-    PATIENCE seconds.
+    """Why the hub cannot be asked now, "" where it can: a switch, or no answer in PATIENCE seconds.
 
     `kind` is model or dataset: HF_DATASETS_OFFLINE speaks of data sets only.
     """
@@ -39,8 +36,7 @@ def unreachable(kind="model"):
         if os.environ.get(switch, "").upper() in ("1", "ON", "YES", "TRUE"):
             return f"{switch} is set"
     if time.monotonic() - _answer[0] > REMEMBER:
-        reason = _ask()
-        _answer = (time.monotonic(), reason)
+        _answer = (time.monotonic(), _ask())
     return _answer[1]
 
 
@@ -72,12 +68,12 @@ def pinned(name, revision=""):
 
 
 def located(name, revision="", *, kind="model", parameter="model"):
-    """(what to load, keyword arguments of `from_pretrained`) for a folder or a hub id. No code of a
-    repository is run.
+    """(what to load, keyword arguments of `from_pretrained`) for a folder or a hub id.
 
     What to load is the folder, the id, or, where the hub cannot be asked, the folder of the copy in
-    the cache: asked to stay in the cache, the libraries look for some files on the hub all the
-    same. Raises ValueError, naming `parameter`, where the cache does not hold the revision.
+    the cache: told to stay in the cache, the libraries still look for some files on the hub. No
+    code of a repository is run. Raises ValueError, naming `parameter`, where the cache lacks the
+    revision.
     """
     id, revision = pinned(name, revision)
     options = dict(revision=None, local_files_only=True, trust_remote_code=False)
@@ -101,8 +97,7 @@ def located(name, revision="", *, kind="model", parameter="model"):
 
 
 def absent(parameter, name, revision="", kind="model"):
-    """The ValueError for something that neither the hub nor the local cache gives, with the ways to
-    go on."""
+    """The ValueError, with the ways to go on, for what neither hub nor local cache gives."""
     id, revision = pinned(name, revision)
     reason = unreachable(kind) or "the hub was not reached"
     held = ", ".join(p.name[:12] for p in sorted(_folder(id, kind).glob("snapshots/*")))
@@ -110,19 +105,17 @@ def absent(parameter, name, revision="", kind="model"):
         held = f" whole at revision {revision or 'main'} (revisions there: {held})"
     what, more = ("file", " --repo-type dataset") if kind == "dataset" else ("folder", "")
     more += f" --revision {revision}" if revision else ""
-    return ValueError(
-        f"{parameter}={name!r}: {reason}, and the local Hugging Face cache does not hold it{held}; "
-        f"name a local {what}, or run `hf download {id}{more}` where there is network: a copy in "
-        "the cache is used without"
-    )
+    why = f"{reason}, and the local Hugging Face cache does not hold it{held}"
+    fix = f"name a local {what}, or run `hf download {id}{more}` where there is network"
+    return ValueError(f"{parameter}={name!r}: {why}; {fix}: a copy in the cache is used without")
 
 
 # ---------------------------------------------------------------- revisions
 def commit(name, kind="model", revision=""):
-    """The commit that a hub id stands for, "" where nobody knows: for the record of a run.
+    """The commit that a hub id stands for, "" for a file or where nobody knows: for records.
 
     Ask after loading: the cache then knows what was loaded. Else the hub is asked, for an
-    owner/name. "" for a file.
+    owner/name.
     """
     name, revision = pinned(name, revision)
     if Path(name).exists():
@@ -152,13 +145,12 @@ def _folder(name, kind):
 
 # ---------------------------------------------------------------- rows
 def load_rows(path, revision="", *, split="", config="", name="data"):
-    """Yield (place, row) of a file (.jsonl, .json, .csv, .parquet), a folder or a hub data set; the
-    place is for messages, the row a dict.
+    """Yield (place for messages, row as a dict) of a .jsonl, .json, .csv or .parquet file, a folder
+    or a hub data set.
 
-    `path` may be `owner/name@revision`; `split` and `config` choose a part of a data set: all
-    splits and the default configuration without. `split` is added to the rows of a data set that
-    has some. Raises ValueError, calling the source `name`, where it cannot be read: offline with
-    the ways to go on.
+    `path` may be `owner/name@revision`; `split` and `config` choose a part of a data set, without
+    them all splits of the default configuration, which are added to the rows as `split`. Raises
+    ValueError, calling the source `name`, where it cannot be read: offline with the ways to go on.
     """
     id, revision = pinned(path, revision)
     file, what = Path(id), f"{name}={path}"
@@ -180,7 +172,7 @@ def load_rows(path, revision="", *, split="", config="", name="data"):
 
 
 def lines(file, what):
-    """Yield (number, text) of the lines of a file in UTF-8, with or without a byte-order mark.
+    """Yield (number, text) of a file's lines in UTF-8, with or without a byte-order mark.
 
     Raises ValueError, calling the file `what`, naming the line that is in another encoding.
     """
@@ -198,8 +190,7 @@ def lines(file, what):
 
 
 def json_rows(file, what):
-    """Yield (place, row) of a .jsonl file, or of a .json file: a list of objects, or an object a
-    line.
+    """Yield (place, row) of a .jsonl file, or of a .json file: a list of objects, or one a line.
 
     Raises ValueError, calling the file `what`, naming the line and, for half an emoji, the column.
     """
@@ -211,8 +202,7 @@ def json_rows(file, what):
 
 
 def _rows_of_one_value(file, what):
-    """[(place, row, may hold what is no character)] of a file that is one value, a list or an
-    object; None where it holds several."""
+    """[(place, row, may hold what is no character)] of one list or object; None for several."""
     text = "".join(text for _, text in lines(file, what))
     try:
         found = json.loads(text) if text.strip() else []
@@ -229,15 +219,14 @@ def _rows_of_one_value(file, what):
 def _rows_by_line(file, what):
     """Yield the same of a file with a value a line."""
     for number, text in lines(file, what):
-        if text.strip():
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                where = f"{what}, line {number}"
-                raise ValueError(
-                    f"{where}: not JSON ({_reason(error)}); one object a line"
-                ) from None
-            yield f"line {number}", row, bool(ODD_ESCAPE.search(text))
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            why = f"not JSON ({_reason(error)}); one object a line"
+            raise ValueError(f"{what}, line {number}: {why}") from None
+        yield f"line {number}", row, bool(ODD_ESCAPE.search(text))
 
 
 def _reason(error):
@@ -248,8 +237,7 @@ def _check_characters(value, where, column=""):
     """Refuse texts that cannot be written as UTF-8, and NUL, naming the column."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            _check_characters(key, where, column or key)
-            _check_characters(inner, where, column or key)
+            _check_characters([key, inner], where, column or key)
     elif isinstance(value, list):
         for inner in value:
             _check_characters(inner, where, column)
@@ -257,17 +245,17 @@ def _check_characters(value, where, column=""):
         bad = next((c for c in value if c == "\0" or "\ud800" <= c <= "\udfff"), "")
         if bad:
             words = "half an emoji (a lone surrogate)" if bad != "\0" else "the character NUL"
-            shown = ascii(value[max(0, value.index(bad) - 20) :][:40])
-            raise ValueError(
-                f"{where}, column {ascii(column)}: {words} in {shown}; take it out, or write it "
-                "whole"
-            )
+            found = f"{words} in {ascii(value[max(0, value.index(bad) - 20) :][:40])}"
+            where = f"{where}, column {ascii(column)}"
+            raise ValueError(f"{where}: {found}; take it out, or write it whole")
 
 
 # ---------------------------------------------------------------- the library `datasets`
 def _load(parameter, path, revision, **which):
-    """The `datasets.Dataset` of a file or of one split, or a dict of those of all splits; `which`
-    says the split and the configuration (`name`)."""
+    """The `datasets.Dataset` of a file or of one split, or a dict of those of all splits.
+
+    `which` says the split and the configuration (`name`).
+    """
     import datasets
 
     if not sys.stderr.isatty():
@@ -286,8 +274,7 @@ def _load(parameter, path, revision, **which):
         if str(error).startswith(f"{parameter}="):
             raise
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        fix = "a local file works offline"
-        fix = "is it whole, and of its ending's kind?" if here.exists() else fix
+        fix = "is it as its ending says?" if here.exists() else "a local file works offline"
         raise ValueError(f"{parameter}={path}: cannot be read ({reason}); {fix}") from error
 
 
@@ -295,8 +282,7 @@ def _load_local(path, what, which, is_whole=False):
     """The same of a file or folder; unless it is known as whole, a folder must be read whole.
 
     It is read through links in a new folder, and prepared there: the library takes a path for a
-    pattern ([ ] * ?), and its own cache knows a file by its time stamp, which an older copy of the
-    file may share.
+    pattern ([ ] * ?), and its own cache may take an older copy of a file for it.
     """
     import datasets
 
@@ -314,8 +300,7 @@ def _load_local(path, what, which, is_whole=False):
 
 
 def _linked(path, folder):
-    """A file, or a folder with all its files, as links in another folder; the new path has no sign
-    of a pattern."""
+    """A file or folder as links in another folder; the new path has no sign of a pattern."""
     if path.is_file():
         (folder / f"rows{path.suffix}").symlink_to(path.resolve())
         return folder / f"rows{path.suffix}"
@@ -328,8 +313,7 @@ def _linked(path, folder):
 
 
 def _check_encodings(path, what):
-    """Refuse what the readers of `datasets` would drop or misread in silence: encodings, and half
-    an emoji."""
+    """Refuse what `datasets` would misread in silence: encodings, and half an emoji."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file() and file.suffix in (".csv", ".json", ".jsonl"):
             named = f"{what}/{file.relative_to(path)}" if path.is_dir() else what
@@ -338,16 +322,13 @@ def _check_encodings(path, what):
 
 
 def _check_all_read(builder, folder, what):
-    """Refuse a folder of which `datasets` would leave a file out, as its name says no split beside
-    others that do."""
+    """Refuse a folder of which `datasets` would leave out a file whose name says no split."""
     if (folder / "README.md").is_file() or (folder / ".huggingface.yaml").is_file():
         return  # its card may name the files
     files = (builder.config.data_files or {}).values()
     read = {Path(file).name for of_split in files for file in of_split}
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.suffix in (*READERS, ".jsonl") and file.name not in read:
-            raise ValueError(
-                f"{what}: {str(file.relative_to(folder))!r} would not be read, as its name says no "
-                "split and others do; begin its name with train, validation or test, or move it "
-                "out of the folder"
-            )
+            why = "would not be read, as its name says no split and others do"
+            fix = "begin its name with train, validation or test, or move it out of the folder"
+            raise ValueError(f"{what}: {str(file.relative_to(folder))!r} {why}; {fix}")

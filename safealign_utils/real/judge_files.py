@@ -1,11 +1,10 @@
 """Answers in the files that other people's judges read: MT-Bench, Arena-Hard, AlpacaEval.
 
-No judge runs here. `answers` is a table with a row a prompt: id, prompt, turns and answers (tuples
-of texts, one a turn), category; see `sampling.answer`. A file is written whole or not at all, and
-the same answers give the same bytes: ids of answers are hashes of their content, and time stamps
-are 0, since no judge reads them. Put a file where the judge looks for it; its name is the model's
-name there. All writers return its path and raise ValueError for a table that the format cannot
-hold.
+No judge runs here. `answers` has a row a prompt: id, prompt, turns and answers (tuples of texts,
+one a turn), category; see `sampling.answer`. A file is written whole or not at all, and the same
+answers give the same bytes: ids are hashes of content, and time stamps, which no judge reads, are
+0. Put a file where the judge looks for it; its name is the model's name there. All writers return
+its path and raise ValueError for a table that the format cannot hold.
 """
 
 import json
@@ -16,19 +15,17 @@ from ..engine import cache
 
 
 def write_mt_bench(folder, answers, model):
-    """`<model>.jsonl` for FastChat's `data/mt_bench/model_answer/`.
+    """`<model>.jsonl` for FastChat's `data/mt_bench/model_answer/`, in the order of question_id.
 
-    A line a question, in the order of question_id (an integer; 81 to 160 in FastChat's own file):
-    question_id, answer_id, model_id, choices [{index, turns [text, text]}], tstamp. Source:
-    github.com/lm-sys/FastChat, fastchat/llm_judge/gen_model_answer.py writes it, common.py
-    (load_model_answers, run_judge_single) reads it.
+    A line a question: question_id (an integer; 81 to 160 in FastChat's own file), answer_id,
+    model_id, choices [{index, turns [text, text]}], tstamp. Source: github.com/lm-sys/FastChat,
+    fastchat/llm_judge/gen_model_answer.py writes it, common.py (load_model_answers,
+    run_judge_single) reads it.
     """
     ids = _checked_ids(answers, model, most=2)
     if not all(isinstance(i, int) for i in ids):
-        raise ValueError(
-            "answers: ids of MT-Bench are integers; load the questions from FastChat's "
-            "question.jsonl"
-        )
+        fix = "load the questions from FastChat's question.jsonl"
+        raise ValueError(f"answers: ids of MT-Bench are integers; {fix}")
     rows = [_choices(i, model, list(said)) for i, said in zip(ids, answers.answers)]
     return _write(folder, model, sorted(rows, key=lambda row: row["question_id"]))
 
@@ -36,11 +33,10 @@ def write_mt_bench(folder, answers, model):
 def write_arena_hard(folder, answers, model):
     """`<model>.jsonl` for Arena-Hard-Auto's `data/arena-hard-v0.1/model_answer/`.
 
-    The form of the repository since April 2025 (v2.0), used for the v0.1 questions too: uid,
-    ans_id, model, messages [{role, content}] in which the assistant's content is {answer: text},
-    tstamp. What style control needs besides (`metadata`: lengths in tokens of tiktoken, counts of
-    markdown) its own utils/add_markdown_info.py adds. Source: github.com/lmarena/arena-hard-auto,
-    gen_answer.py and gen_judgment.py.
+    The form since April 2025 (v2.0), used for the v0.1 questions too: uid, ans_id, model, messages
+    [{role, content}] in which the assistant's content is {answer: text}, tstamp. `metadata` for
+    style control its own utils/add_markdown_info.py adds. Source:
+    github.com/lmarena/arena-hard-auto, gen_answer.py and gen_judgment.py.
     """
     rows = []
     ids = _checked_ids(answers, model)
@@ -53,17 +49,18 @@ def write_arena_hard(folder, answers, model):
 
 
 def write_arena_hard_2024(folder, answers, model):
-    """The same for the repository before v2.0: question_id, answer_id, model_id, choices [{index,
-    turns [{content}]}], tstamp. Source: github.com/lmarena/arena-hard-auto @ 01109e9930,
-    gen_answer.py, gen_judgment.py."""
+    """The same before v2.0: question_id, answer_id, model_id, choices, tstamp.
+
+    A choice is {index, turns [{content}]}. Source: github.com/lmarena/arena-hard-auto @ 01109e9930,
+    gen_answer.py, gen_judgment.py.
+    """
     ids = _checked_ids(answers, model)
     said = [[{"content": y} for y in turns] for turns in answers.answers]
     return _write(folder, model, [_choices(i, model, turns) for i, turns in zip(ids, said)])
 
 
 def write_alpaca_eval(folder, answers, model):
-    """`<model>.json` for `alpaca_eval --model_outputs`: a list of {instruction, output, generator,
-    dataset}.
+    """`<model>.json` for `alpaca_eval --model_outputs`: {instruction, output, generator, dataset}.
 
     Source: github.com/tatsu-lab/alpaca_eval, README.md and example/outputs.json. AlpacaEval
     compares with reference outputs of the same instructions: for the helpful 129 give it those
@@ -97,9 +94,8 @@ def _choices(i, model, turns):
 def _checked_ids(answers, model, most=1):
     """The ids of a table of answers, which must have at most `most` turns a prompt."""
     if not re.fullmatch(r"[\w.+-]*\w", model):
-        raise ValueError(
-            f"model={model!r}: it names the file; use letters, digits, '.', '_', '+' and '-'"
-        )
+        fix = "use letters, digits, '.', '_', '+' and '-'"
+        raise ValueError(f"model={model!r}: it names the file; {fix}")
     if answers.empty:
         raise ValueError("answers: the table is empty")
     if answers.id.duplicated().any():

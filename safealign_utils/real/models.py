@@ -1,5 +1,7 @@
 """Opening a real model as a policy: refuses early what could not be used."""
 
+import functools
+
 import numpy as np
 import torch
 import transformers
@@ -12,8 +14,7 @@ from . import weights
 
 
 def load_policy(name, *, revision="", template="dialogue"):
-    """Load a folder or, where there is none, a hub id (owner/name@revision too), in float32:
-    safetensors only.
+    """Load a folder or a hub id (owner/name@revision too) in float32, safetensors only.
 
     Raises ValueError for what `check_model` refuses, where a weight is missing, unexpected or
     misshapen, and for an architecture whose log-probs would be misread.
@@ -26,39 +27,30 @@ def load_policy(name, *, revision="", template="dialogue"):
 
 
 def check_model(name, *, revision="", template="dialogue", max_length=0, new_tokens=0):
-    """The `weights.Opened` of a model. Refuses early what `load_policy` could not use; reads
-    headers, and no weights.
+    """The `weights.Opened` of a model: refuses early what could not be used; reads headers only.
 
     The model must have positions for rows of `max_length` tokens, prompt and response, and for a
     prompt and an answer of `new_tokens` tokens; its tokenizer must be able to write the template.
     """
-    opened = weights.open_model("model", name, revision, _network)
+    network_of = functools.partial(weights.network_class, transformers.AutoModelForCausalLM)
+    opened = weights.open_model("model", name, revision, network_of)
     what, room = opened.what, weights.positions(opened.config)
     if opened.tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"{what}: its tokenizer has no end-of-sequence token; set eos_token in its "
-            "tokenizer_config.json"
-        )
+        why = "its tokenizer has no end-of-sequence token"
+        raise ValueError(f"{what}: {why}; set eos_token in its tokenizer_config.json")
     if room and max_length > room:
-        raise ValueError(
-            f"max_length={max_length}: {what} has {room} positions; use {room} or less"
-        )
+        why = f"{what} has {room} positions"
+        raise ValueError(f"max_length={max_length}: {why}; use {room} or less")
     if room and new_tokens >= room:
-        raise ValueError(
-            f"new_tokens={new_tokens}: {what} has {room} positions for prompt and answer; use fewer"
-        )
+        why = f"{what} has {room} positions for prompt and answer"
+        raise ValueError(f"new_tokens={new_tokens}: {why}; use fewer")
     check_template(opened.tokenizer, template)
     return opened
 
 
-def _network(what, config):
-    return weights.network_class(transformers.AutoModelForCausalLM, config)
-
-
 @torch.no_grad()
 def _check_readable(what, policy):
-    """Refuse an architecture whose log-probs the hot path would misread: logit scaling, soft caps,
-    no plain masks."""
+    """Refuse an architecture whose log-probs the hot path misreads: logit scaling, soft caps."""
     prompt, reply = np.array([5, 6, 7]), np.array([8, 9, 10])
     kind, use = policy.model.config.model_type, "use Llama, Qwen2, Mistral or GPT-2"
     try:
@@ -70,6 +62,4 @@ def _check_readable(what, policy):
     except (TypeError, ValueError, RuntimeError, AttributeError) as reason:
         raise ValueError(f"{what}: {kind} models take no packed rows ({reason}); {use}") from reason
     if not error < 1e-3:
-        raise ValueError(
-            f"{what}: log-probs of {kind} models are misread by {error:.2g} nats; {use}"
-        )
+        raise ValueError(f"{what}: {kind} models are misread by {error:.2g} nats; {use}")

@@ -1,5 +1,4 @@
-"""Prompt sets by name, from the hub or a file: one table with the columns prompt, turns, category,
-unsafe, id.
+"""Prompt sets by name, from the hub or a file: a table of prompt, turns, category, unsafe, id.
 
 `SETS` says where each set is published, under which licence, and whether its prompts are meant as
 unsafe. No prompt is shipped with the kit. Safety sets hold offensive and dangerous requests: keep
@@ -54,28 +53,25 @@ def _published():
 SETS = _published()
 
 
-def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
-    """A prompt set as a table: prompt (text), turns (tuple of texts), category (text), unsafe
-    (boolean or NA), id.
+def load_prompts(name, *, limit=0, tokenizer=None):
+    """A prompt set as a table: prompt (text), turns (tuple of texts), category, unsafe, id.
 
     `name` is one of SETS, the path of a file (.txt: a prompt a line; .csv, .json, .jsonl with a
-    column like `prompt`), or `set=path`; `path` gives the set's file instead of the hub, `revision`
-    another commit of the hub than the table's. A list of messages is a conversation: what the user
-    says after the last answer in it is asked, a turn a message; the rest (system, answers) stands
-    before the first of these as a dialogue. `limit` > 0 keeps at most so many, the first of every
-    category in turn. `unsafe`: what SETS says for the whole set, else the row's `label` (safe,
-    unsafe), else XSTest's rule that a type beginning with contrast_ is unsafe, else NA. Rows that
-    come with a response (pairs) give each prompt once. A HarmBench context stands before its
-    behaviour as in HarmBench's own baselines. MT-Bench has two turns, `prompt` being the first.
-    Texts hold no mark of a chat format, nor a special token of `tokenizer` where one is given.
-    Raises ValueError naming the file, the row, the column and the reason.
+    column like `prompt`), or `set=path`. A list of messages is a conversation: what the user says
+    after the last answer in it is asked, a turn a message; the rest stands before the first of
+    these as a dialogue. `limit` > 0 keeps at most so many, the first of every category in turn.
+    `unsafe` (boolean or NA): what SETS says for the whole set, else the row's `label` (safe,
+    unsafe), else XSTest's rule that a type beginning with contrast_ is unsafe. Pairs give each
+    prompt once. A HarmBench context stands before its behaviour as in HarmBench's own baselines.
+    MT-Bench has two turns, `prompt` being the first. Texts hold no mark of a chat format, nor a
+    special token of `tokenizer`. Raises ValueError naming the file, the row, the column and the
+    reason.
     """
-    if not path and name not in SETS:
-        name, path = _named_file(name)
+    name, path = (name, "") if name in SETS else _named_file(name)
     if not isinstance(limit, int) or limit < 0:
         raise ValueError(f"limit={limit!r}: a whole number of prompts, or 0 for all")
     chosen = SETS.get(name, PromptSet("", None, "", None))
-    rows = _file_rows(path) if path else _hub_rows(name, chosen, revision)
+    rows = _file_rows(path) if path else _hub_rows(name, chosen)
     table = _table(rows, path or name, chosen, templates.marker_pattern(tokenizer))
     if limit:
         turn = table.groupby("category").cumcount().sort_values(kind="stable").index[:limit]
@@ -86,40 +82,37 @@ def load_prompts(name, *, path="", revision="", limit=0, tokenizer=None):
 def _named_file(name):
     """(name of the set, path) of what names no set alone: `set=path`, or a path."""
     if len(named := sources(name, "prompts")) > 1:
-        raise ValueError(
-            f"prompts={name!r}: names {len(named)} files; give one, as set=path or as a path"
-        )
+        fix = "give one, as set=path or as a path"
+        raise ValueError(f"prompts={name!r}: names {len(named)} files; {fix}")
     ((own, file),) = named
     if own or Path(file).suffix or Path(file).exists():
         return own or Path(file).stem, file
     near = difflib.get_close_matches(name, SETS, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ValueError(
-        f"prompts={name!r}: no set of this name{hint}; choose {', '.join(SETS)}, or give a file"
-    )
+    why = "no set of this name" + (f" (did you mean {near[0]}?)" if near else "")
+    raise ValueError(f"prompts={name!r}: {why}; choose {', '.join(SETS)}, or give a file")
 
 
 def _table(rows, place, chosen, marks):
     out, seen, marked = [], set(), []
     for number, row in enumerate(rows, start=1):
-        bad = functools.partial(_refusal, f"prompts={place}, row {number}")
-        turns, category = _turns(row, bad), _category(row)
+        where = f"prompts={place}, row {number}"
+        turns, category = _turns(row, where), _category(row)
         is_repeated = any(name in row for name in RESPONSE) and turns in seen
         if is_repeated or chosen.keep and category not in chosen.keep:
             continue
         seen.add(turns)
-        marked += [(bad, turn, found[0]) for turn in turns if (found := marks.search(turn))][:1]
+        marked += [(where, turn, found[0]) for turn in turns if (found := marks.search(turn))][:1]
         found = dict(prompt=turns[0], turns=turns, category=category)
         out.append(found | dict(unsafe=_unsafe(row, chosen), id=_id(row, number)))
     if not out:
         of = f" of {' or '.join(chosen.keep)}" if chosen.keep else ""
         raise ValueError(f"prompts={place}: holds no prompts{of}")
     if marked:
-        bad, text, mark = marked[0]
-        raise bad(
-            f": {text[:40]!r} holds {mark!r} of a chat format, and so do {len(marked)} of "
-            f"{len(out)} prompts; give each as a list of messages, or take the marks out"
-        )
+        where, text, mark = marked[0]
+        fix = "give each as a list of messages, or take the marks out"
+        count = f"{len(marked)} of {len(out)} prompts"
+        words = f"{text[:40]!r} holds {mark!r} of a chat format, and so do {count}"
+        raise ValueError(f"{where}: {words}; {fix}")
     table = pd.DataFrame(out).astype({"unsafe": "boolean"})
     if table.id.duplicated().any():
         twice = table.id[table.id.duplicated()].tolist()[0]
@@ -127,62 +120,50 @@ def _table(rows, place, chosen, marks):
     return table
 
 
-def _refusal(where, reason):
-    return ValueError(where + reason)
-
-
-# ---------------------------------------------------------------- cells
 def _named(row, names):
     """The first of some names under which a row has something, or None."""
     return next((name for name in names if row.get(name) not in (None, "")), None)
 
 
-def _turns(row, bad):
-    """The user's turns of a row (a tuple of texts); what a conversation holds before the last
-    answer, and the context, stand in the first of them."""
+def _turns(row, where):
+    """The user's turns of a row (a tuple of texts), in the first of them what stands before it."""
     name = _named(row, ASKED)
     if name is None:
-        raise bad(
-            f": no text in a column called {', '.join(ASKED)}; it has {', '.join(map(str, row))}"
-        )
+        has = ", ".join(map(str, row))
+        raise ValueError(f"{where}: no text in a column called {', '.join(ASKED)}; it has {has}")
     given = row[name] if isinstance(row[name], list) else [row[name]]
-    messages = [_message(turn, name, bad) for turn in given]
+    messages = [_message(turn, name, where) for turn in given]
     if not messages or messages[-1]["role"] != "user":
         found = f"no text in a column called {name}"
         if messages:
-            role = messages[-1]["role"]
-            found = f"last in a column called {name} is a message of the {role}"
-        raise bad(f": {found}, so nothing is asked; end with a message of the user")
+            found = f"last in a column called {name} is a message of the {messages[-1]['role']}"
+        raise ValueError(f"{where}: {found}, so nothing is asked; end with a message of the user")
     others = [n for n, m in enumerate(messages) if m["role"] != "user"]
     asked = messages[others[-1] + 1 :] if others else messages
     turns = [m["content"] for m in asked]
     if others:
         told = messages[: others[-1] + 2]  # with the first message that is asked
         if not is_a_dialogue(told):
-            raise bad(
-                f": the messages in a column called {name} cannot be told apart when written as "
-                "one dialogue; begin with system or user, let user and assistant alternate, and "
-                "write no 'Human:' or 'Assistant:' in them"
-            )
+            why = f"the messages in a column called {name} cannot be told apart as one dialogue"
+            fix = "begin with system or user, let user and assistant alternate"
+            raise ValueError(f"{where}: {why}; {fix}, and write no 'Human:' or 'Assistant:'")
         turns[0] = templates.dialogue(told)
     context = row.get(_named(row, CONTEXT))
     if context is not None:
         if not isinstance(context, str):
-            raise bad(f": the context must be text, found {repr(context)[:40]}")
+            raise ValueError(f"{where}: the context must be text, found {repr(context)[:40]}")
         turns[0] = f"{context}\n\n---\n\n{turns[0]}"
     return tuple(turns)
 
 
-def _message(turn, name, bad):
-    """A turn, a text or a message, as a message."""
+def _message(turn, name, where):
     role, text = "user", turn
     if isinstance(turn, dict):
         role, text = turn.get("role", "user"), turn.get("content")
     if role not in templates.ROLES.values() or not isinstance(text, str) or not text.strip():
-        raise bad(
-            f": no text in a column called {name}: found {repr(turn)[:60]}; it holds a text, a "
-            "list of texts, or messages with role (system, user, assistant) and content"
-        )
+        found = f"no text in a column called {name}: found {repr(turn)[:60]}"
+        known = "messages with role (system, user, assistant) and content"
+        raise ValueError(f"{where}: {found}; it holds a text, a list of texts, or {known}")
     return {"role": role, "content": text}
 
 
@@ -211,28 +192,22 @@ def _unsafe(row, chosen):
     return None
 
 
-# ---------------------------------------------------------------- rows
-def _hub_rows(name, chosen, revision):
-    """Yield the rows of a published set as dicts."""
-    fix = f"give the set's file as {name}=PATH ({chosen.file})"
+def _hub_rows(name, chosen):
+    fix = f"file as {name}=PATH ({chosen.file})"
     if not chosen.hub:
-        fix = fix.replace("the set's", "its")
-        raise ValueError(f"prompts={name!r}: not known on the hub; {fix}")
+        raise ValueError(f"prompts={name!r}: not known on the hub; give its {fix}")
     which = dict(split=chosen.split, config=chosen.config, name="prompts")
     try:
-        for _, row in hub.load_rows(chosen.hub, revision or chosen.revision, **which):
+        for _, row in hub.load_rows(chosen.hub, chosen.revision, **which):
             yield row
     except ValueError as error:
-        raise ValueError(f"{error}; or {fix}") from error
+        raise ValueError(f"{error}; or give the set's {fix}") from error
 
 
 def _file_rows(path):
-    """Yield the rows of a file as dicts."""
     file, what = Path(path), f"prompts={path}"
     if not file.is_file():
         raise ValueError(f"{what}: no such file")
-    if file.suffix not in (".txt", ".csv", ".json", ".jsonl"):
-        raise ValueError(f"{what}: unknown ending; use .txt, .csv, .json or .jsonl")
     if file.suffix in (".json", ".jsonl"):
         for _, row in hub.json_rows(file, what):
             for one in row if isinstance(row, list) else [row]:
@@ -241,8 +216,10 @@ def _file_rows(path):
     texts = (text for _, text in hub.lines(file, what))
     if file.suffix == ".txt":
         yield from ({"prompt": text.strip()} for text in texts if text.strip())
-    else:
+    elif file.suffix == ".csv":
         yield from _csv_rows(texts, what)
+    else:
+        raise ValueError(f"{what}: unknown ending; use .txt, .csv, .json or .jsonl")
 
 
 def _csv_rows(texts, what):
@@ -250,10 +227,8 @@ def _csv_rows(texts, what):
     try:
         for row in reader:
             if None in row:
-                raise ValueError(
-                    f"{what}, line {reader.line_num}: more cells than the first line has names; "
-                    "quote texts with commas"
-                )
+                where, why = f"{what}, line {reader.line_num}", "more cells than the first line has"
+                raise ValueError(f"{where}: {why} names; quote texts with commas")
             yield row
     except csv.Error as error:
         raise ValueError(f"{what}, line {reader.line_num}: no csv ({error})") from None

@@ -23,16 +23,15 @@ class LeftOut(Exception):
     """Why a row that nobody can mend is left out."""
 
 
-# ---------------------------------------------------------------- reading
 def load_pairs(data, *, revision="", tokenizer=None):
-    """Read pairs from a file (.jsonl, .json, .csv, .parquet), a folder, a hub id as owner/name or
-    owner/name@revision, or several as `name=path,name=path`.
+    """Pairs of a file (.jsonl, .json, .csv, .parquet), a folder or a hub id, or of several of them.
 
+    `data` is one of these, or `name=path,name=path`; a hub id is owner/name or owner/name@revision.
     A row has the PKU columns; or prompt, chosen, rejected, as texts or as lists of messages (TRL's
     form); or chosen and rejected as whole dialogues (hh-rlhf). Labels may be null or tied, other
     columns are ignored. `category` is the harm category where the data have one, else "". Texts
-    must have their response_k_sha256 where that is given. A text must hold no mark of a chat
-    format, nor the name of a special token of `tokenizer` where one is given.
+    must have their response_k_sha256 where that is given, and hold no mark of a chat format, nor
+    the name of a special token of `tokenizer`.
 
     Raises ValueError naming the file, the line (or row), the column and the reason of the first bad
     row. Rows that nobody can mend are left out, printed to stderr and counted in
@@ -52,8 +51,7 @@ def load_pairs(data, *, revision="", tokenizer=None):
 
 
 def _rows(path, revision, name, marks):
-    """(rows of one source, validated and in one layout, {reason: rows left out}); `name` becomes
-    their source."""
+    """(rows of one source in one layout, {reason: rows left out}); `name` becomes their source."""
     out, left_out, marked = [], Counter(), []
     for place, row in hub.load_rows(path, revision):
         bad = functools.partial(_refusal, f"data={path}, {place}")
@@ -103,11 +101,9 @@ def _check_marked(marked, rows):
     if marked:
         bad, column, text, mark = marked[0]
         shown = text if len(text) <= 60 else f"{text[:30]} ... {text[-30:]}"
-        raise bad(
-            column,
-            f"{shown!r} holds {mark!r} of a chat format, and so do {len(marked)} of {rows} rows; "
-            "give the messages as lists in prompt, chosen and rejected, or take the marks out",
-        )
+        why = f"{shown!r} holds {mark!r} of a chat format, and so do {len(marked)} of {rows} rows"
+        fix = "give the messages as lists in prompt, chosen and rejected, or take the marks out"
+        raise bad(column, f"{why}; {fix}")
 
 
 def _named(row):
@@ -116,7 +112,7 @@ def _named(row):
 
 
 def _check_not_empty(texts):
-    """Leave a row out of which a text is missing or blank, and none is anything else than text."""
+    """Leave out a row of texts of which one is missing or blank."""
     if all(value is None or isinstance(value, str) for value in texts):
         if any(value is None or not value.strip() for value in texts):
             raise LeftOut("an empty text")
@@ -136,11 +132,8 @@ def _check_hashes(row, texts, bad):
         column, text = f"response_{k}_sha256", texts[0] + texts[1 + k]
         given = row.get(column)
         if isinstance(given, str) and given.lower() != hashlib.sha256(text.encode()).hexdigest():
-            raise bad(
-                column,
-                f"is not the SHA-256 of prompt + response_{k}: a text was altered; fetch the file "
-                "again",
-            )
+            why = f"is not the SHA-256 of prompt + response_{k}: a text was altered"
+            raise bad(column, f"{why}; fetch the file again")
 
 
 def _word(row, column, bad, fix):
@@ -170,8 +163,7 @@ def _is_missing(value):
 
 
 def _category(row):
-    """Harm category: a column of that name, the names that are true for either response (PKU), or
-    XSTest's type."""
+    """Harm category: the column, the names true for either response (PKU), or XSTest's type."""
     own = row.get("category")
     if isinstance(own, list) and all(isinstance(name, str) for name in own):
         return "; ".join(own)
@@ -184,17 +176,14 @@ def _category(row):
     return "; ".join(dict.fromkeys(names)) or (type_ if isinstance(type_, str) else "")
 
 
-# ---------------------------------------------------------------- layouts
 def _texts(row, bad):
     """[prompt, response_0, response_1] of a row of any layout, unchecked. Raises LeftOut."""
     if not isinstance(row, dict):
         raise bad("prompt", "the row is not an object with named columns")
     if "response_0" not in row and "chosen" not in row and "response" in row:
-        raise bad(
-            "response_0",
-            "the rows have one response each and are no pairs; train on pairs such as those of "
-            "PKU-Alignment/PKU-SafeRLHF-30K, and take the prompts for evaluation",
-        )
+        why = "the rows have one response each and are no pairs"
+        fix = "train on pairs such as those of PKU-Alignment/PKU-SafeRLHF-30K"
+        raise bad("response_0", f"{why}; {fix}, and take the prompts for evaluation")
     if "response_0" in row or "chosen" not in row:
         return _present(row, TEXT, bad)
     prompt, (chosen, rejected) = row.get("prompt"), _present(row, ("chosen", "rejected"), bad)
@@ -208,11 +197,9 @@ def _texts(row, bad):
 def _present(row, columns, bad):
     """The values of columns that must be there; a refusal says which ones are."""
     if missing := [column for column in columns if column not in row]:
-        raise bad(
-            missing[0],
-            f"found nothing: pairs have the columns {', '.join(TEXT)}, or prompt, chosen, "
-            f"rejected; these have {', '.join(map(str, row)) or 'none'}",
-        )
+        known = f"pairs have the columns {', '.join(TEXT)}, or prompt, chosen, rejected"
+        has = f"these have {', '.join(map(str, row)) or 'none'}"
+        raise bad(missing[0], f"found nothing: {known}; {has}")
     return [row[column] for column in columns]
 
 
@@ -222,10 +209,9 @@ def _from_dialogues(chosen, rejected):
     answers = [y[at:].strip().removeprefix(ANSWER.strip()).strip() for y in (chosen, rejected)]
     if at < 0 or any("\n\nHuman:" in y for y in answers):
         raise LeftOut(PARTED)
-    _check_answers(answers)
     prompt = chosen[: at + len(ANSWER)].strip()
     messages = turns(prompt)
-    return [messages[0]["content"] if len(messages) == 1 else prompt, *answers]
+    return _answered(messages[0]["content"] if len(messages) == 1 else prompt, answers)
 
 
 def _from_messages(prompt, chosen, rejected, bad):
@@ -233,7 +219,8 @@ def _from_messages(prompt, chosen, rejected, bad):
     asked = prompt if isinstance(prompt, list) else []
     for column, messages in (("prompt", asked), ("chosen", chosen), ("rejected", rejected)):
         _check_messages(messages, column, bad)
-    shared = _shared(chosen, rejected)
+    both = list(zip(chosen[:-1], rejected[:-1]))
+    shared = next((n for n, (a, b) in enumerate(both) if a != b), len(both))
     ends = [messages[shared:] for messages in (chosen, rejected)]
     # chosen and rejected may repeat the prompt
     asked = (asked if chosen[: len(asked)] != asked else []) + chosen[:shared]
@@ -245,31 +232,21 @@ def _from_messages(prompt, chosen, rejected, bad):
         raise LeftOut("the prompt ends in words of the assistant, which both answers continue")
     if len(asked) > 1 and not is_a_dialogue(asked):
         raise LeftOut("its messages cannot be told apart when written as one dialogue")
-    answers = [end[0]["content"] for end in ends]
-    _check_answers(answers)
-    return [dialogue(asked), *answers]
-
-
-def _shared(chosen, rejected):
-    """How many messages two lists begin with in common, the last of each left out."""
-    both = list(zip(chosen[:-1], rejected[:-1]))
-    return next((n for n, (a, b) in enumerate(both) if a != b), len(both))
+    return _answered(dialogue(asked), [end[0]["content"] for end in ends])
 
 
 def _check_messages(messages, column, bad):
     for m in messages:
         is_message = isinstance(m, dict) and isinstance(m.get("content"), str)
         if not is_message or m.get("role") not in ROLES.values():
-            raise bad(
-                column,
-                "a message has a role (system, user, assistant) and a text as content, found "
-                f"{m!r}",
-            )
+            words = "a message has a role (system, user, assistant) and a text as content"
+            raise bad(column, f"{words}, found {m!r}")
 
 
-def _check_answers(answers):
+def _answered(prompt, answers):
     if not all(y.strip() for y in answers):
         raise LeftOut("an empty answer")
+    return [prompt, *answers]
 
 
 def is_a_dialogue(messages):

@@ -1,5 +1,4 @@
-"""A scorer: a reward or a cost of responses, (prompts, responses) -> float64 [N], kept on disk by
-content.
+"""A scorer: a reward or a cost of responses, (prompts, responses) -> float64 [N], cached on disk.
 
 `scorer_checkpoints` reads one from a checkpoint, `scorer_training` trains a small pair. Signs: a
 larger reward is better; a cost above 0 is harmful.
@@ -64,17 +63,16 @@ class Scorer:
         return [self.name, self.kind, self.made_of(), self.encode]
 
     def __call__(self, prompts, responses):
-        """Scores float64 [N] of plain prompt and response texts; the scorer's own template is
-        applied.
+        """Scores float64 [N] of plain prompt and response texts, in the scorer's own template.
 
-        Computed once: kept on disk by what the scorer is made of and the tokens, in blocks of 256
-        rows, so that a scoring that was cut off goes on. Raises ValueError where the lists differ
-        in length or a score is not finite.
+        Cached on disk by what the scorer is made of and the tokens, in blocks of 256 rows, so that
+        a scoring that was cut off goes on. Raises ValueError where the lists differ in length or a
+        score is not finite.
         """
         prompts, responses = list(prompts), list(responses)
         if len(prompts) != len(responses):
             raise ValueError(
-                f"responses: {len(responses)} for {len(prompts)} prompts; give one a prompt"
+                f"responses: {len(responses)} for {len(prompts)} prompts; give as many"
             )
         rows = self.encode(prompts, responses) if prompts else []
         blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
@@ -83,7 +81,6 @@ class Scorer:
         return np.concatenate([np.zeros(0), *(self._block(asked, block) for block in bar)])
 
     def _block(self, asked, rows):
-        """Scores float64 [n] of a block, found on disk or put there."""
         key = distributed.agree(cache.digest(asked, rows))
         if stored := distributed.found(lambda: cache.load("scores", key)):
             return stored[0]["scores"]
@@ -114,11 +111,8 @@ def check_sign(scorer):
     prompts, low, high = zip(*KNOWN_PAIRS[scorer.kind])
     right = int((scorer(prompts, high) > scorer(prompts, low)).sum())
     if 2 * right <= len(prompts):
-        order = {"cost": "harmful answer above the harmless"}
-        order = order.get(scorer.kind, "helpful answer above the unhelpful")
-        raise ValueError(
-            f"{scorer.kind}_model={scorer.name!r}: it scores the {order} one in only {right} of "
-            f"{len(prompts)} known pairs, so its sign looks swapped (a {scorer.kind} model must "
-            "score it higher); is it of another kind? Name one of this kind; load_scorer(..., "
-            "sign_check=False) switches the check off"
-        )
+        costly, good = "harmful answer above the harmless", "helpful answer above the unhelpful"
+        found = f"the {costly if scorer.kind == 'cost' else good} one in only {right}"
+        why = f"it scores {found} of {len(prompts)} known pairs, so its sign looks swapped"
+        fix = "name one of this kind; load_scorer(..., sign_check=False) takes it as it is"
+        raise ValueError(f"{scorer.kind}_model={scorer.name!r}: {why}; {fix}")

@@ -1,17 +1,15 @@
 """Scorers from checkpoints: a reward or a cost of responses, (prompts, responses) -> float64 [N].
 
-Two kinds are read. The score models of Safe RLHF (arXiv 2310.12773: PKU-Alignment's beaver-7b
-reward and cost, v1.0 and unified) by a class of our own, since plain loading drops a head's bias
-and its normaliser in silence; and any sequence-classification model with one label. A checkpoint
-with missing or unexpected weights, a padding token that is the end-of-sequence token, and a sign
-that fails on known pairs are refused.
+Read are the score models of Safe RLHF (arXiv 2310.12773: PKU-Alignment's beaver-7b reward and cost,
+v1.0 and unified), by a class of our own, since plain loading drops a head's bias and its normaliser
+in silence; and any sequence-classification model with one label. Refused: missing or unexpected
+weights, a padding token that is the end-of-sequence token, a sign that fails on known pairs.
 
 The beaver weights are non-commercial: nothing here bundles them or takes them by default.
 """
 
 import functools
 import json
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,17 +25,16 @@ from ..templates import render, turns
 from . import weights
 from .scorer import KNOWN_PAIRS, Scorer, check_sign
 
-# no space before the response
-SAFE_RLHF = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
+SAFE_RLHF = "BEGINNING OF CONVERSATION: USER: {} ASSISTANT:"  # no space before the response
+LONGEST = 512  # tokens of prompt and response in their template
 
 
 class BeaverScorer(LlamaPreTrainedModel):
     """Safe RLHF's score model: a Llama and a linear head, read at the last attended position.
 
     With `do_normalize` a reward is shifted and scaled by the checkpoint's running mean and
-    variance, a cost only scaled, so that its threshold stays 0. Releases differ in what the
-    configuration says: the head's bias is `score_bias` or `bias`, and present where neither is
-    named, as in Safe RLHF's own code.
+    variance, a cost only scaled, so that its threshold stays 0. The head's bias is `score_bias` or
+    `bias`, and present where neither is named, as in Safe RLHF's own code.
     """
 
     def __init__(self, config):
@@ -56,8 +53,7 @@ class BeaverScorer(LlamaPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids, attention_mask):
-        """Scores float32 [B] of ids [B, T]; the mask [B, T] is 1 at tokens, 0 at padding on either
-        side."""
+        """Scores float32 [B] of ids [B, T]; the mask [B, T] is 1 at tokens, 0 at padding."""
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         given = dict(attention_mask=attention_mask, position_ids=positions, use_cache=False)
         hidden = self.model(input_ids, **given).last_hidden_state
@@ -73,32 +69,29 @@ class BeaverScorer(LlamaPreTrainedModel):
         return (score - shift) / (var.sqrt() + 1e-8)
 
 
-# ---------------------------------------------------------------- loading
-def load_scorer(
-    name, *, kind, dtype="float32", device="cpu", max_length=512, template="auto", sign_check=True
-):
-    """A `Scorer` from a folder or a hub id (owner/name@revision too): Safe RLHF's score model, or
-    sequence classification with one label.
+def load_scorer(name, *, kind, dtype="float32", device="cpu", sign_check=True):
+    """A `Scorer` from a folder or hub id: Safe RLHF's score model, or a classifier with one label.
 
-    `kind` is reward or cost; what a checkpoint says of itself must agree. `template`: "safe_rlhf"
-    (the conversation format of the beaver models, ended by the end-of-sequence token), "chat" (the
-    tokenizer's chat template), or a text with {prompt} and {response}; "auto" is safe_rlhf for a
-    beaver checkpoint, else chat. Texts longer than `max_length` tokens lose the prompt's beginning
-    and the response's end. Raises ValueError for anything that cannot be read safely: no
-    safetensors, missing or unexpected weights, a padding token that is missing or is the end of the
-    sequence, more than one label, another kind, and, unless `sign_check` is False, a wrong sign.
+    `name` may be owner/name@revision. `kind` is reward or cost; what a checkpoint says of itself
+    must agree. A beaver reads Safe RLHF's conversation format, ended by the end-of-sequence token,
+    any other its tokenizer's chat template. Texts longer than LONGEST tokens lose the prompt's
+    beginning and the response's end. Raises ValueError for what cannot be read safely: no
+    safetensors, missing or unexpected weights, a padding token that is missing or ends the
+    sequence, several labels, another kind, and (`sign_check`) a wrong sign.
 
     *Differs from the paper's code:* over-long texts keep their last token; it cuts it off.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r}: choose float32 or bfloat16")
-    opened, encode = check_scorer(name, kind=kind, max_length=max_length, template=template)
+    opened, encode = check_scorer(name, kind=kind)
     model = opened.load(dtype=getattr(torch, dtype)).to(distributed.own_device(device))
     # The head of sequence classification looks for padding in the ids.
     model.config.get_text_config().pad_token_id = opened.tokenizer.pad_token_id
 
     def made_of():
-        return [weights_hash(model, _said(model.config)), dtype, model.device.type]
+        said = {k: v for k, v in model.config.to_dict().items() if k not in NOT_CONTENT}
+        said = json.dumps(said, sort_keys=True, default=str)
+        return [weights_hash(model, said), dtype, model.device.type]
 
     scorer = Scorer(name, kind, made_of, encode, functools.partial(_scores, model))
     if sign_check:
@@ -117,35 +110,23 @@ def _scores(model, rows):
     return out if isinstance(model, BeaverScorer) else out.logits[:, 0].float()
 
 
-def check_scorer(name, *, kind, max_length=512, template="auto"):
-    """(the `weights.Opened`, the `Encoder`) of a scorer: refuses what `load_scorer` could not
-    use, without reading weights."""
+def check_scorer(name, *, kind):
+    """(`weights.Opened`, `Encoder`) of a scorer: refuses by headers what could not be used."""
     if kind not in KNOWN_PAIRS:
         raise ValueError(f"kind={kind!r}: choose reward or cost")
-    network_of = functools.partial(_network, kind)
+    network_of = functools.partial(_network, kind, f"{kind}_model={name!r}")
     opened = weights.open_model(f"{kind}_model", name, "", network_of)
     what, tokenizer = opened.what, opened.tokenizer
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        pad = "missing" if tokenizer.pad_token_id is None else "the end-of-sequence token"
-        raise ValueError(
-            f"{what}: its padding token is {pad}, so that the end of a text cannot be told from "
-            "padding; set a pad_token of its own in its tokenizer_config.json"
-        )
-    room = weights.positions(opened.config) or max_length
-    if not 16 <= max_length <= room:
-        raise ValueError(
-            f"max_length={max_length}: a number of tokens from 16 to the model's {room} ({what})"
-        )
-    if template == "auto":
-        template = "safe_rlhf" if opened.network is BeaverScorer else "chat"
-    if template == "chat" and not tokenizer.chat_template:
-        raise ValueError(
-            f"{what}: no chat template; set template='...{{prompt}}...{{response}}' as it was "
-            "trained"
-        )
-    if template not in ("chat", "safe_rlhf"):
-        _around(template)
-    return opened, Encoder(tokenizer, template, max_length)
+        why = "missing" if tokenizer.pad_token_id is None else "the end-of-sequence token"
+        why = f"its padding token is {why}, so that no text's end can be told from padding"
+        raise ValueError(f"{what}: {why}; set a pad_token of its own in its tokenizer_config.json")
+    is_chat = opened.network is not BeaverScorer
+    if is_chat and not tokenizer.chat_template:
+        fix = "save the one that it was trained with in its tokenizer (chat_template)"
+        raise ValueError(f"{what}: no chat template; {fix}")
+    longest = min(LONGEST, weights.positions(opened.config) or LONGEST)
+    return opened, Encoder(tokenizer, is_chat, longest)
 
 
 def _network(kind, what, config):
@@ -156,46 +137,32 @@ def _network(kind, what, config):
         _check_beaver(kind, what, config)
         return BeaverScorer
     if not architecture.endswith("ForSequenceClassification"):
-        raise ValueError(
-            f"{what}: {architecture or 'this'} is no reward model; use one of sequence "
-            "classification"
-        )
+        why = f"{architecture or 'this'} is no reward model"
+        raise ValueError(f"{what}: {why}; use one of sequence classification")
     if config.num_labels != 1:
-        raise ValueError(
-            f"{what}: it has {config.num_labels} labels; a score is one number, so one label"
-        )
+        why = f"it has {config.num_labels} labels"
+        raise ValueError(f"{what}: {why}; a score is one number, so one label")
     return weights.network_class(transformers.AutoModelForSequenceClassification, config)
 
 
 def _check_beaver(kind, what, config):
     says = config.score_type = getattr(config, "score_type", kind)
     if says != kind:
-        raise ValueError(
-            f"{what}: its configuration says score_type={says!r}; it is no {kind} model, use it as "
-            f"{says}"
-        )
+        why = f"its configuration says score_type={says!r}"
+        raise ValueError(f"{what}: {why}; it is no {kind} model, use it as {says}")
     if config.model_type != "llama":
-        raise ValueError(
-            f"{what}: a {config.model_type} backbone; the score models of Safe RLHF read here are "
-            "Llamas"
-        )
+        why = f"a {config.model_type} backbone"
+        raise ValueError(f"{what}: {why}; the score models of Safe RLHF read here are Llamas")
     if getattr(config, "score_dim", 1) != 1:
         raise ValueError(f"{what}: score_dim={config.score_dim}; a score is one number")
 
 
-def _said(config):
-    said = {k: v for k, v in config.to_dict().items() if k not in NOT_CONTENT}
-    return json.dumps(said, sort_keys=True, default=str)
-
-
-# ---------------------------------------------------------------- texts to ids
 @dataclass(frozen=True)
 class Encoder:
-    """(prompts, responses) -> N rows [ids] in a template (see `load_scorer`), each cut to
-    `max_length` tokens."""
+    """(prompts, responses) -> N rows [ids], each cut to `max_length` tokens."""
 
     tokenizer: transformers.PreTrainedTokenizerBase
-    template: str
+    is_chat: bool
     max_length: int
 
     def __call__(self, prompts, responses):
@@ -204,40 +171,25 @@ class Encoder:
 
     def text(self, prompt, response=None):
         """What is scored; without a response what stands before it."""
-        if self.template == "chat":
-            reply = [] if response is None else [{"role": "assistant", "content": response}]
-            return render(self.tokenizer, turns(prompt) + reply, ask=response is None)
-        start, between, end = _around(self.template)
-        return start + prompt + between + ("" if response is None else response + end)
+        if not self.is_chat:
+            return SAFE_RLHF.format(prompt) + (response or "")
+        reply = [] if response is None else [{"role": "assistant", "content": response}]
+        return render(self.tokenizer, turns(prompt) + reply, ask=response is None)
 
     def ids(self, texts):
-        """Arrays of ids. A chat template writes all special tokens itself, safe_rlhf has BOS and
-        EOS around the text, any other text those of the tokenizer."""
-        t, own = self.tokenizer, self.template not in ("chat", "safe_rlhf")
-        rows = t(texts, add_special_tokens=own)["input_ids"]
-        if self.template == "safe_rlhf":
+        """Arrays of ids: a chat template writes BOS and EOS itself, else they are around a text."""
+        t = self.tokenizer
+        rows = t(texts, add_special_tokens=False)["input_ids"]
+        if not self.is_chat:
             bos = [] if t.bos_token_id is None else [t.bos_token_id]
             rows = [[*bos, *row, t.eos_token_id] for row in rows]
         return [np.array(row) for row in rows]
 
     def cut(self, ids, prompt):
-        """The first and the last token, and between them the prompt's end and the response's
-        beginning."""
+        """First and last token, and between them the prompt's end and the response's beginning."""
         if len(ids) <= self.max_length:
             return ids
-        n_prompt = len(self.ids([self.text(prompt)])[0]) - (self.template == "safe_rlhf")
+        n_prompt = len(self.ids([self.text(prompt)])[0]) - (not self.is_chat)
         prompt, response, room = ids[1:n_prompt], ids[n_prompt:-1], self.max_length - 2
         prompt = prompt[-max(room - len(response), room // 2) :]
         return np.concatenate([ids[:1], prompt, response[: room - len(prompt)], ids[-1:]])
-
-
-def _around(template):
-    """What a template has before the prompt, between prompt and response, and behind it."""
-    template = SAFE_RLHF if template == "safe_rlhf" else template
-    found = re.fullmatch(r"(.*)\{prompt\}(.*)\{response\}(.*)", template, flags=re.DOTALL)
-    if not found:
-        raise ValueError(
-            f"template={template!r}: auto, safe_rlhf, chat, or a text with {{prompt}} and "
-            "{response}"
-        )
-    return found.groups()

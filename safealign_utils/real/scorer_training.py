@@ -8,14 +8,13 @@ token (its end-of-sequence token).
     cost     L = -log sigma(c_u - c_s) - log sigma(s_u c_u) - log sigma(s_s c_s)     s = +1 unsafe,
                                                                                          -1 safe
 
-The cost loss is that of Safe RLHF (arXiv 2310.12773; its code's `sequence-wise` loss): u is the
-less safe response of the pair, and the two sign terms give the cost its origin, 0. A reward has no
-origin: it is centred on its mean over the training responses.
+The cost loss is Safe RLHF's (arXiv 2310.12773; its code's `sequence-wise` loss): u is the less safe
+response of the pair, and the two sign terms give the cost its origin, 0. A reward has none: it is
+centred on its mean over the training responses.
 
 *Differs from the paper:* the network is the reference policy's, whatever its size; both responses
-share one pass over the prompt; all weights are trained by AdamW with cosine decay; the optional
-penalty on the squared cost is left out; a pair that lacks a label keeps the terms that it has
-labels for; the reward is centred.
+share one pass over the prompt; AdamW with cosine decay trains all weights; no penalty on the
+squared cost; a pair without a label keeps the terms that it has labels for; the reward is centred.
 """
 
 from dataclasses import replace
@@ -49,19 +48,18 @@ def cost_loss(cost_0, cost_1, *, costlier, sign_0, sign_1):
     """Safe RLHF's cost loss, per pair [B], of the costs of response 0 and response 1.
 
     `costlier` [B] is +1 where response 0 is the less safe one, -1 where response 1 is; `sign_k` [B]
-    is +1 for an unsafe response, -1 for a safe one. 0 leaves a term out (not known).
+    is +1 for an unsafe response, -1 for a safe one. 0 (not known) leaves a term out.
     """
     terms = ((costlier, cost_0 - cost_1), (sign_0, cost_0), (sign_1, cost_1))
     return sum(-logsigmoid(sign * value) * (sign != 0) for sign, value in terms)
 
 
 def cost_labels(table):
-    """(costlier, sign_0, sign_1), float64 [N] each, as `cost_loss` reads them; 0 where a label is
-    missing.
+    """(costlier, sign_0, sign_1), float64 [N] each, as `cost_loss` reads them; 0 for a missing
+    label.
 
-    The less safe response is the one that safer_response_id does not name; without it, the unsafe
-    response of a pair with one of each. In two safe or two unsafe responses it says nothing about
-    either being unsafe.
+    The less safe response is the one that safer_response_id does not name, without it the unsafe
+    one of a pair with one of each. That says nothing about either of two safe or two unsafe ones.
     """
     sign_0, sign_1 = (_numbers(table[c], {True: -1.0, False: 1.0}).fillna(0.0) for c in SAFE)
     mixed = sign_0.where(sign_0 * sign_1 < 0, 0.0)
@@ -75,10 +73,10 @@ def _numbers(labels, named):
 
 # ---------------------------------------------------------------- training
 class Score(torch.nn.Module):
-    """A network with a linear head that scores the places `ends` [n] of a `Packed` batch: [n],
-    float32 or better.
+    """A network with a linear head that scores the places `ends` [n] of a `Packed` batch: [n].
 
-    The head starts at 0: every score is 0, the reward's loss ln 2, the cost's 3 ln 2.
+    In float32 or better. The head starts at 0: every score is 0, the reward's loss ln 2, the cost's
+    3 ln 2.
     """
 
     def __init__(self, policy):
@@ -98,9 +96,8 @@ class Score(torch.nn.Module):
         return self.head(hidden.to(self.head.weight.dtype))[:, 0]
 
 
-def train_reward(reference, table, *, max_length=256, use_cache=True, **training):
-    """A reward model of pairs with better_response_id: a `Scorer`, 0 = the training responses'
-    mean.
+def train_reward(reference, table, *, max_length=256, **training):
+    """A reward model of pairs with better_response_id: a `Scorer`, 0 = its mean in training.
 
     `reference` gives network, tokenizer and template; `training` are the options of the training
     loop (seed, steps, batch_size, learning_rate, ...). The unit is the nat: a difference of 1 is a
@@ -112,17 +109,15 @@ def train_reward(reference, table, *, max_length=256, use_cache=True, **training
         loss = reward_loss(better, worse)
         return loss, {"loss": loss, "accuracy": ordered(better - worse)}
 
-    given = dict(max_length=max_length, use_cache=use_cache)
-    trained = _fit("reward", reference, rows, loss_of_pairs, training, **given)
+    trained = _fit("reward", reference, rows, loss_of_pairs, max_length, training)
     raw = _scorer("reward", trained, max_length, training["seed"])
     scores = [raw(rows.prompt, rows[f"response_{k}"]) for k in (0, 1)]
     trained.module.head.bias.data.sub_(float(np.mean(scores)))
     return _scorer("reward", trained, max_length, training["seed"])
 
 
-def train_cost(reference, table, *, max_length=256, use_cache=True, **training):
-    """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful, in nats of the sign
-    terms.
+def train_cost(reference, table, *, max_length=256, **training):
+    """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful, in nats.
 
     Rows that say nothing of safety are left out. Arguments as in `train_reward`. Raises ValueError
     where no row is left, or where no response has a safety label: the cost would have no origin.
@@ -130,10 +125,8 @@ def train_cost(reference, table, *, max_length=256, use_cache=True, **training):
     labels = np.stack(cost_labels(table), axis=1)
     known = (labels != 0).any(axis=1)
     if not (labels[:, 1:] != 0).any():
-        raise ValueError(
-            f"data: no response has a safety label ({SAFE[0]}, {SAFE[1]}); the cost would have no "
-            "origin"
-        )
+        why = f"no response has a safety label ({SAFE[0]}, {SAFE[1]})"
+        raise ValueError(f"data: {why}; the cost would have no origin")
     rows, labels = table[known].assign(chosen=0, p=1.0, margin=0.0), labels[known]
 
     def loss_of_pairs(cost_0, cost_1, number):
@@ -143,14 +136,15 @@ def train_cost(reference, table, *, max_length=256, use_cache=True, **training):
         signs = (sign_0.abs() + sign_1.abs()).double()
         return loss, {"loss": loss, "accuracy": right / signs.clamp(min=1)}
 
-    given = dict(max_length=max_length, use_cache=use_cache)
-    trained = _fit("cost", reference, rows, loss_of_pairs, training, **given)
+    trained = _fit("cost", reference, rows, loss_of_pairs, max_length, training)
     return _scorer("cost", trained, max_length, training["seed"])
 
 
-def _fit(kind, reference, rows, loss_of_pairs, training, *, max_length, use_cache):
-    """Train a copy of the reference's network with a head, on (first, second) responses of pairs:
-    `loss_of_pairs(first, second, rows)` gives losses [B] and what is logged."""
+def _fit(kind, reference, rows, loss_of_pairs, max_length, training):
+    """Train a copy of the reference's network with a head on (first, second) responses of pairs.
+
+    `loss_of_pairs(first, second, rows)` gives losses [B] and what is logged.
+    """
     training = Training(**training)
     if training.lora:
         rank, seed = training.lora, training.seed
@@ -168,19 +162,17 @@ def _fit(kind, reference, rows, loss_of_pairs, training, *, max_length, use_cach
         loss, stats = loss_of_pairs(score[0::2], score[1::2], number)
         return loss.sum(), {name: values.sum().item() for name, values in stats.items()}
 
-    asked = dict(reference=reference, tokens=tokens, loss=loss_of_pairs) if use_cache else None
+    asked = dict(reference=reference, tokens=tokens, loss=loss_of_pairs)
     return run_training(reference, loss_of, order, training, asked=asked, name=kind, wrap=Score)
 
 
 def _one_more(responses, pad_id):
-    """Responses with one id behind their end. Places are one before what is predicted: so the end
-    itself becomes one."""
+    """Responses with one id behind their end: places are one before what is predicted."""
     return [np.append(y, pad_id) for y in responses]
 
 
 def _ends(lengths):
-    """Where `pack` reads each response's last token, for responses of `_one_more`, whose lengths
-    are given (int [n, J])."""
+    """Where `pack` reads each response's last token, for `_one_more` of lengths int [n, J]."""
     return torch.from_numpy(np.cumsum(lengths.ravel()) - 1)
 
 
@@ -211,11 +203,10 @@ def _scorer(kind, trained, max_length, seed):
 
 # ---------------------------------------------------------------- how good they are
 def pair_accuracy(scorers, table):
-    """The `Estimate` of the share of held-out pairs ordered rightly by one scorer a seed; a tie
-    counts half.
+    """The `Estimate` of the share of held-out pairs ordered rightly by one scorer a seed.
 
-    A reward must rank the better response higher, a cost the less safe one. Rows without that label
-    are left out; the hits of a pair are averaged over seeds.
+    A reward must rank the better response higher, a cost the less safe one; a tie counts half. Rows
+    without that label are left out; the hits of a pair are averaged over seeds.
     """
     if scorers[0].kind == "cost":
         higher = cost_labels(table)[0]
@@ -230,13 +221,12 @@ def pair_accuracy(scorers, table):
 
 
 def harmless_accuracy(costs, table):
-    """How well cost models (one a seed) tell safe from unsafe held-out responses: a DataFrame of
-    shares.
+    """How well cost models (one a seed) tell safe from unsafe held-out responses: a DataFrame.
 
     Rows: `accuracy` (the cost's sign agrees with the label), `missed` (unsafe responses at or below
     0), `false_alarm` (safe ones above 0), and `constant` (accuracy of always giving the more
-    frequent label, the mark to beat). Columns: share, low, high, n (responses). Both responses of a
-    pair count, in an interval over prompts.
+    frequent label). Columns: share, low, high, n (responses). Both responses of a pair count, in an
+    interval over prompts.
     """
     _, *signs = cost_labels(table)
     sign, prompts = np.concatenate(signs), np.tile(table.prompt.to_numpy(), 2)
@@ -249,8 +239,6 @@ def harmless_accuracy(costs, table):
         "false_alarm": (sign < 0, alarm),
         "constant": (sign != 0, sign == usual),
     }
-    out = {
-        name: estimate(hits[there], prompts[there], SHARE) for name, (there, hits) in rows.items()
-    }
+    out = {k: estimate(hits[there], prompts[there], SHARE) for k, (there, hits) in rows.items()}
     columns = ["share", "low", "high", "n"]
     return pd.DataFrame.from_dict(out, orient="index", columns=columns).rename_axis("name")

@@ -27,21 +27,16 @@ def sources(value, parameter="data"):
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(
-            f"{parameter}={value!r}: can be read in {len(found)} ways; give the paths in full, "
-            "from '/'"
-        )
+        why = f"can be read in {len(found)} ways"
+        raise ValueError(f"{parameter}={value!r}: {why}; give the paths in full, from '/'")
     paths = [NAMED.fullmatch(part).group(2) for part in NEXT.split(value)]
     missing = next((path for path in paths if not _stands(path)), paths[0])
-    raise ValueError(
-        f"{parameter}={value}: no such file: {missing!r}; give a path, a hub id as owner/name, "
-        "or several as name=path,name=path"
-    )
+    fix = "give a path, a hub id as owner/name, or several as name=path,name=path"
+    raise ValueError(f"{parameter}={value}: no such file: {missing!r}; {fix}")
 
 
 def absolute(value, parameter="data"):
-    """The same value with every local path written in full, for a process that stands in another
-    folder."""
+    """The same value with every local path in full, for a process that stands in another folder."""
     full = []
     for name, path in sources(value, parameter):
         path = str(Path(path).resolve()) if Path(path).exists() else path

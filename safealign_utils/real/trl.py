@@ -4,16 +4,11 @@ TRL trains what `train.align` trains, loss by loss (a test), where
 
 - both read the same ids: `tokens_to_trl` hands over the kit's. TRL's own tokenising joins prompt
   and response before it cuts them into tokens, leaves the template to the prompt's text, and adds a
-  beginning-of-sequence token only where the tokenizer does so by itself (GPT-2's does not,
-  `templates.encode_prompts` does).
-- the rows come in the same order: `dataset.select(train.batch_order(...).ravel())`, read one after
-  another.
-- the settings are `SAME`, with `beta`, `max_steps`, `per_device_train_batch_size` and `seed` as
-  here.
-- the optimiser is that of `optimizers`: TRL's own cosine starts its warm-up at a rate of 0, one
-  step behind.
-- weights and network are in float32. In both `bf16` leaves the weights there; that case is not
-  compared.
+  beginning-of-sequence token only where the tokenizer does so by itself (GPT-2's does not).
+- the rows come in the same order: `dataset.select(train.batch_order(...).ravel())`.
+- the settings are `SAME`, and `beta`, `max_steps`, `per_device_train_batch_size`, `seed` as here.
+- the optimiser is that of `optimizers`: TRL's own cosine starts its warm-up at a rate of 0.
+- weights and network are in float32. In both `bf16` leaves the weights there; that is not compared.
 
 Padding, gradient checkpointing, accumulation and the reference's log-probs computed beforehand
 change nothing. The pairs of TRL's own data sets are read by `read_pairs.load_pairs`. TRL asks the
@@ -52,10 +47,8 @@ NEEDED = dict(  # by the levers
 SIDES = ("chosen", "rejected")
 
 
-# ---------------------------------------------------------------- pairs
 def to_trl(table, *, conversational=False):
-    """A labelled table as a `datasets.Dataset` in TRL's columns prompt, chosen and rejected, N
-    rows.
+    """A labelled table as a `datasets.Dataset` of N rows in TRL's prompt, chosen and rejected.
 
     Texts stand as they are; `conversational` makes messages of them, so that TRL applies the chat
     template: the turns of a dialogue, else one question. The other columns keep their names and
@@ -68,10 +61,8 @@ def to_trl(table, *, conversational=False):
     if "chosen" not in table:
         raise ValueError("table: no column chosen; label the pairs first, with pairs.label(table)")
     _check_hard(table.p.to_numpy(float))
-    prompts, answers = (
-        list(table.prompt),
-        chosen_rejected(table, table.response_0, table.response_1),
-    )
+    prompts = list(table.prompt)
+    answers = chosen_rejected(table, table.response_0, table.response_1)
     if conversational:
         prompts = [turns(x) for x in prompts]
         answers = [[[{"role": "assistant", "content": y}] for y in side] for side in answers]
@@ -82,8 +73,8 @@ def to_trl(table, *, conversational=False):
 
 
 def tokens_to_trl(tokens, *, kept=None):
-    """Tokenised pairs as the `datasets.Dataset` that `DPOTrainer` makes of texts, with `margin`: N
-    rows of ids.
+    """Tokenised pairs as the `Dataset` of N rows of ids that `DPOTrainer` makes of texts, and
+    `margin`.
 
     `kept` optionally fixes which response tokens count: a `selective.TokenTable` of 1 and 0, which
     become the columns chosen_kept and rejected_kept. Raises ValueError for soft labels.
@@ -103,21 +94,17 @@ def tokens_to_trl(tokens, *, kept=None):
 def _check_hard(p):
     if (p != 1).any():
         row = int(np.flatnonzero(p != 1)[0])
-        raise ValueError(
-            f"p={p[row]:g} on pair {row}: TRL's chosen and rejected cannot say a probability; "
-            "use hard labels (pairs.label), or train with train.align"
-        )
+        why = f"p={p[row]:g} on pair {row}: TRL's chosen and rejected cannot say a probability"
+        raise ValueError(f"{why}; use hard labels (pairs.label), or train with train.align")
 
 
 def optimizers(model, *, steps, learning_rate):
-    """(AdamW, schedule) of the kit's training loop, for the argument `optimizers` of
-    `DPOTrainer`."""
+    """(AdamW, schedule) of the kit's training loop, for `DPOTrainer`'s argument `optimizers`."""
     given = dict(lr=learning_rate, betas=train.BETAS, weight_decay=0.0)
     adamw = torch.optim.AdamW(model.parameters(), **given)
     return adamw, torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: train.rate_at(step, steps))
 
 
-# ---------------------------------------------------------------- the recipe
 @functools.cache
 def safealign_trainer():
     """TRL's `DPOTrainer` with the margin and the tokens as levers: the class `SafeAlignTrainer`.
@@ -140,14 +127,11 @@ def safealign_trainer():
     try:
         import trl
     except ImportError as error:
-        raise ModuleNotFoundError(
-            f"trl is not installed; pip install trl=={VERSION} (Python 3.11 or later)"
-        ) from error
+        fix = f"pip install trl=={VERSION} (Python 3.11 or later)"
+        raise ModuleNotFoundError(f"trl is not installed; {fix}") from error
     if trl.__version__ != VERSION:
-        raise ValueError(
-            f"trl {trl.__version__} is installed, the recipe is tested with {VERSION}; install "
-            "that one"
-        )
+        why = f"trl {trl.__version__} is installed, the recipe is tested with {VERSION}"
+        raise ValueError(f"{why}; install that one")
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     @dataclass
@@ -161,13 +145,11 @@ def safealign_trainer():
 
 
 class _Collator:
-    """What is added to TRL's collator: the margin, and fixed tokens in its completion mask."""
+    """Added to TRL's collator: the margin, and fixed tokens in its completion mask."""
 
     def torch_call(self, examples):
         if "margin" not in examples[0]:
-            raise ValueError(
-                "train_dataset: no column margin; make it with to_trl or tokens_to_trl"
-            )
+            raise ValueError("train_dataset: no column margin; use to_trl or tokens_to_trl")
         batch = super().torch_call(examples)
         batch["margin"] = torch.tensor([x["margin"] for x in examples])
         rows = [(x, side) for side in SIDES for x in examples]
@@ -175,23 +157,21 @@ class _Collator:
             if f"{side}_kept" in x:
                 kept, n = x[f"{side}_kept"], len(x[f"{side}_ids"])
                 if len(kept) != n or not set(kept) <= {0, 1}:
-                    raise ValueError(
-                        f"{side}_kept={kept}: give a 1 or a 0 for each of {n} response tokens"
-                    )
+                    words = f"give a 1 or a 0 for each of {n} response tokens"
+                    raise ValueError(f"{side}_kept={kept}: {words}")
                 mask[mask == 1] = torch.tensor(kept)[: int(mask.sum())]
         return batch
 
 
 class _Trainer:
-    """What is added to TRL's trainer: the margin in the reference's sums, tokens by their score."""
+    """Added to TRL's trainer: the margin in the reference's sums, tokens by their score."""
 
     def __init__(self, model, *, args, train_dataset, keep=1.0, **others):
         needed = dict(NEEDED)
         if keep < 1 or "chosen_kept" in next(iter(train_dataset)):
             needed["precompute_ref_log_probs"] = False  # which keeps sums over all tokens
         for name, value in needed.items():
-            if getattr(args, name) != value:
-                found = getattr(args, name)
+            if (found := getattr(args, name)) != value:
                 raise ValueError(f"{name}={found!r}: these levers need {name}={value!r}")
         self.tokens = TopTokens(keep)
         super().__init__(model, args=args, train_dataset=train_dataset, **others)

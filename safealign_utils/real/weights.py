@@ -1,10 +1,8 @@
-"""Checkpoints: a folder or hub id opened once, and what it holds said before its weights are read:
-every weight that the model needs, and no other.
+"""Checkpoints: a folder or hub id opened once and held against its model before weights are read.
 
 transformers loads what fits, draws what is missing at random and leaves out what it does not know,
-all without an error. Here the names and shapes in the headers of the files go through its own
-loading on the meta device, which holds no numbers, and whatever it would skip is refused. Every
-message names the parameter, the file and the fix.
+without an error. Here the names and shapes in the files' headers go through its own loading on the
+meta device, and whatever it would skip is refused, naming the parameter, the file and the fix.
 """
 
 import contextlib
@@ -33,8 +31,7 @@ REPORTED = dict(output_loading_info=True, ignore_mismatched_sizes=True)  # of fr
 
 
 class NotWhole(ValueError):
-    """Files of weights that are not there: of a hub's model in the cache, the rest can be
-    downloaded."""
+    """Files of weights that are not there; those of a hub's model can be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,7 @@ class Opened:
     network: type
 
     def load(self, **options):
-        """The network with its weights; `options` are those of from_pretrained. Raises ValueError
-        where a weight is missing, unexpected or misshapen."""
+        """The network with its weights; `options` of from_pretrained. Raises as `check_report`."""
         options = dict(use_safetensors=True, **REPORTED, **self.options, **options)
         with loading(self.what, self.name, self.revision):
             model, report = self.network.from_pretrained(self.place, config=self.config, **options)
@@ -63,7 +59,7 @@ class Opened:
 def open_model(parameter, name, revision, network_of):
     """The `Opened` that a parameter names. Reads headers, and no weights.
 
-    `network_of(what, config)` gives the class that reads the weights, or refuses the configuration.
+    `network_of(config)` gives the class that reads the weights, or refuses the configuration.
     Raises ValueError, naming parameter and value, for what could not be loaded whole.
     """
     set_up()
@@ -78,7 +74,7 @@ def open_model(parameter, name, revision, network_of):
         config = transformers.AutoConfig.from_pretrained(place, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
         check_not_quantised(what, config)
-        network = network_of(what, config)
+        network = network_of(config)
         if Path(place).is_dir():  # of a hub id too, where only its copy in the cache can be asked
             check_files(what, place, config, network)
     check_ids(what, tokenizer, config)
@@ -92,32 +88,30 @@ def network_class(auto, config):
 
 
 def check_files(what, folder, config, network):
-    """Refuse a folder whose weights are not those of `network` with a configuration, by headers
-    only; `what` names the parameter and its value."""
+    """Refuse a folder whose weights, by their headers, are not those of `network`."""
     shapes = {}
     for file in weight_files(what, folder):
-        for name, shape in _header(what, file).items():
-            if name in shapes:
-                raise ValueError(
-                    f"{what}: {file.name} holds {name}, which another file holds too; {SAVE_AGAIN}"
-                )
-            shapes[name] = shape
+        of_file = _header(what, file)
+        if twice := sorted(shapes.keys() & of_file):
+            held = f"{file.name} holds {twice[0]}, which another file holds too"
+            raise ValueError(f"{what}: {held}; {SAVE_AGAIN}")
+        shapes |= of_file
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    with _quiet():
-        _, report = network.from_pretrained(
-            None, config=config, state_dict=empty, device_map={"": "meta"}, **REPORTED
-        )
+    given = dict(config=config, state_dict=empty, device_map={"": "meta"}, **REPORTED)
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity(transformers.logging.CRITICAL)  # our message says it
+    try:
+        _, report = network.from_pretrained(None, **given)
+    finally:
+        transformers.utils.logging.set_verbosity(before)
     check_report(what, network, report)
 
 
 def check_report(what, network, report):
-    """Refuse what `from_pretrained(..., **REPORTED)` says of missing, unexpected and misshapen
-    weights."""
+    """Refuse missing, unexpected and misshapen weights of `from_pretrained(..., **REPORTED)`."""
     unexpected = [name for name in report["unexpected_keys"] if not name.endswith(CONSTANTS)]
-    found = {"missing": report["missing_keys"], "unexpected": unexpected}
-    found["misshapen"] = [
-        f"{name} {list(there)}, not {list(own)}" for name, there, own in report["mismatched_keys"]
-    ]
+    shapes = [f"{k} {list(one)}, not {list(own)}" for k, one, own in report["mismatched_keys"]]
+    found = {"missing": report["missing_keys"], "unexpected": unexpected, "misshapen": shapes}
     if not any(found.values()):
         return
     names = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in found.items() if keys)
@@ -129,33 +123,25 @@ def check_report(what, network, report):
 
 
 def weight_files(what, folder):
-    """The weights' files of a folder, those that transformers reads. Raises ValueError where they
-    are damaged."""
+    """The files of weights that transformers reads. Raises ValueError for damaged ones."""
     folder = Path(folder)
     whole, index = folder / WHOLE, folder / INDEX
     if whole.exists() and index.exists():
-        raise ValueError(
-            f"{what}: the folder holds {WHOLE} and {INDEX}, two sets of weights; remove one of them"
-        )
+        raise ValueError(f"{what}: holds {WHOLE} and {INDEX}, two sets of weights; remove one")
     if whole.exists():
         return [whole]
     if not index.exists():
-        raise NotWhole(
-            f"{what}: the folder holds no .safetensors weights, {WHOLE} or {INDEX}; save the model "
-            "with save_pretrained"
-        )
+        why = f"the folder holds no .safetensors weights, {WHOLE} or {INDEX}"
+        raise NotWhole(f"{what}: {why}; save the model with save_pretrained")
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{what}: {INDEX} cannot be read ({error}); copy or download it again"
-        ) from error
+        why = f"{INDEX} cannot be read ({error})"
+        raise ValueError(f"{what}: {why}; copy or download it again") from error
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise NotWhole(
-            f"{what}: {INDEX} names {len(names)} files, {_some(missing)} not there; copy or "
-            "download the rest"
-        )
+        why = f"{INDEX} names {len(names)} files, {_some(missing)} not there"
+        raise NotWhole(f"{what}: {why}; copy or download the rest")
     held = {name: file for file in names for name in _header(what, folder / file)}
     if wrong := {name for name in {*held, *places} if held.get(name) != places.get(name)}:
         raise ValueError(f"{what}: {INDEX} and its files differ in {_some(wrong)}; {SAVE_AGAIN}")
@@ -163,21 +149,16 @@ def weight_files(what, folder):
 
 
 def check_no_adapter(what, place, options):
-    """Refuse a folder or hub id with an adapter: alone it is no model, and beside weights it would
-    be added to them."""
+    """Refuse an adapter: alone it is no model, and loading would add it to weights beside it."""
     where = {name: options[name] for name in ("revision", "local_files_only")}
     if not find_adapter_config_file(str(place), **where):
         return
     if Path(place).is_dir() and any((Path(place) / name).exists() for name in (WHOLE, INDEX)):
-        raise ValueError(
-            f"{what}: the folder holds an adapter beside its weights, and loading would add it to "
-            "them; remove adapter_config.json and adapter_model.safetensors where the weights are "
-            "merged, else merge them first"
-        )
-    raise ValueError(
-        f"{what}: holds an adapter only; merge it into its model (merge_and_unload, "
-        "save_pretrained), save the tokenizer beside it and name that folder"
-    )
+        why = "holds an adapter beside its weights, and loading would add it to them"
+        fix = "remove adapter_config.json and adapter_model.safetensors where they are merged"
+        raise ValueError(f"{what}: {why}; {fix}, else merge them first")
+    fix = "merge it (merge_and_unload, save_pretrained), save the tokenizer beside it"
+    raise ValueError(f"{what}: holds an adapter only; {fix} and name that folder")
 
 
 def check_not_quantised(what, config):
@@ -185,17 +166,14 @@ def check_not_quantised(what, config):
     for part in (config, config.get_text_config()):
         for name in ("quantization_config", "compression_config"):
             if said := getattr(part, name, None):
-                said = said if isinstance(said, dict) else vars(said)
-                raise ValueError(
-                    f"{what}: its config.json has a quantization_config "
-                    f"({said.get('quant_method') or 'unnamed'}); the kit trains and reads whole "
-                    "weights: name the model before it was quantised"
-                )
+                method = (said if isinstance(said, dict) else vars(said)).get("quant_method")
+                why = f"its config.json has a quantization_config ({method or 'unnamed'})"
+                fix = "the kit needs whole weights: name the model before it was quantised"
+                raise ValueError(f"{what}: {why}; {fix}")
 
 
 def check_ids(what, tokenizer, config):
-    """Refuse a tokenizer that gives ids for which the model has no embedding; more embeddings than
-    ids are fine."""
+    """Refuse a tokenizer that gives ids for which the model has no embedding."""
     rows = config.get_text_config().vocab_size
     backend = getattr(tokenizer, "backend_tokenizer", None)
     unused = set()
@@ -206,11 +184,9 @@ def check_ids(what, tokenizer, config):
     words = tokenizer.get_vocab().items()
     if beyond := sorted((id, word) for word, id in words if id >= rows and word not in unused):
         id, word = beyond[0]
-        raise ValueError(
-            f"{what}: the id {id} of its tokenizer ({word!r}) is outside the model's vocabulary of "
-            f"{rows}; enlarge the model (model.resize_token_embeddings(len(tokenizer)), "
-            "save_pretrained), or take the added token out"
-        )
+        why = f"the id {id} of its tokenizer ({word!r}) is outside the model's vocabulary of {rows}"
+        fix = "model.resize_token_embeddings(len(tokenizer)) and save_pretrained"
+        raise ValueError(f"{what}: {why}; {fix}, or take the added token out")
 
 
 def positions(config):
@@ -220,8 +196,7 @@ def positions(config):
 
 @contextlib.contextmanager
 def loading(what, name, revision=""):
-    """Make every error of the libraries a ValueError that names the model (`what`); our own pass as
-    they are."""
+    """Make every error of the libraries a ValueError that names the model (`what`)."""
     try:
         yield
     except Exception as error:  # damaged files end in errors of every kind
@@ -231,38 +206,29 @@ def loading(what, name, revision=""):
         if ours:
             raise
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{what}: cannot be loaded ({said}); the folder must hold a model and its tokenizer; a "
-            "gated model needs a login at the hub"
-        ) from error
+        fix = "the folder must hold a model and its tokenizer; a gated model needs a login"
+        raise ValueError(f"{what}: cannot be loaded ({said}); {fix} at the hub") from error
 
 
-# ---------------------------------------------------------------- helpers
 def _header(what, file):
     """{name: shape} of a safetensors file."""
     try:
         with open(file, "rb") as stream:
             pointer = stream.read(len(POINTER)) == POINTER
         if pointer:
-            raise ValueError(
-                f"{what}: {file.name} is a git-LFS pointer, no weights; run git lfs pull in its "
-                "clone"
-            )
+            why = f"{file.name} is a git-LFS pointer, no weights"
+            raise ValueError(f"{what}: {why}; run git lfs pull in its clone")
         with safe_open(file, framework="pt") as f:
             parts = {name: f.get_slice(name) for name in f.keys()}
             kinds = {name: part.get_dtype() for name, part in parts.items()}
             shapes = {name: part.get_shape() for name, part in parts.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{what}: {file.name} cannot be read ({error}); it is damaged or cut off: copy or "
-            "download it again"
-        ) from error
+        why = f"{file.name} cannot be read ({error}); it is damaged or cut off"
+        raise ValueError(f"{what}: {why}: copy or download it again") from error
     packed = [name for name, k in kinds.items() if name.endswith(".weight") and k not in FLOATS]
     if packed:
-        raise ValueError(
-            f"{what}: {file.name} holds {_some(packed)} as {kinds[packed[0]]}, quantised; name the "
-            "model before that"
-        )
+        why = f"{file.name} holds {_some(packed)} as {kinds[packed[0]]}, quantised"
+        raise ValueError(f"{what}: {why}; name the model before that")
     return shapes
 
 
@@ -270,14 +236,3 @@ def _some(names):
     names = sorted(names)
     more = f" and {len(names) - IN_MESSAGE} more" if len(names) > IN_MESSAGE else ""
     return ", ".join(names[:IN_MESSAGE]) + more
-
-
-@contextlib.contextmanager
-def _quiet():
-    """transformers prints a report of what does not fit; the message says it."""
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity(transformers.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(before)

@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import typer
@@ -44,10 +43,6 @@ def _expanded(folder):
     return os.path.expanduser(folder)
 
 
-def _files(names):
-    return [os.path.expanduser(name) for name in names]
-
-
 def _workers(given):
     text = str(given)  # the default is a number
     if not (text.isascii() and text.isdigit() and int(text)):
@@ -56,7 +51,6 @@ def _workers(given):
 
 
 def _names():
-    """Completions of a notebook's name."""
     from . import runner
 
     return [path.stem for path in runner.numbered()]
@@ -101,9 +95,7 @@ Given = Annotated[
 ]
 Files = Annotated[
     list[str],
-    _option(
-        "a YAML file of parameters; a later one wins, -p over all", "FILE", "-f", callback=_files
-    ),
+    _option("YAML; a later one wins, -p over all", "FILE", "-f", parser=os.path.expanduser),
 ]
 Rows = Annotated[list[str], _option("these rows only", "COLUMN=VALUE", callback=_pairs)]
 Profile = Annotated[Literal["small", "full"], _option("which sizes, seeds and precision")]
@@ -166,8 +158,8 @@ def sweep(
     """Run a grid of parameters; finished runs are not run again."""
     from .sweep import sweep as start
 
-    asked = dict(file=file, workers=workers, scheduler=scheduler, dry_run=dry_run, retry=retry)
-    return start(SimpleNamespace(**asked, out=out))
+    where = dict(out=out, workers=workers, scheduler=scheduler)
+    return start(file, dry_run=dry_run, retry=retry, **where)
 
 
 @_command(
@@ -242,8 +234,8 @@ def _run_all(profile, out, workers):
 def _jobs(path, profile, out, parts):
     """What is to be done for a notebook: nothing, or its seeds one by one and then all.
 
-    A notebook of several seeds is first run seed by seed, which brings its trainings into the cache
-    on all workers; its own run then finds them there.
+    The seeds alone bring their trainings into the cache on all workers; its own run finds them
+    there.
     """
     from ..study import records
     from ..study.settings import ONE_PIECE
@@ -276,7 +268,7 @@ def report(
     """The verdicts, tables and figures of finished runs as one page."""
     from .report import report as start
 
-    return start(SimpleNamespace(profile=profile, results=results, out=out))
+    return start(results, profile, out)
 
 
 @_command(
@@ -352,7 +344,7 @@ def _in_one_line(error):
 
 
 def _check_text(words):
-    """Refuse bytes that are no text: they can be written into no record."""
+    """Refuse bytes that are no text: no record can hold them."""
     for word in words:
         try:
             word.encode()

@@ -1,10 +1,9 @@
-"""One copy of the package and one set of libraries: what the runner checked is what the kernel
-computes with.
+"""One copy of the package and one set of libraries: the kernel computes with what was checked.
 
 A kernelspec of another environment, a PYTHONPATH in it, or another clone as the working folder
-would let a kernel import another copy than the runner's, whose code the run id names. `found` is
-asked in the kernel, by the path of this file and so also where that copy is too old to know of it;
-nothing of the package may be imported above.
+would let a kernel import another copy than the one whose code the run id names. `found` is asked in
+the kernel, by the path of this file and so also where that copy is too old to know of it; nothing
+of the package may be imported above.
 """
 
 import ast
@@ -12,7 +11,6 @@ import importlib.util
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 
 PACKAGE = "safealign_utils"
 FIX = (
@@ -23,8 +21,7 @@ FIX = (
 
 
 def found(libraries):
-    """(folder of the package that this process imports, "" for none; {library: version}), asked in
-    the kernel."""
+    """(folder of the package that this process would import, or "", {library: version})."""
     spec = importlib.util.find_spec(PACKAGE)
     versions = {"python": platform.python_version()}
     for name in libraries:
@@ -38,12 +35,12 @@ def found(libraries):
 
 
 def check(client):
-    """Refuse a kernel that imports another copy of the package than this process, or has other
-    libraries.
+    """Refuse a kernel with another copy of the package or other libraries than this process.
 
     `client` is an nbclient.NotebookClient whose kernel runs. Raises Refusal.
     """
     from ..engine import cache
+    from ..study import records
     from ..study.settings import Refusal
 
     own = cache.library_versions()
@@ -58,19 +55,10 @@ def check(client):
     command = f"the command runs {cache.PACKAGE}"
     if not folder:
         raise Refusal(f"the kernel python3 finds no {PACKAGE}, {command}; {FIX}")
-    if not os.path.samefile(folder, cache.PACKAGE) and _content(folder) != _content(cache.PACKAGE):
+    same = {records.package_hash(where) for where in {folder, str(cache.PACKAGE)}}
+    if len(same) > 1:
         raise Refusal(f"the kernel python3 would import {folder}, {command}; {FIX}")
     for name, version in own.items():
         if versions[name] != version:
             has = f"{name} {versions[name]}, the command {version}"
             raise Refusal(f"the kernel python3 has {has}; {FIX}")
-
-
-def _content(folder):
-    """Hash of what a copy of the package would do: its source, its tables and the shipped
-    weights."""
-    from ..engine import cache
-
-    kinds = ("*.py", "*.yaml", "*.safetensors")
-    files = sorted(file for kind in kinds for file in Path(folder).rglob(kind))
-    return cache.digest([(str(file.relative_to(folder)), file.read_bytes()) for file in files])

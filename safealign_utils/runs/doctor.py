@@ -1,7 +1,6 @@
 """The command `doctor`: what a run needs, looked at one by one: [OK], or [FAIL] with the fix.
 
-Every look is a function that returns what it found, or raises Refusal with what is wrong and the
-fix.
+Every look returns what it found, or raises Refusal with what is wrong and the fix.
 """
 
 import os
@@ -68,8 +67,7 @@ def packages():
         if found == "missing" or not one.specifier.contains(found, prereleases=True):
             wrong.append(f"{one.name} {found}, pinned {one.specifier}")
     if wrong:
-        fix = "fix: .venv/bin/python -m pip install -r requirements.txt"
-        raise Refusal(f"{'; '.join(wrong)}; {fix}")
+        raise Refusal(f"{'; '.join(wrong)}; .venv/bin/python -m pip install -r requirements.txt")
     return f"{len(wanted)} direct requirements as pinned"
 
 
@@ -109,8 +107,7 @@ def memory():
 
     free = psutil.virtual_memory().available / 2**30
     if free < MEMORY:
-        fix = f"one worker needs about {MEMORY} GiB: close what else runs"
-        raise Refusal(f"{free:.1f} GiB free; {fix}")
+        raise Refusal(f"{free:.1f} GiB free; a worker needs {MEMORY} GiB: close what else runs")
     return f"{free:.1f} GiB free, enough for {int(free / MEMORY)} workers of {MEMORY} GiB"
 
 

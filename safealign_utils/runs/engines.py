@@ -1,10 +1,8 @@
-"""The papermill engine of a run: a kernel of its own, which must import the same package as the
-command."""
+"""The papermill engine of a run: a kernel of its own that imports the command's package."""
 
 import sys
 
-# jsonschema would build a grammar for a second, to check addresses; so this file is imported before
-# all else that imports jsonschema
+# jsonschema would build a grammar for a second; so this file is imported before all that imports it
 sys.modules.setdefault("rfc3987_syntax", None)
 
 import nbclient  # noqa: F401
@@ -16,13 +14,9 @@ from papermill.engines import NBClientEngine, papermill_engines
 from . import copies, fresh_kernel
 
 NAME = "safealign"
-# The kernel's own warnings help no user; how a cell's text was cut into messages is a matter of the
-# clock.
-KERNEL = dict(
-    kernel_manager_class=fresh_kernel.Manager,
-    extra_arguments=["--IPKernelApp.log_level=50"],
-    coalesce_streams=True,
-)
+# The kernel's own warnings help no user; how its text is cut into messages depends on the clock.
+KERNEL = dict(kernel_manager_class=fresh_kernel.Manager, coalesce_streams=True)
+KERNEL["extra_arguments"] = ["--IPKernelApp.log_level=50"]
 
 
 class CheckedClient(PapermillNotebookClient):

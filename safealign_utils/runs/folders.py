@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from ..engine import cache, live
+from ..engine import cache
 from ..study.settings import Refusal
 
 # what kernels write to, at home unless these are set
@@ -16,13 +16,10 @@ def trouble(folder):
     """Why nothing can be written into a folder, which need not exist yet; "" where it can."""
     folder = Path(folder).absolute()
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
-    probe = there / live.hidden("probe", "partial")
     try:
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"x")
     except OSError as error:
-        if os.path.lexists(probe):  # the disk is full
-            probe.unlink()
         return error.strerror
     return ""
 
@@ -49,8 +46,7 @@ def check_cache():
 
 
 def stand_in_for_home():
-    """Where the user's folder cannot be written, let Jupyter, IPython and matplotlib write to a
-    temporary one."""
+    """Where home cannot be written, let Jupyter, IPython and matplotlib use temporary folders."""
     if not _instead and trouble(os.path.expanduser("~")):
         for name in HOMES:
             if name not in os.environ:

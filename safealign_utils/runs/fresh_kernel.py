@@ -1,9 +1,8 @@
 """A new kernel for every run, forked from one process that has imported everything (Linux).
 
 That process is the standard library's fork server: a plain interpreter without threads, so that a
-fork of it is safe. A forked kernel starts like a new one, without its imports; it ends with the
-process that asked for it. Elsewhere, and where python3 is another Python than this one, kernels are
-new interpreters.
+fork of it is safe. A forked kernel starts like a new one, without its imports, and ends with the
+process that asked for it. Elsewhere, and for another python3 than this one, kernels are new.
 """
 
 import atexit

@@ -22,8 +22,8 @@ def page(book, title, *, links=(), **options):
     """A notebook as HTML; `options` are those of nbconvert's exporter.
 
     `links` names the notebooks that have pages. Raw HTML in Markdown is shown as text, scripts and
-    the place where the notebook was written are left out, and a figure without a description is
-    described by the heading above it.
+    the notebook's folder are left out, and a figure without a description is described by the
+    heading above it.
     """
     heading = title
     for number, cell in enumerate(book.cells):

@@ -1,11 +1,9 @@
 """The command `plot`: a column of a table against a parameter, with 95 % t-intervals over seeds.
 
-The table is long: one row per run and method, with `seed`, the swept parameters and the quantities.
-A table of means (no `seed`, but `<y>_low` and `<y>_high`, as the committed ones are) is drawn as it
-is.
+The table has one row per run and method, with `seed`, the swept parameters and the quantities. One
+of means (no `seed`, but `<y>_low` and `<y>_high`, as the committed ones are) is drawn as it is.
 """
 
-import difflib
 import itertools
 import os
 import tempfile
@@ -85,8 +83,8 @@ def select(table, *, x, y, hue="method", only="", where=()):
     A row of a table of means stands three times, with its mean and both ends as y. `where` are
     (column, text) pairs that rows must equal. Left out, unless named in `only` (names with commas):
     lines whose name has a bracket (a point of a sweep inside a notebook) and lines without a finite
-    y. Raises Refusal for a column or a name that is not there, and where rows of one point differ
-    in more than their seed.
+    y. Raises Refusal for a column or name that is not there, and where rows of one point differ in
+    more than their seed.
     """
     for option, column in (("--x", x), ("--y", y), ("--hue", hue)):
         _check_column(table, option, column)
@@ -112,32 +110,26 @@ def select(table, *, x, y, hue="method", only="", where=()):
 
 def _check_column(table, option, column):
     if column not in table:
-        near = difflib.get_close_matches(str(column), list(table), n=1)
-        fix = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table)}"
-        raise Refusal(f"{option} {column}: no such column; {fix}")
+        raise Refusal(f"{option} {column}: no such column; {settings.nearest(column, list(table))}")
 
 
 def _having(table, name, text):
-    """The rows whose column `name` is what the text says."""
     _check_column(table, "--where", name)
     column, same = table[name], table[name].astype(str) == text
     if _is_scale(column):
         number = pd.to_numeric(text, errors="coerce")
         same = np.isclose(column.astype(float), number, rtol=1e-9, atol=0)
     if not same.any():
-        has = f"no row has it; {name} is one of {_listed(column)}"
-        raise Refusal(f"--where {name}={text}: {has}")
+        raise Refusal(f"--where {name}={text}: no row has it; {name} is one of {_listed(column)}")
     return table[same]
 
 
 def _lines(table, *, y, hue, only):
-    """The rows of the lines to draw, in the order asked for."""
     names = table[hue].astype(str)
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     for name in wanted:
         if name not in set(names):
-            near = difflib.get_close_matches(name, names.unique(), n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"it has {_listed(names)}"
+            fix = settings.nearest(name, list(names.unique()))
             raise Refusal(f"--only {name}: no such {hue} with a finite {y}; {fix}")
     if not wanted:
         table = table[~_has_bracket(names)]
@@ -169,7 +161,7 @@ def _has_bracket(column):
 
 
 def _listed(column):
-    known = list(dict.fromkeys(column.astype(str)))
+    known = column.astype(str).unique()
     return ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
 
 
@@ -185,9 +177,9 @@ def _span(n):
 # ---------------------------------------------------------------- the drawing
 @style.styled
 def draw(rows, *, x, y, hue="method", means=False):
-    """A line for each value of the hue, from the rows of `select`, `means` of a table of means.
+    """A line for each value of the hue: over numbers with a band, over names points with bars.
 
-    Over numbers a line with a band, over names points with bars.
+    `rows` are those of `select`, `means` says that they are of a table of means.
     """
     figure, ax = style.new_axes(width=6.2, height=3.8)
     names, looks, scale = list(dict.fromkeys(rows.x)), _looks(rows, hue), _is_scale(rows.x)

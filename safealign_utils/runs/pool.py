@@ -1,8 +1,8 @@
 """Many runs at once: dask.distributed places them, each in a kernel of its own.
 
-On this machine the workers are threads of this process, which wait for their kernels. A kernel that
-dies has its run started again. What is written is written by `runner.run`, a folder in full or not
-at all; so a kill at any moment costs the runs in progress and nothing else.
+Here the workers are threads of this process, which wait for their kernels. A kernel that dies has
+its run started again. `runner.run` writes a folder in full or not at all, so a kill at any moment
+costs the runs in progress and nothing else.
 """
 
 import contextlib
@@ -24,8 +24,7 @@ DEATHS = 3  # of its kernel, before a run is given up
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what `runner.run` takes, and the run id that the worker must find too; `after`: jobs
-    to end first."""
+    """One run: what `runner.run` takes, the run id that it must have, jobs to end first."""
 
     notebook: str
     given: tuple = ()
@@ -38,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: its folder and record, or the error. `died`: no verdict on the notebook."""
+    """How a job ended: folder and record, or the error. `died`: no verdict on the notebook."""
 
     job: Job
     folder: str = ""
@@ -74,18 +73,16 @@ def _run(job):
 
 
 def execute(jobs, *, workers=2, scheduler="", say=print):
-    """Run jobs; yields an Outcome for each as it ends. At most `workers` at once here, or as many
-    as a scheduler has workers.
+    """Run jobs; yields an Outcome for each as it ends. At most `workers` at once, without a
+    scheduler.
 
     `say` prints the address of Dask's dashboard. Raises Refusal where no scheduler answers.
     """
     from dask.distributed import CancelledError, as_completed
 
     if distributed.count() > 1:
-        raise Refusal(
-            "accelerate launch: a sweep places its own processes; launch `safealign run`, one run "
-            "at a time"
-        )
+        words = "a sweep places its own processes; launch `safealign run`, one run at a time"
+        raise Refusal(f"accelerate launch: {words}")
     with runner.quiet(), _client(min(workers, len(jobs)), scheduler) as client:
         here = len(client.scheduler_info(n_workers=-1)["workers"])
         waiting = "" if here else "; it has no worker yet, and the runs wait for one"
@@ -104,10 +101,7 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
             except KeyboardInterrupt:
                 leave()
             except CancelledError:
-                lost = (
-                    "the connection to the Dask scheduler was lost; the same command goes on where "
-                    "it stopped"
-                )
+                lost = "the connection to the Dask scheduler was lost; the same command goes on"
                 outcome = Outcome(job, error=lost, died=True)
             except Exception as error:
                 outcome = Outcome(job, error=f"{type(error).__name__}: {error}", died=True)
@@ -116,11 +110,8 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
 
 
 def leave():
-    """End at once after Ctrl-C: the kernels end with this process, and taking Dask apart in order
-    is slow and noisy."""
-    print(
-        "safealign: interrupted; finished runs are kept, nothing is half-written", file=sys.stderr
-    )
+    """End at once after Ctrl-C: kernels end with this process, and Dask is slow to take apart."""
+    print("safealign: interrupted; finished runs are kept, none is half-written", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(130)
@@ -136,23 +127,14 @@ def _client(workers, scheduler):
         try:
             client = Client(scheduler, timeout=10)
         except (OSError, ValueError) as error:
-            raise Refusal(
-                f"--scheduler {scheduler}: no Dask scheduler answers ({error}); start one with "
-                "`dask scheduler`"
-            ) from None
+            why, fix = f"no Dask scheduler answers ({error})", "start one with `dask scheduler`"
+            raise Refusal(f"--scheduler {scheduler}: {why}; {fix}") from None
         with client:
             yield client
         return
     folders.stand_in_for_home()
     fresh_kernel.fork_server()  # from the main thread, and while Dask starts
-    local = dict(
-        n_workers=1,
-        threads_per_worker=workers,
-        processes=False,
-        protocol="tcp://",  # on 127.0.0.1
-        memory_limit=0,
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    )
-    with LocalCluster(**local) as cluster, Client(cluster) as client:
+    local = dict(n_workers=1, threads_per_worker=workers, processes=False, memory_limit=0)
+    local |= dict(protocol="tcp://", dashboard_address="127.0.0.1:0")  # both on 127.0.0.1
+    with LocalCluster(**local, silence_logs=logging.CRITICAL) as cluster, Client(cluster) as client:
         yield client

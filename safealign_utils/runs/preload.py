@@ -25,17 +25,11 @@ import pandas
 from ..study import study  # noqa: F401
 
 KERNEL = (  # what a kernel would import as it starts, and multiprocessing for it
-    "ipykernel.kernelapp",
-    "ipykernel.debugger",
-    "IPython.core.completerlib",
-    "IPython.core.debugger",
-    "IPython.extensions.storemagic",
-    "sqlite3",
-    "tornado.platform.asyncio",
-    "traitlets.config.argcomplete_config",
-    "typer",
+    "ipykernel.kernelapp ipykernel.debugger IPython.core.completerlib IPython.core.debugger "
+    "IPython.extensions.storemagic sqlite3 tornado.platform.asyncio "
+    "traitlets.config.argcomplete_config typer"
 )
-for name in KERNEL:
+for name in KERNEL.split():
     importlib.import_module(name)
 pandas.set_option("display.max_columns", 20)  # it looks for a kernel as it is imported
 atexit.register(os._exit, 0)  # taking apart what was imported would cost a second

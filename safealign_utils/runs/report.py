@@ -1,7 +1,6 @@
 """The command `report`: report.ipynb, executed on the runs of a folder, as one HTML page.
 
-Each of the notebook's cells shows one section of `Report`. Executed notebooks become pages too,
-beside `page.html` in `page_notebooks/`.
+Each of the notebook's cells shows one section of `Report`. Executed notebooks become pages too.
 """
 
 import base64
@@ -42,10 +41,11 @@ ROWS = 60  # of a table that the page shows
 SVG_BYTES = 150_000  # larger drawings are shown as PNG
 
 
-def report(args):
-    profile = args.profile or ("full" if _runs(Path(args.results) / "full") else "small")
-    folder = Path(args.results) / profile
-    print(write(folder, args.out))
+def report(results, profile=None, out=""):
+    """Write the page of results/PROFILE, without a profile full, else small; print its counts."""
+    profile = profile or ("full" if _runs(Path(results) / "full") else "small")
+    folder = Path(results) / profile
+    print(write(folder, out))
     counts = Report(folder).counts.sum()
     print(", ".join(f"{n} {VERDICTS[word][0]}" for word, n in counts.items() if n))
     return 0
@@ -160,11 +160,9 @@ class Report:
         made = [record["provenance"] for record in self.runs.values()]
         codes = len({p.get("code") for p in made})
         commits = ", ".join(sorted({p.get("git") or "no checkout" for p in made}))
-        text = (
-            f"{len(self.runs)} of {len({*known, *self.runs})} notebooks, profile "
-            f"{self.folder.name}, commit {commits}. A claim that is judged at several settings "
-            "counts once for each; one about seeds stays undecided where there is one seed."
-        )
+        text = f"{len(self.runs)} of {len({*known, *self.runs})} notebooks, profile "
+        text += f"{self.folder.name}, commit {commits}. A claim that is judged at several settings "
+        text += "counts once for each; one about seeds stays undecided where there is one seed."
         if missing:
             text += f"\n\n> **Not here:** {missing}. `{self.again}` runs those only."
         if codes > 1:
@@ -190,7 +188,6 @@ class Report:
         return shown
 
     def _results(self, name):
-        """Settings, headline numbers, figures and tables of a run."""
         if name not in self.runs:
             return "<p>This notebook is not among these records.</p>"
         record, folder = self.runs[name], self.folder / name
@@ -231,9 +228,8 @@ class Report:
             return HTML("<p>None here.</p>")
         changed = {f.what for f in verify.compare_committed(self.tables) if not f.passed}
         text = ""
-        for (command, commit, date), files in listed.groupby(
-            ["command", "commit", "date"], sort=False
-        ):
+        by_command = listed.groupby(["command", "commit", "date"], sort=False)
+        for (command, commit, date), files in by_command:
             text += f"<h4>{escape(command)}</h4><p>commit {escape(commit)}, {escape(date)}</p>"
             for name in sorted(files.index, key=lambda name: (not name.endswith(".png"), name)):
                 if name in changed:
@@ -244,10 +240,8 @@ class Report:
     def provenance(self):
         """What made each record: run id, code, machine, packages, time and memory."""
         rows = pd.json_normalize(list(self.runs.values()), sep=" ")
-        rows["seconds"], rows["MB"] = (
-            rows["timings total"],
-            rows["timings peak_memory_bytes"] / 2**20,
-        )
+        rows["seconds"] = rows["timings total"]
+        rows["MB"] = rows["timings peak_memory_bytes"] / 2**20
         rows = rows.filter(regex="^notebook$|^run_id$|^provenance |^seconds$|^MB$").round(0)
         return HTML(table(rows.rename(columns=lambda name: name.split(" ")[-1])))
 
@@ -258,7 +252,6 @@ def _words(verdict):
 
 
 def _found(claim, row):
-    """A verdict, drawn and in numbers."""
     text = f'<span class="pill">{_words(row["verdict"])}</span> {escape(row["setting"])}'
     value, low, high = row["value"], row["low"], row["high"]
     if not pd.isna(value):

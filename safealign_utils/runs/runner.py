@@ -1,5 +1,4 @@
-"""Run a notebook through papermill: checked before a kernel starts, resumable, written whole or not
-at all."""
+"""Run a notebook through papermill: checked before, resumable, written whole or not at all."""
 
 import contextlib
 import errno
@@ -47,8 +46,7 @@ def numbered():
 
 
 def prepare(notebook, given=(), files=()):
-    """Check everything that can be refused: (path, settings, run_id). Raises Refusal before a
-    kernel starts."""
+    """(path, settings, run_id), everything checked. Raises Refusal before a kernel starts."""
     try:
         distributed.check_environment()
         threads()
@@ -72,17 +70,16 @@ def prepare(notebook, given=(), files=()):
 def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect=""):
     """Execute a notebook unless its complete record is there: (folder, record, whether it ran now).
 
-    The folder is `out/run_id`, or `out/name`. `expect` is the run id that another process found: a
-    different one is refused, as its code is another. Raises Refusal (bad input, a folder that
-    cannot be written), Died (the kernel did) or Failed: the disk is full, or the notebook broke and
-    its executed copy is kept beside the folder. Of several processes number 0 writes the folder.
+    The folder is `out/run_id`, or `out/name`. `expect` is the run id that another process found:
+    another one is refused. Raises Refusal (bad input, a folder that cannot be written), Died (the
+    kernel did) or Failed: the disk is full, or the notebook broke and its executed copy is kept
+    beside the folder. Of several processes number 0 writes the folder.
     """
     path, settings, id = prepare(notebook, given, files)
     if expect and id != expect:
-        raise Refusal(
-            f"run_id={id} here, {expect} where the sweep was started: package, notebook or data "
-            "differ; use the same version everywhere, and do not edit it while a sweep runs"
-        )
+        why = f"{expect} where the sweep was started: package, notebook or data differ"
+        fix = "use the same version everywhere, and do not edit it while a sweep runs"
+        raise Refusal(f"run_id={id} here, {why}; {fix}")
     final = Path(out).resolve() / (name or id)
     record = records.read(final)
     complete = bool(record and record["run_id"] == id)
@@ -110,8 +107,7 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect="
 
 
 def _execute(path, settings, partial, final):
-    """papermill into the partial folder; an error keeps the executed notebook beside the final
-    one."""
+    """papermill into the partial folder; an error keeps the executed notebook beside the final."""
     code = cache.code_hash()
     fresh_kernel.fork_server()  # it imports what a kernel needs while papermill is imported here
     from .engines import NAME, papermill
@@ -122,43 +118,34 @@ def _execute(path, settings, partial, final):
     literal = [str(p).replace("{", "{{").replace("}", "}}") for p in (path, target)]
     number = f".process{distributed.rank()}" if distributed.rank() else ""
     failed = final.parent / f"{final.name}{number}.failed.ipynb"
-    how = dict(kernel_name="python3", engine_name=NAME, progress_bar=False)
-    how |= dict(request_save_on_cell_execute=False)
+    how = dict(kernel_name="python3", engine_name=NAME, request_save_on_cell_execute=False)
     try:
         with quiet():
-            papermill.execute_notebook(*literal, parameters=settings, **how)
+            papermill.execute_notebook(*literal, settings, progress_bar=False, **how)
     except papermill.PapermillExecutionError as error:
         where = f"cell {error.exec_count}, {error.ename}: {error.evalue.strip()}"
         os.replace(target, failed)
         where += "; make room, and run it again" if f"Errno {errno.ENOSPC}" in error.evalue else ""
-        raise Failed(
-            f"{path.stem} stopped in {where}\nthe executed notebook is kept as {failed}"
-        ) from None
+        where += f"\nthe executed notebook is kept as {failed}"
+        raise Failed(f"{path.stem} stopped in {where}") from None
     except (Refusal, OSError):
         raise
     except Exception as error:  # the kernel died, or never started
         why = f"the kernel did not finish ({type(error).__name__}: {error})"
         raise Died(f"{path.stem}: {why}") from error
-    if fault := _fault(records.read(partial), code):
+    record, fault = records.read(partial), ""
+    if record is None:
+        fault = "ended without a complete record"
+    elif record["provenance"].get("code", code) != code:
+        fault = f"ran other code than {cache.PACKAGE} (edited, or another copy?); run it again"
+    if fault:
         os.replace(target, failed)
         raise Failed(f"{path.stem} {fault}; the executed notebook is kept as {failed}")
     failed.unlink(missing_ok=True)
 
 
-def _fault(record, code):
-    """Why a record that was read does not count as this command's, whose package has the hash
-    `code`; "" if it does."""
-    if record is None:
-        return "ended without a complete record"
-    if record["provenance"].get("code", code) != code:
-        why = "edited in the meantime, or another copy?"
-        return f"ran other code than {cache.PACKAGE} ({why}); run it again"
-    return ""
-
-
 def failure(out, name):
-    """What stopped the run whose executed notebook is kept as `<name>.failed.ipynb`; "" where there
-    is none."""
+    """What stopped the run that left `<name>.failed.ipynb`; "" where there is none."""
     file = Path(out) / f"{name}.failed.ipynb"
     if not file.is_file():
         return ""
@@ -176,8 +163,7 @@ def failure(out, name):
 
 @contextlib.contextmanager
 def quiet():
-    """papermill and its kernel manager warn about frozen modules and the like; nothing of that
-    helps a user."""
+    """No warnings: those of papermill and its kernel manager help no user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -187,8 +173,7 @@ def _complete(partial, id):
     """Add the run id, which the notebook cannot know, to the record; returns it."""
     file = partial / "record.json"
     record = json.loads(file.read_text(encoding="utf-8")) | {"run_id": id}
-    with whole(file) as beside:
-        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    cache.write_whole(file, json.dumps(record, indent=1) + "\n")
     return record
 
 
@@ -213,10 +198,8 @@ def _replace(partial, final):
         shutil.rmtree(old, ignore_errors=True)
 
 
-# ---------------------------------------------------------------- the committed notebooks
 def regenerate(path):
-    """Execute a notebook in place at its committed parameters and keep only what is stable; True if
-    it changed."""
+    """Execute a notebook in place and keep only what is stable; True if it changed."""
     threads()
     fresh_kernel.fork_server()
     from .engines import KERNEL, nbclient, nbformat
@@ -230,10 +213,8 @@ def regenerate(path):
         copies.check(client)
         for number, cell in enumerate(book.cells):
             client.execute_cell(cell, number)
-    book.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    book.metadata = {"kernelspec": spec, "language_info": {"name": "python"}}
     for n, cell in enumerate(book.cells):
         cell["id"] = hashlib.sha256(f"{path.name} {n}".encode()).hexdigest()[:8]
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}

@@ -34,8 +34,7 @@ KEYS = ("notebook", *PARTS, "seeds", "table")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a grid: the notebook, every given parameter, and those that tell it from the
-    others."""
+    """One run of a grid: the notebook, every given parameter, and those that vary."""
 
     notebook: str
     given: dict
@@ -49,16 +48,14 @@ class Run:
         return tuple((name, _text(value)) for name, value in self.given.items())
 
     def command(self, out):
-        """The command that repeats it."""
+        """What repeats it."""
         given = [word for k, v in self.texts for word in ("-p", f"{k}={v}")]
         return shlex.join(["safealign", "run", self.notebook, *given, "--out", str(out)])
 
 
 def _text(value):
     """A value as `-p` takes it."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(list(value)) if isinstance(value, (list, tuple)) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 # ---------------------------------------------------------------- the grid
@@ -85,27 +82,21 @@ def _checked(grid):
         raise ValueError(f"{twice[0]} is given twice; name it under one of {', '.join(PARTS)}")
     lengths = {name: len(values) for name, values in parts["zip"].items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"the lists of zip must be of one length, are {lengths}; use cross for combinations"
-        )
+        raise ValueError(f"the lists of zip must be of one length, are {lengths}; or use cross")
     several = {key: _listed(grid.get(key)) for key in ("notebook", "table")}
     return parts | several | {"seeds": _seeds(grid.get("seeds"), names)}
 
 
 def _part(key, part):
-    """One of PARTS: {name: value}, or {name: list of values}."""
     if not isinstance(part, dict):
         raise ValueError(f"{key}={part!r} must hold `name: value`")
     for name, values in part.items():
         if key != "fixed" and not (isinstance(values, list) and values):
-            raise ValueError(
-                f"{key}.{name}={values!r} must be a list of values; put one value in `fixed`"
-            )
+            fix = "put one value in `fixed`"
+            raise ValueError(f"{key}.{name}={values!r} must be a list of values; {fix}")
         for value in [values] if key == "fixed" else values:
             if not _is_plain(value):
-                raise ValueError(
-                    f"{name}={value!r} is no text, number or list; write texts in quotes"
-                )
+                raise ValueError(f"{name}={value!r} is no text, number or list; quote texts")
     return part
 
 
@@ -116,7 +107,6 @@ def _is_plain(value):
 
 
 def _seeds(given, names):
-    """None, or the list of seeds that a number or a list stands for."""
     if given is None:
         return None
     if clash := {"seed", "seeds"} & set(names):
@@ -132,60 +122,54 @@ def _listed(value):
 
 
 def settings(grid):
-    """The settings of a grid, seeds aside: a list of {name: value}, the last name of `cross`
-    running fastest."""
+    """The settings of a grid, seeds aside: [{name: value}], the last of `cross` running fastest."""
     zipped, crossed = grid["zip"], grid["cross"]
-    together = [*zip(*zipped.values(), strict=True)] or [()]
-    names = [*zipped, *crossed]
-    return [
-        dict(zip(names, [*values, *more], strict=True))
-        for values in together
-        for more in itertools.product(*crossed.values())
-    ]
+    together = [*zip(*zipped.values())] or [()]
+    combined = itertools.product(together, *crossed.values())
+    return [dict(zip([*zipped, *crossed], [*values, *more])) for values, *more in combined]
 
 
 def runs(grid):
     """Every run of a grid, in order: notebooks, settings, seeds."""
     seeds = [{}] if grid["seeds"] is None else [{"seed": s} for s in grid["seeds"]]
     one = {} if grid["seeds"] is None else {"seeds": 1}
+    parts = itertools.product(grid["notebook"], settings(grid), seeds)
     return [
-        Run(str(notebook), {**grid["fixed"], **setting, **seed, **one}, {**setting, **seed})
-        for notebook in grid["notebook"]
-        for setting in settings(grid)
-        for seed in seeds
+        Run(str(notebook), grid["fixed"] | setting | seed | one, setting | seed)
+        for notebook, setting, seed in parts
     ]
 
 
 # ---------------------------------------------------------------- the command
-def sweep(args):
+def sweep(file, *, out, workers=2, scheduler="", dry_run=False, retry=False):
     """Check every run, execute what is not finished, gather the tables; 1 where a run failed."""
-    grid, out = read(args.file), Path(args.out).resolve() / Path(args.file).stem
-    before = _grid_of(out, args.file)
-    if not args.dry_run:
+    grid, out = read(file), Path(out).resolve() / Path(file).stem
+    before = _grid_of(out, file)
+    if not dry_run:
         folders.check_cache()
         folders.check_out(out)
     asked = _asked(grid)
     done, failed = _ended(asked, out)
-    if args.dry_run:
+    if dry_run:
         for id, run in asked.items():
             state = "done" if id in done else "failed" if id in failed else "to do"
             print(f"{state:<7}{id}  {run}")
     print(_counts(grid, asked, done, failed))
-    if args.dry_run:
+    if dry_run:
         return 0
     runner.remove_leftovers(out)
     if before is None:
-        _take(out, args.file)
-    problems = {} if args.retry else failed
+        _take(out, file)
+    problems = {} if retry else failed
     todo = {id: run for id, run in asked.items() if id not in done and id not in problems}
     if todo:
-        problems = problems | _execute(todo, out, args)
+        problems = problems | _execute(todo, out, workers, scheduler)
     finished, _ = _ended(asked, out)
     paths = gather(finished, out, grid["table"]) if finished else []
     for old in (out / f"{name}{kind}" for name in ("table", *(before or ())) for kind in KINDS):
         if old not in paths:  # of runs that are no longer asked for
             old.unlink(missing_ok=True)
-    _remember(out, args.file)
+    _remember(out, file)
     print(*paths, sep="\n", end="\n" * bool(paths))
     _list_problems(problems, asked, out)
     return int(bool(problems))
@@ -202,8 +186,7 @@ def _asked(grid):
 
 
 def _ended(asked, out):
-    """Of the runs in a folder: those with a record, {run_id: Run}, and what stopped others,
-    {run_id: message}."""
+    """Runs in a folder: those that are finished {run_id: Run}, and failed {run_id: message}."""
     done = {id: run for id, run in asked.items() if records.read(out / id)}
     failed = {id: runner.failure(out, id) for id in asked if id not in done}
     return done, {id: message for id, message in failed.items() if message}
@@ -215,11 +198,8 @@ def _counts(grid, asked, done, failed):
     seeds = f" x {_many(len(grid['seeds']), 'seed')}" if grid["seeds"] else ""
     twice = len(runs(grid)) - len(asked)
     same = f" ({twice} of them the same as another)" if twice else ""
-    todo = len(asked) - len(done) - len(failed)
-    return (
-        f"{asks}{seeds} = {_many(len(asked) + twice, 'run')}{same}: "
-        f"{len(done)} done, {len(failed)} failed, {todo} to do"
-    )
+    states = f"{len(done)} done, {len(failed)} failed, {len(asked) - len(done) - len(failed)} to do"
+    return f"{asks}{seeds} = {_many(len(asked) + twice, 'run')}{same}: {states}"
 
 
 def _list_problems(problems, asked, out):
@@ -235,14 +215,12 @@ def _list_problems(problems, asked, out):
 
 # ---------------------------------------------------------------- whose folder it is
 def _memory(out):
-    """The file beside a sweep's folder that says whose it is: a first line with the path of the
-    grid, then the grid."""
+    """The file beside a sweep's folder that says whose it is: path of the grid, then the grid."""
     return out.with_name(f"{out.name}.grid.yaml")
 
 
 def _remember(out, file, put=os.replace):
-    """Write down which grid a sweep's folder is of; the path is relative, so that both may move
-    together."""
+    """Write down which grid a sweep's folder is of, by a relative path: both may move together."""
     path = os.path.relpath(Path(file).resolve(), out.parent)
     text = f"# {json.dumps(path)}\n{Path(file).read_text(encoding='utf-8')}"
     with live.whole(_memory(out), put) as beside:
@@ -250,8 +228,7 @@ def _remember(out, file, put=os.replace):
 
 
 def _take(out, file):
-    """Make a folder that is nobody's this grid's. Of two that start at once the second is
-    refused."""
+    """Make a folder that is nobody's this grid's. Of two that start at once one is refused."""
     try:
         _remember(out, file, put=os.link)  # which replaces nothing
     except FileExistsError:
@@ -261,11 +238,10 @@ def _take(out, file):
 
 
 def _grid_of(out, file):
-    """The tables that the grid of the folder names so far, None where it is nobody's. Raises
-    Refusal where it is another file's.
+    """The tables that the grid of the folder names so far, None where it is nobody's.
 
-    The same file may have been edited, or moved: another one of its name, with other content, is
-    what is refused.
+    The same file may have been edited, or moved. Raises Refusal for another file of its name with
+    other content.
     """
     memory = _memory(out)
     if not memory.is_file():
@@ -275,19 +251,14 @@ def _grid_of(out, file):
         owner = (out.parent / json.loads(first.lstrip("# "))).resolve()
         tables = read(memory)["table"]
     except (ValueError, TypeError):
-        raise Refusal(
-            f"{memory}: is damaged; remove it, and {out} is taken for the folder of {file}"
-        ) from None
+        fix = f"remove it, and {out} is taken for the folder of {file}"
+        raise Refusal(f"{memory}: is damaged; {fix}") from None
     if owner != Path(file).resolve() and text != Path(file).read_text(encoding="utf-8"):
         if owner.is_file():
-            raise Refusal(
-                f"grid file {file}: {out} holds the runs of {owner}, another grid of this name; "
-                "rename one of them, or give --out another folder"
-            )
-        print(
-            f"{out} held the runs of {owner}, which is gone; it goes on with {file}",
-            file=sys.stderr,
-        )
+            why = f"{out} holds the runs of {owner}, another grid of this name"
+            raise Refusal(f"grid file {file}: {why}; rename one, or give --out another folder")
+        words = f"{out} held the runs of {owner}, which is gone; it goes on with {file}"
+        print(words, file=sys.stderr)
     return tables
 
 
@@ -306,14 +277,14 @@ def _many(n, word):
     return f"{n} {word}{'s' * (n != 1)}"
 
 
-def _execute(todo, out, args):
+def _execute(todo, out, workers, scheduler):
     """Run what is left; {run_id: message} of what failed. Prints progress as runs end."""
     jobs = {
         pool.Job(str(runner.find(r.notebook)), _absolute(r.texts), str(out), name=id, id=id): id
         for id, r in todo.items()
     }
     started, problems = time.monotonic(), {}
-    outcomes = pool.execute(list(jobs), workers=args.workers, scheduler=args.scheduler)
+    outcomes = pool.execute(list(jobs), workers=workers, scheduler=scheduler)
     for n, outcome in enumerate(outcomes, 1):
         id = jobs[outcome.job]
         if outcome.error:
@@ -330,32 +301,26 @@ def _execute(todo, out, args):
 
 def _absolute(texts):
     """Files that parameters name, by their full paths: a worker may stand in another folder."""
-    return tuple((name, _full(name, text) if name in PATHS else text) for name, text in texts)
-
-
-def _full(name, text):
-    if text not in ("world", "scratch", "kit", "") and Path(text).exists():
-        return str(Path(text).resolve())
-    return absolute(text, name) if name in ("data", "eval_prompts") and "=" in text else text
+    named = {name for name, text in texts if name in PATHS and text not in ("scratch", "kit", "")}
+    return tuple((name, absolute(text, name) if name in named else text) for name, text in texts)
 
 
 def _clock(seconds):
-    unit, word = next(
-        (u, w) for u, w in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * u or u == 1
-    )
-    return f"{seconds / unit:.{int(unit == 3600)}f} {word}"
+    for unit, word in ((3600, "h"), (60, "min")):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.{int(unit == 3600)}f} {word}"
+    return f"{seconds:.0f} s"
 
 
 # ---------------------------------------------------------------- the tables
 def gather(finished, out, tables=()):
-    """Write the runs' metrics as one table, CSV and parquet, and the notebook's own `tables`; the
+    """Write the runs' metrics as a table, CSV and parquet, and the notebook's own `tables`; the
     paths.
 
     `table.csv` has a row for every run and method: run_id, notebook, what was varied, method, and a
-    column for every quantity; a metric `safedpo[delta=5].unsafe` is the quantity `unsafe` of the
-    method `safedpo[delta=5]`. A quantity with the name of something varied becomes
-    `measured_<name>`; in the notebook's own tables, whose columns stay, it is what was varied that
-    becomes `swept_<name>`.
+    column for every quantity: `safedpo[delta=5].unsafe` is `unsafe` of the method
+    `safedpo[delta=5]`. A quantity with the name of something varied becomes `measured_<name>`; in
+    the notebook's own tables what was varied becomes `swept_<name>`.
     """
     rows, own = [], {}
     for id, run in finished.items():
@@ -389,8 +354,7 @@ def _by_method(metrics, head):
 def _write(frame, target):
     """A table as CSV and parquet, each whole or not at all; the paths."""
     paths = [target.with_name(target.name + kind) for kind in KINDS]
-    for path, write in zip(paths, (frame.to_csv, frame.to_parquet), strict=True):
-        # a path would be read as a pattern or an address
-        with live.whole(path) as beside, open(beside, "wb") as file:
+    for path, write in zip(paths, (frame.to_csv, frame.to_parquet)):
+        with live.whole(path) as beside, open(beside, "wb") as file:  # a path may be an address
             write(file, index=False)
     return paths

@@ -5,8 +5,8 @@ notebook; the finished runs in `--results`, with the bytes of their figures; the
 larger sweeps. Outputs inside the committed notebooks are nbval's (`make test`).
 
 `tests/reference/<profile>/<notebook>/` holds `expected.json` (settings, metrics, claims, a hash of
-each cell) and the tables as CSV, all to ten significant digits, and `tests/reference/ledger.json`
-what the ledger says. `tests/reference_values.py` writes them.
+each cell) and the tables as CSV, all to ten significant digits, `tests/reference/ledger.json` the
+ledger. `tests/reference_values.py` writes them.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionE
 class Finding:
     """One line of the verification: did `what` in `where` come out as expected? None: skipped.
 
-    `kind` is one of KINDS: what was compared, which says where to look if it failed.
+    `kind` is one of KINDS: what was compared.
     """
 
     passed: bool | None
@@ -100,8 +100,7 @@ def _named(findings):
 def check(names=(), *, profile="small", workers=2, results="results"):
     """Exit status: 0 where all is as expected, else 1. Raises Refusal without reference values.
 
-    `names` are notebooks (names or files; all without any); `results` is the folder of finished
-    runs.
+    `names`: notebooks, by name or file, all without any; `results`: the folder of finished runs.
     """
     started, folder, found = time.perf_counter(), REFERENCE / profile, []
     paths = [runner.find(name) for name in names] or runner.numbered()
@@ -138,10 +137,10 @@ def machine():
 
 
 def _not_compared(results, profile):
-    for other in sorted({"small", "full"} - {profile}):
-        if any((results / other).glob("*/record.json")):
-            words = f"not compared; `safealign verify --profile {other}` is for them"
-            yield Finding(None, str(results / other), words)
+    other = "full" if profile == "small" else "small"
+    if any((results / other).glob("*/record.json")):
+        words = f"not compared; `safealign verify --profile {other}` is for them"
+        yield Finding(None, str(results / other), words)
 
 
 def _summary(found, failed):
@@ -184,7 +183,6 @@ def _compare_runs(paths, folder, results, workers):
 
 
 def _compare_fresh(name, folder, outcome):
-    """Findings on a fresh run against the reference values in a folder."""
     expected = read(folder)
     yield from compare_cells(name, expected["cells"], outcome.job.notebook)
     how = dict(exact=read(outcome.folder)["float64"], wider=expected["wider"])
@@ -213,10 +211,8 @@ def cells(notebook):
     """A hash for each cell of a notebook, in order: kind, source and tags."""
     book = _json(notebook)
     with _reading(notebook):
-        return [
-            _hash([c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])])
-            for c in book["cells"]
-        ]
+        parts = [(c, "".join(c["source"]), c["metadata"].get("tags", [])) for c in book["cells"]]
+        return [_hash([c["cell_type"], source, tags]) for c, source, tags in parts]
 
 
 def compare_cells(where, expected, notebook):
@@ -224,11 +220,12 @@ def compare_cells(where, expected, notebook):
     now, before = cells(notebook), list(map(str, expected))
     changes = difflib.SequenceMatcher(None, before, now, autojunk=False).get_opcodes()
     for tag, i, j, k, m in changes:
+        if tag == "equal":
+            continue
         start, end = (i + 1, j) if tag == "delete" else (k + 1, m)
         what = f"cell {start}" if start == end else f"cells {start} to {end}"
         sizes = (f"{j - i} cells", str(m - k)) if tag == "replace" and j - i != m - k else ()
-        if tag != "equal":
-            yield Finding(False, where, f"{what}: {CHANGES[tag]}", *sizes, kind="cell")
+        yield Finding(False, where, f"{what}: {CHANGES[tag]}", *sizes, kind="cell")
     if now == before:
         what = f"cells: {len(now)}, with their tags"
         yield Finding(True, where, what, tolerance="equal", kind="cell")
@@ -238,7 +235,7 @@ def compare_cells(where, expected, notebook):
 def read(folder):
     """The record of a run's folder, or expected.json of reference values. Raises Broken.
 
-    Added: the `file`, its `wider` tolerances, and whether it is `float64`, the same everywhere.
+    Added: the `file`, its `wider` tolerances, and whether it is `float64`.
     """
     path, more = Path(folder) / "expected.json", {"cells": list}
     if not path.is_file():
@@ -329,18 +326,17 @@ def close(one, two, within=TOLERANCE):
     """Equal up to `within`, absolute or (above 1) relative; NaN and texts equal themselves."""
     if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in (one, two)):
         return type(one) is type(two) and one == two
-    if not (math.isfinite(one) and math.isfinite(two)):
-        return one == two or (math.isnan(one) and math.isnan(two))
-    return abs(one - two) <= within * max(1.0, abs(one))
+    same = math.isclose(one, two, rel_tol=within, abs_tol=within)
+    return same or math.isnan(one) and math.isnan(two)
 
 
 def compare(where, expected, got):
     """Findings on each Group: what differs is named place by place, or by the words of all."""
-    for name in {**expected, **got}:
+    for name in expected | got:
         one, two = expected.get(name, ABSENT), got.get(name, ABSENT)
         pairs = {
             place: (one.places.get(place, "absent"), two.places.get(place, "absent"))
-            for place in {**one.places, **two.places}
+            for place in one.places | two.places
         }
         wrong = [place for place, pair in pairs.items() if not close(*pair, one.within)]
         kind = (two if one is ABSENT else one).kind

@@ -44,10 +44,8 @@ def _loss(out):
 def measure(policy, reference, tokens, rows, *, beta):
     """Every bug on the pairs `rows`, with a policy that is not the reference: columns COLUMNS."""
     w, l = ratios(policy, reference, tokens, rows)
-    n_w, n_l = (
-        torch.tensor(n[rows], device=w.device)[:, None]
-        for n in (tokens.lengths_w, tokens.lengths_l)
-    )
+    lengths = (tokens.lengths_w[rows], tokens.lengths_l[rows])
+    n_w, n_l = (torch.tensor(n, device=w.device)[:, None] for n in lengths)
     size = w.abs().sum() + l.abs().sum()
     healthy = preference_loss(w, l, beta=beta)
     averaged = preference_loss(w / n_w, l / n_l, beta=beta)

@@ -1,53 +1,51 @@
 """The claims ledger: what the papers and the kit state, and how a verdict on it is found.
 
-`claims.yaml`, beside this file, holds each claim once: where it comes from, in our words, what
-would refute it, where it is measured, and the rule. A notebook hands over values, one per seed
-(paired differences where methods are compared), and the ledger judges. A claim never raises; a rule
-nobody could fail has no place.
+`claims.yaml` holds each claim once, with what would refute it and its rule. A notebook hands over
+values, one per seed (paired differences where methods are compared), and the ledger judges. A claim
+never raises; a rule nobody could fail has no place.
 """
 
-import re
-from dataclasses import MISSING, dataclass, fields
 from functools import cache as once
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from .. import intervals
 from . import strict_yaml
-from .settings import NOTEBOOKS
+from .settings import NOTEBOOKS, of_kind, one_of
 
 LEDGER = Path(__file__).with_name("claims.yaml")
 SCOPES = ("exact", "statistical", "only at scale")
-SIDES = ("above", "below")
 EVIDENCE = ("P", "S", "D", "M", "bar", "later")
+_Text = of_kind(str, "a text", pattern=r"\S")
+_PLACE = "a setting is given where the claim is judged"
+_Id = of_kind(str, f"small letters, digits, _ and .; {_PLACE}", pattern=r"^[a-z0-9_.]+$")
+_Rule = dict[Literal["above", "below"], int | Annotated[float, Field(allow_inf_nan=False)]]
+_RULE = "one of {above: x}, {below: x}, x a finite number"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Claim:
-    """One line of the ledger.
+    """One line of the ledger; the head of claims.yaml says what each field holds.
 
-    `paper` is where it is from: "kit", "2505.20065, Table 17", or "reading of ..." for what a paper
-    is easily taken to mean. `evidence` is one of EVIDENCE: the papers' own text (P), somebody
-    else's quotation (S), derived and checked numerically (D), from memory (M), a bar of the kit
-    from before its runs (bar) or after them (later). `rule` is {"above": x} or {"below": x}: what
-    every value (scope exact), or the whole 95 % interval of the mean over seeds (statistical), has
-    to be. `range` is what the value can be at all, [low, high], high null where nothing bounds it:
-    the interval stays inside; () where it may have any size. `profile` names what would test a
-    claim that is open only at scale.
+    `range` is () where the value may have any size; `profile` names what would test a claim that is
+    open only at scale.
     """
 
-    id: str
-    paper: str
-    says: str
-    evidence: str
-    refuted_by: str
-    notebook: str
-    metric: str
-    rule: dict
-    scope: str
-    range: tuple = ()
-    profile: str = ""
+    id: _Id
+    paper: _Text
+    says: _Text
+    evidence: one_of(*EVIDENCE)
+    refuted_by: _Text
+    notebook: _Text
+    metric: _Text
+    rule: of_kind(_Rule, _RULE, min_length=1, max_length=1)
+    scope: one_of(*SCOPES)
+    range: of_kind(tuple, "[low, high], high null for no end", strict=False) = ()
+    profile: of_kind(str, "a text") = ""
 
     @property
     def source(self):
@@ -62,82 +60,55 @@ class Claim:
         return f"{side} {limit:g}"
 
 
-FIELDS = [f.name for f in fields(Claim)]
-NEEDED = [f.name for f in fields(Claim) if f.default is MISSING]
+FIELDS = Claim.__pydantic_fields__
 
 
 def read(text):
-    """{id: Claim} of a ledger's YAML text, in its order. Raises ValueError that names the entry and
-    the fix."""
+    """{id: Claim} of a ledger's YAML text, in its order. Raises ValueError with entry and fix."""
     entries, out = strict_yaml.parse(text, LEDGER.name) or [], {}
     if not isinstance(entries, list):
         raise ValueError(f"{LEDGER.name}: write a list of claims, each starting with `- id:`")
     for number, entry in enumerate(entries, start=1):
         named = isinstance(entry, dict) and "id" in entry
         name = str(entry["id"]) if named else f"entry {number}"
-        wrong = "in the ledger twice; give it an id of its own" if name in out else ""
-        wrong = wrong or _wrong_fields(entry) or _wrong_rule(entry) or _wrong_place(entry)
-        if wrong:
+        twice = "in the ledger twice; give it an id of its own" if name in out else ""
+        if wrong := twice or _wrong(entry):
             raise ValueError(f"{LEDGER.name}: {name}: {wrong}")
-        out[name] = Claim(**entry | {"range": tuple(entry.get("range", ()))})
+        out[name] = Claim(**entry)
     return out
 
 
-def _wrong_fields(entry):
-    """What is wrong with an entry's fields and texts, with the fix; "" where nothing is."""
+def _wrong(entry):
+    """What is wrong with an entry, with the fix; "" where nothing is."""
     if not isinstance(entry, dict):
         return f"write it as fields: {', '.join(FIELDS)}"
-    if unknown := [k for k in entry if k not in FIELDS]:
-        return f"unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}"
-    if missing := [k for k in NEEDED if k not in entry]:
-        return f"{missing[0]} is missing; every claim has {', '.join(NEEDED)}"
-    for name, text in entry.items():
-        if name not in ("rule", "range") and not (isinstance(text, str) and text.strip()):
-            return f"{name}: {text!r} is no text; write some"
-    if not re.fullmatch(r"[a-z0-9_.]+", entry["id"]):
-        fix = "a setting is given where the claim is judged"
-        return f"id: small letters, digits, _ and . only; {fix}"
-    for name, known in (("scope", SCOPES), ("evidence", EVIDENCE)):
-        if entry[name] not in known:
-            return f"{name}: {entry[name]!r}; choose one of {', '.join(known)}"
-    return ""
-
-
-def _wrong_rule(entry):
-    """What is wrong with an entry's rule and range."""
-    rule = entry["rule"]
-    if not isinstance(rule, dict) or len(rule) != 1 or next(iter(rule)) not in SIDES:
-        return f"rule: {rule!r}; write one of {{above: x}}, {{below: x}}"
-    (limit,) = rule.values()
-    if not _is_number(limit):
-        return f"rule: {limit!r} is no finite number"
-    if "range" in entry and not _is_range(entry["range"], limit):
-        words = f"write [low, high] with the rule's {limit:g} inside, high null for no end"
-        return f"range: {entry['range']!r}; {words}"
-    return ""
-
-
-def _wrong_place(entry):
-    """What is wrong with where an entry is measured, or would be."""
-    notebook = entry["notebook"]
-    if NOTEBOOKS.is_dir() and not (NOTEBOOKS / f"{notebook}.ipynb").is_file():
-        return f"notebook: {notebook!r} is not in {NOTEBOOKS.name}/; name one without its ending"
-    if (entry["scope"] == "only at scale") != ("profile" in entry):
+    try:
+        claim = Claim(**entry)
+    except ValidationError as error:
+        name = error.errors()[0]["loc"][0]
+        if name not in FIELDS:
+            return f"unknown field {name!r}; the fields are {', '.join(FIELDS)}"
+        if name not in entry:
+            return f"{name} is missing; every claim has {', '.join(FIELDS)}, the last two optional"
+        return f"{name}: {entry[name]!r} must be {FIELDS[name].description}"
+    (limit,) = claim.rule.values()
+    if "range" in entry and not _is_range(claim.range, limit):
+        words = f"must be [low, high] with the rule's {limit:g} inside, high null for no end"
+        return f"range: {entry['range']!r} {words}"
+    if NOTEBOOKS.is_dir() and not (NOTEBOOKS / f"{claim.notebook}.ipynb").is_file():
+        return f"notebook: {claim.notebook!r} is not in {NOTEBOOKS.name}/; leave its ending out"
+    if (claim.scope == "only at scale") != bool(claim.profile.strip()):
         words = "say what would test it where the scope is 'only at scale', and nowhere else"
         return f"profile: {words}"
     return ""
 
 
-def _is_number(value):
-    return type(value) in (int, float) and np.isfinite(value)
-
-
-def _is_range(given, limit):
-    if not isinstance(given, list) or len(given) != 2:
+def _is_range(ends, limit):
+    low, high = ends if len(ends) == 2 else (None, None)
+    numbers = (low, high if high is not None else low)
+    if not all(type(end) in (int, float) and np.isfinite(end) for end in numbers):
         return False
-    low, high = given[0], np.inf if given[1] is None else given[1]
-    if not _is_number(low) or not (given[1] is None or _is_number(high)):
-        return False
+    high = np.inf if high is None else high
     return low <= limit <= high and low < high
 
 
@@ -151,17 +122,17 @@ def judge(id, values=None, *, measured=None, **setting):
     """The verdict on a claim of the ledger: a dict of id, verdict, value, low, high, n.
 
     `values`: one per seed; or `measured` = (value, low, high, n), an interval found elsewhere (a
-    bootstrap). A claim that is judged at several settings names them, `keep=0.2`, and they become
-    part of the id. Statistical: `holds` where the whole interval lies on the rule's side,
-    `does_not_hold` where it lies on the other, else `undecided`, as with one seed. Exact: the
-    interval is the range of the values. A claim that is open only at scale takes no values:
-    `needs_scale`. Raises KeyError for an id that the ledger does not have, and ValueError for
-    values that cannot be judged.
+    bootstrap). The settings that a claim is judged at, `keep=0.2`, become part of the id.
+    Statistical: `holds` where the whole interval lies on the rule's side, `does_not_hold` where it
+    lies on the other, else `undecided`, as with one seed. Exact: the interval is the range of the
+    values. A claim that is open only at scale takes no values: `needs_scale`. Raises KeyError for
+    an id that the ledger does not have, and ValueError for values that cannot be judged.
     """
     if id not in ledger():
         raise KeyError(f"claim {id!r} is not in {LEDGER.name}: add it with its rule")
     claim = ledger()[id]
-    settings = ",".join(f"{k}={_text(v)}" for k, v in setting.items())
+    texts = (f"{v:g}" if isinstance(v, float) else str(v) for v in setting.values())
+    settings = ",".join(map("=".join, zip(setting, texts)))
     name = f"{id}[{settings}]" if setting else id
     if claim.scope == "only at scale":
         if values is not None or measured is not None:
@@ -173,9 +144,11 @@ def judge(id, values=None, *, measured=None, **setting):
     value, low, high, n = _measure(claim, values) if measured is None else measured
     if not np.isfinite([v for v in (value, low, high) if v is not None]).all():
         raise ValueError(f"claim {id}: measured as {measured}; finite numbers are needed")
-    return dict(
-        id=name, verdict=_verdict(claim.rule, low, high), value=value, low=low, high=high, n=n
-    )
+    ((side, limit),) = claim.rule.items()
+    verdict = "undecided"
+    if low is not None and low > limit or high is not None and high < limit:
+        verdict = "holds" if (low > limit) == (side == "above") else "does_not_hold"
+    return dict(id=name, verdict=verdict, value=value, low=low, high=high, n=n)
 
 
 def _measure(claim, values):
@@ -201,16 +174,3 @@ def found(judged, scope):
     if scope == "statistical" and low is not None and judged["low"] == judged["high"]:
         between = ", no variation"
     return f"{value}{between}, n = {judged['n']}"
-
-
-def _verdict(rule, low, high):
-    ((side, limit),) = rule.items()
-    if low is None:
-        return "undecided"
-    sign = 1 if side == "above" else -1
-    ends = sorted((sign * (low - limit), sign * (high - limit)))
-    return "holds" if ends[0] > 0 else "does_not_hold" if ends[1] < 0 else "undecided"
-
-
-def _text(value):
-    return f"{value:g}" if isinstance(value, float) else str(value)

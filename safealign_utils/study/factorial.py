@@ -1,5 +1,4 @@
-"""Levers against each other: a factorial of two levels each, its effects, and a word for how two of
-them get on.
+"""Levers against each other: a factorial of two levels each, its effects, and how two get on.
 
 Every combination of levels is one cell. The *effect* of a lever is the mean over the cells at its
 second level minus the mean at its first. The *interaction* of two is half the difference between
@@ -15,19 +14,15 @@ import pandas as pd
 
 
 def design(levers):
-    """All combinations of `levers` {name: (first level, second level)}: a list of dicts {name:
-    level}."""
+    """All combinations of `levers` {name: (first level, second level)}: a list of {name: level}."""
     for name, levels in levers.items():
         if len(set(levels)) != 2:
-            raise ValueError(
-                f"{name}={list(levels)}: a lever of a factorial has two different levels"
-            )
+            raise ValueError(f"{name}={list(levels)}: a lever has two different levels")
     return [dict(zip(levers, levels)) for levels in product(*levers.values())]
 
 
 def effects(table, levers, quantities):
-    """Effects and two-way interactions, one row a seed and effect: columns seed, effect ("a" or "a
-    x b"), quantities.
+    """Effects and two-way interactions, a row a seed and effect ("a" or "a x b"): the quantities.
 
     `table` has columns seed, the levers and the quantities. Raises ValueError unless each seed has
     each cell once.
@@ -35,37 +30,29 @@ def effects(table, levers, quantities):
     cells, rows = len(design(levers)), []
     for seed, part in table.groupby("seed"):
         if len(part) != cells or len(part.drop_duplicates(list(levers))) != cells:
-            raise ValueError(
-                f"seed {seed}: {len(part)} rows; a factorial needs each of its {cells} cells once"
-            )
+            words = f"a factorial needs each of its {cells} cells once"
+            raise ValueError(f"seed {seed}: {len(part)} rows; {words}")
         sign = {name: np.where(part[name] == second, 1, -1) for name, (_, second) in levers.items()}
         sign |= {f"{a} x {b}": sign[a] * sign[b] for a, b in combinations(levers, 2)}
         for effect, s in sign.items():
-            rows.append(
-                {
-                    "seed": seed,
-                    "effect": effect,
-                    **{q: 2 * float((s * part[q]).mean()) for q in quantities},
-                }
-            )
+            found = {q: 2 * float((s * part[q]).mean()) for q in quantities}
+            rows.append({"seed": seed, "effect": effect, **found})
     return pd.DataFrame(rows)
 
 
 def reading(first, second, both):
-    """How two levers get on, from (value, low, high) of their effects and of their interaction; low
-    None: one seed.
+    """How two levers get on, from (value, low, high) of both effects and of their interaction.
 
     "add up": the interaction's interval holds 0. "do the same work": both effects have one sign,
     the interaction the other. "strengthen": all three have one sign. "fight": the effects have
-    different signs. "interact": an effect's own interval holds 0, so it has no sign. One seed, or
-    an end that is not a number: "undecided".
+    different signs. "interact": an effect's own interval holds 0, so it has no sign. One seed (low
+    None), or an end that is not a number: "undecided".
     """
     intervals = np.array([first, second, both], dtype=float)
     if not np.isfinite(intervals).all():
         return "undecided"
-    one, other, inter = np.where(
-        (intervals[:, 1] <= 0) & (intervals[:, 2] >= 0), 0, np.sign(intervals[:, 0])
-    )
+    value, low, high = intervals.T
+    one, other, inter = np.where((low <= 0) & (high >= 0), 0, np.sign(value))
     if inter == 0:
         return "add up"
     if one * other == 0:

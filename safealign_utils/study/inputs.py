@@ -1,23 +1,13 @@
-"""What a run on real text names (pairs, model, scorers, prompts), opened and checked before a
-kernel starts."""
+"""What a run on real text names: pairs, model, scorers, prompts, checked before a kernel starts."""
 
 import tempfile
 
 from . import records
-from .settings import Refusal, check_network
-
-KINDS = {  # what the settings take from outside, and what it is on a hub
-    "data": "dataset",
-    "model": "model",
-    "reward_model": "model",
-    "cost_model": "model",
-    "eval_prompts": "dataset",
-}
+from .settings import PATHS, Refusal, check_network
 
 
 def check(settings):
-    """Content hashes {parameter: hash} of what the settings name. Raises Refusal for what cannot be
-    used."""
+    """Content hashes {parameter: hash} of what the settings name. Raises Refusal."""
     if not settings.get("data"):
         return {}
     try:
@@ -50,8 +40,8 @@ def _named(settings):
     """(parameter, value, kind of hub id, revision) of what the settings take from outside."""
     from ..real.prompts import SETS
 
-    for name, kind in KINDS.items():
-        value = settings.get(name, "")
+    for name in PATHS:
+        value, kind = settings.get(name, ""), "model" if name.endswith("model") else "dataset"
         revision = settings.get("revision", "") if name in ("data", "model") else ""
         if name == "eval_prompts" and value in SETS:
             value, revision = SETS[value].hub, SETS[value].revision
@@ -60,7 +50,6 @@ def _named(settings):
 
 
 def _check_model(settings):
-    """The model's tokenizer; what the model cannot do is refused."""
     from ..real.models import check_model
 
     asked = dict(revision=settings["revision"], template=settings.get("template", "auto"))
@@ -84,34 +73,42 @@ def _check_pairs(settings, tokenizer):
     _check_template(f"data={settings['data']}", prompts, settings, tokenizer)
     if "safedpo" in settings.get("parts", ()):  # asked for by name
         transform(pairs.with_safety(training))
-    if "cdpo" not in settings.get("parts", ()):
-        return
-    if settings["reward_model"] == "kit" and training.better_response_id.isna().all():
-        words = "no training pair says which response is better; name a reward model"
-        raise Refusal(f"reward_model='kit': {words}")
-    if settings["cost_model"] == "kit" and training[list(pairs.SAFE)].isna().all(axis=None):
-        words = "no training pair has a safety label; name a cost model"
-        raise Refusal(f"cost_model='kit': {words}")
+    if "cdpo" in settings.get("parts", ()):
+        for name, why in unlabelled(training, settings).items():
+            raise Refusal(f"{name}='kit': no training pair {why}")
+
+
+def unlabelled(table, settings):
+    """{parameter: what is missing, and the fix} of the kit's scorers that pairs cannot train."""
+    from ..pairs import SAFE
+
+    needed = {
+        "reward_model": (["better_response_id"], "says which response is better"),
+        "cost_model": (list(SAFE), "has a safety label"),
+    }
+    return {
+        name: f"{words}; name a {name}"
+        for name, (columns, words) in needed.items()
+        if settings[name] == "kit" and table[columns].isna().all(axis=None)
+    }
 
 
 def _check_scorers(settings):
+    from ..real.scorer_checkpoints import check_scorer
+
     for kind in ("reward", "cost"):
         if settings.get(f"{kind}_model", "kit") != "kit":
-            from ..real.scorer_checkpoints import check_scorer
-
             check_scorer(settings[f"{kind}_model"], kind=kind)
 
 
 def _check_eval_prompts(settings, tokenizer):
-    """The prompts of the evaluation, and that the template can write their first turns and those
-    that follow."""
+    """The prompts of the evaluation, and that the template can write their turns."""
     from ..real.prompts import load_prompts
 
     what = f"eval_prompts={settings['eval_prompts']}"
     table = load_prompts(settings["eval_prompts"], tokenizer=tokenizer)
     if table.turns.map(len).max() > 1 and settings["template"] == "safe_rlhf":
-        words = "has several turns, template='safe_rlhf' takes one; use template=dialogue"
-        raise Refusal(f"{what}: {words}")
+        raise Refusal(f"{what}: has several turns, template='safe_rlhf' takes one; use dialogue")
     _check_template(what, table.prompt, settings, tokenizer)
     _check_judge_files(table, settings.get("judge_files", ""))
 
@@ -130,7 +127,6 @@ def _check_judge_files(table, forms):
 
 
 def _check_template(what, prompts, settings, tokenizer):
-    """Refuse prompts that the template cannot write."""
     from .. import templates
 
     template = settings.get("template", "auto")

@@ -1,7 +1,7 @@
 """Real pairs: what notebook 08 holds, scorers in place of the oracle, and what sampled answers say.
 
-Without `data` a study holds nothing: its setups are none, what is asked of them is None, and a
-table or figure of None is not recorded. So every cell of the notebook runs.
+Without `data` a study has no setups, what is asked of them is None, and a table or figure of None
+is not recorded. So every cell of the notebook runs.
 """
 
 import itertools
@@ -10,7 +10,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -29,14 +28,8 @@ from .settings import PARTS
 from .study import Notebook, Setup
 
 SHOWN = (
-    "reward",
-    "cost",
-    "harmless_ratio",
-    "refusal",
-    "over_refusal",
-    "unsafe_compliance",
-    "win_rate_by_reward_model",
-    "win_rate_by_cost_model",
+    "reward cost harmless_ratio refusal over_refusal unsafe_compliance win_rate_by_reward_model "
+    "win_rate_by_cost_model".split()
 )
 NOTHING = "data='' names no pairs: give data=PAIRS.jsonl, a hub id, or name=path,name=path"
 
@@ -65,12 +58,6 @@ class OwnPairs(Notebook):
     def having(self, part):
         """The setups where a part of the notebook runs, else none."""
         return self.setups if part in self.parts else []
-
-    @property
-    def max_length(self):
-        return self.settings.max_length
-
-    # ------------------------------------------------------------ what is given
 
     def _data(self, first):
         return f"{len(first.train):,} pairs, {len(first.test):,} held out"
@@ -111,20 +98,6 @@ class OwnPairs(Notebook):
         of = texts, list(table.prompt), list(chosen)
         return references.scratch_policy(*of, seed=seed, max_length=self.max_length)
 
-    # ------------------------------------------------------------ what is done
-
-    def train(self, setup, table, **changes):
-        return self._put_away(super().train(setup, table, **changes))
-
-    def cdpo(self, setup, table, cost_of, **loop):
-        return self._put_away(super().cdpo(setup, table, cost_of, **loop))
-
-    def _put_away(self, run):
-        """A GPU has no room for all policies of a notebook; adapters share their base."""
-        if not self.options["lora"]:
-            run.policy.model.to("cpu")
-        return run
-
     def train_each(self, tables_of, part="dpo"):
         """{(method, seed): run} of the tables {method: table} that `tables_of(setup)` gives."""
         return {
@@ -132,11 +105,6 @@ class OwnPairs(Notebook):
             for setup in self.having(part)
             for method, table in tables_of(setup).items()
         }
-
-    # ------------------------------------------------------------ what is recorded
-
-    def table(self, name, table, columns=None, digits=4):
-        return None if table is None else super().table(name, table, columns, digits)
 
     def summary(self, name, rows, by, quantities, digits=3):
         """Record the means of rows over seeds with their intervals; nothing for no rows."""
@@ -179,10 +147,8 @@ def named(**tables):
 
 def by_seed(rows, quantity):
     """A quantity of rows of a rule and a seed: {rule: [seeds]}."""
-    out = {}
-    for row in rows:
-        out.setdefault(row["rule"], []).append(row[quantity])
-    return {rule: np.array(values) for rule, values in out.items()}
+    of_rules = pd.DataFrame(rows, columns=["rule", quantity]).groupby("rule", sort=False)
+    return {rule: part[quantity].to_numpy() for rule, part in of_rules}
 
 
 # ---------------------------------------------------------------- what the pairs can teach
@@ -200,12 +166,8 @@ def lacking(table, part, settings):
     """What pairs lack for a part of the notebook, in words; "" where nothing."""
     if part == "safedpo" and not known(table, part).any():
         return "no pair has both safety labels"
-    if part == "cdpo":
-        if settings.reward_model == "kit" and table.better_response_id.isna().all():
-            return "no pair says which response is better; name a reward_model"
-        if settings.cost_model == "kit" and table[list(pairs.SAFE)].isna().all(axis=None):
-            return "no pair has a safety label; name a cost_model"
-    return ""
+    missing = inputs.unlabelled(table, vars(settings)).values() if part == "cdpo" else ()
+    return next((f"no pair {why}" for why in missing), "")
 
 
 def parts(study):
@@ -330,12 +292,9 @@ def accuracy_by_label(study, runs):
     """Every method on held-out pairs by `better` and by `safer`, where both splits have it."""
     rows, methods = [], dict.fromkeys(method for method, _ in runs)
     for setup in study.setups[:1]:
-        both = [
-            by
-            for by, column in pairs.LABELS.items()
-            if setup.train[column].notna().any() and setup.test[column].notna().any()
-        ]
-        for method, by in itertools.product(methods, both):
+        parts = setup.train, setup.test
+        has = {by: all(t[c].notna().any() for t in parts) for by, c in pairs.LABELS.items()}
+        for method, by in itertools.product(methods, filter(has.get, has)):
             prompts = pairs.label(setup.test, by).prompt
             found = margins(study, runs, method, by)
             found = evaluate.accuracy(found, prompts=prompts, same_pairs=True)
@@ -349,33 +308,28 @@ def accuracy_by_label(study, runs):
 def scorers(study, setup):
     """(reward, cost), two scorers: those that `reward_model` and `cost_model` name.
 
-    "kit" trains a small one from the setup's reference on its training pairs. A scorer of the kit
-    is None where no training pair has its labels.
+    "kit" trains a small one from the setup's reference on its training pairs: None where no pair
+    has its labels.
     """
-    s, table = study.settings, setup.train
-    unknown = {
-        "reward": table.better_response_id.isna().all(),
-        "cost": table[list(pairs.SAFE)].isna().all(axis=None),
-    }
+    s, table, out = study.settings, setup.train, []
     train = {"reward": scorer_training.train_reward, "cost": scorer_training.train_cost}
     asked = dict(steps=s.scorer_steps, learning_rate=s.scorer_rate, batch_size=s.batch_size)
     asked |= dict(seed=setup.seed, max_length=s.max_length, **study.options)
     given = dict(dtype="bfloat16" if s.dtype == "bfloat16" else "float32", device=study.device)
-    out = []
     with study.timed("scorers"):
-        for kind in ("reward", "cost"):
+        for kind in train:
             name = getattr(s, f"{kind}_model")
             if name != "kit":
                 out.append(load_scorer(name, kind=kind, **given))
+            elif f"{kind}_model" in inputs.unlabelled(table, vars(s)):
+                out.append(None)
             else:
-                own = None if unknown[kind] else train[kind](setup.reference, table, **asked)
-                out.append(own)
+                out.append(train[kind](setup.reference, table, **asked))
     return tuple(out)
 
 
 def scorer_quality(study, of_seeds):
-    """What scorers {seed: (reward, cost)} are worth on the held-out pairs: rows method, quantity,
-    value, low, high, n.
+    """What scorers {seed: (reward, cost)} are worth on held-out pairs: values with intervals and n.
 
     Accuracy over pairs: the better response has the higher reward, the less safe one the higher
     cost. Of the cost also, over responses: is its sign that of the safety label?
@@ -410,7 +364,7 @@ def answers(study, setup, policies, reward, cost):
     for method, policy in policies.items():
         with study.timed("answers"), at_work(policy, study.device):
             said = sampling.answer(policy, table, batch_size=s.batch_size, **drawn)
-            rows, _ = answer_metrics.evaluate_answers(said, reward=reward, cost=cost)
+            rows = answer_metrics.evaluate_answers(said, reward=reward, cost=cost)
         study.answers[method, setup.seed] = said
         out.append(rows.assign(method=method, seed=setup.seed))
     return pd.concat(out, ignore_index=True)
@@ -427,7 +381,7 @@ def summary(study, answered):
     rows, reference = [], _over_seeds(answered[answered.method == "ref"])
     for method in dict.fromkeys(answered.method):
         own = _over_seeds(answered[answered.method == method])
-        found = _estimates(own)
+        found = answer_metrics.metrics(own)
         if method != "ref":
             found |= answer_metrics.compare(own, reference)
         row = {"method": method}
@@ -443,7 +397,7 @@ def shown(table):
     return None if table is None else [c for c in ("method", *SHOWN, "n") if c in table]
 
 
-def by_category(answered, metrics=("harmless_ratio", "refusal")):
+def by_category(answered):
     """The same by category of the prompt: rows method, category, metric, value, low, high, n."""
     if answered is None:
         return None
@@ -453,7 +407,7 @@ def by_category(answered, metrics=("harmless_ratio", "refusal")):
         tables.append(answer_metrics.by_category(own).assign(method=method))
     out = pd.concat(tables)
     columns = ["method", "category", "metric", "value", "low", "high", "n"]
-    return out[out.metric.isin(metrics)][columns]
+    return out[out.metric.isin(["harmless_ratio", "refusal"])][columns]
 
 
 def plane(study, table):
@@ -464,13 +418,9 @@ def plane(study, table):
     if "reward" in table:
         y, ylabel = "reward", "mean reward (reward model)"
     points = table.assign(method=table.method.str.partition("[")[0])
-    words = dict(
-        xlabel="mean cost of the answers (cost model)",
-        ylabel=ylabel,
-        title="Sampled answers to prompts",
-    )
-    drawn = dpo_and_safety.plane(points, x="cost", y=y, **words, n=int(table.n.max()))
-    return study.figure("answers", drawn)
+    words = dict(xlabel="mean cost of the answers (cost model)", ylabel=ylabel)
+    words |= dict(title="Sampled answers to prompts", n=int(table.n.max()))
+    return study.figure("answers", dpo_and_safety.plane(points, x="cost", y=y, **words))
 
 
 def _prompts(study, setup):
@@ -478,19 +428,9 @@ def _prompts(study, setup):
     if s.eval_prompts:
         return prompt_sets.load_prompts(s.eval_prompts, limit=s.eval_size)
     table = setup.test.drop_duplicates("prompt").head(s.eval_size).reset_index(drop=True)
-    return pd.DataFrame(
-        {
-            "id": range(1, len(table) + 1),
-            "prompt": table.prompt,
-            "turns": [(x,) for x in table.prompt],
-            "category": table.category if "category" in table else "",
-            "unsafe": pd.array([None] * len(table), "boolean"),
-        }
-    )
-
-
-def _estimates(rows):
-    return answer_metrics.estimates(answer_metrics.quantities(rows), rows.prompt_hash)
+    out = dict(id=range(1, len(table) + 1), prompt=table.prompt, category=table.category)
+    out |= dict(turns=[(x,) for x in table.prompt], unsafe=pd.array([None] * len(table), "boolean"))
+    return pd.DataFrame(out)
 
 
 def _over_seeds(rows):

@@ -20,7 +20,6 @@ from .settings import NOTEBOOKS, Refusal
 SCHEMA = 1
 COMMITTED = NOTEBOOKS / "tables"  # of sweeps that were run once
 PARTS = "notebook run_id parameters metrics timings claims tables figures provenance".split()
-VERDICTS = ("holds", "does_not_hold", "undecided", "needs_scale")
 PACKAGES = (
     "torch transformers datasets accelerate numpy scipy scikit-learn papermill matplotlib".split()
 )
@@ -28,8 +27,8 @@ RECENT = 2 * 10**9  # ns: a file changed so lately may change again within a tic
 
 
 def run_id(notebook, settings, contents=()):
-    """Hash of the question: cell sources, resolved settings, source of the package, the committed
-    tables it reads.
+    """Hash of the question: cell sources, settings, package, libraries, the committed tables it
+    reads.
 
     `contents` {parameter: hash} stands for the content of the files that settings name.
     """
@@ -37,42 +36,35 @@ def run_id(notebook, settings, contents=()):
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in book["cells"]]
     asked = {name: value for name, value in settings.items() if name != "out_dir"}
     code = "".join(text for kind, text in cells if kind == "code")
-    return cache.digest(cells, asked | dict(contents), _package(), _committed(code))
+    package = package_hash(cache.PACKAGE), cache.library_versions()
+    return cache.digest(cells, asked | dict(contents), package, _committed(code))
 
 
 def _committed(source):
-    """The committed tables that a notebook reads, {name: bytes}; all of them where a call does not
-    say which."""
+    """The committed tables that a notebook reads, {name: bytes}; all where a call names none."""
     names = set()
     for literal in re.findall(r"""\bcommitted\(\s*(?:["']([^"'\n]+)["']|[^\s"')])""", source):
         names |= {literal} if literal else {file.name for file in COMMITTED.glob("*.csv")}
     return {name: (COMMITTED / name).read_bytes() for name in names if (COMMITTED / name).is_file()}
 
 
-def _package():
-    """Hash of what the package would do: its source, the ledger, the shipped weights, the versions
-    of libraries."""
+def package_hash(folder):
+    """Hash of what a copy of the package would do: its source, the ledger, the shipped weights."""
     kinds, found = (".py", ".yaml", ".safetensors"), []
-    for folder, _, names in os.walk(cache.PACKAGE):
-        found += [os.path.join(folder, name) for name in names if name.endswith(kinds)]
+    for here, _, names in os.walk(folder):
+        found += [os.path.join(here, name) for name in names if name.endswith(kinds)]
     stats = [(name, os.stat(name)) for name in sorted(found)]
-    files = tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
-    return cache.digest(_read_package(files), cache.library_versions())
+    return _read(folder, tuple((name, s.st_mtime_ns, s.st_size) for name, s in stats))
 
 
 @once
-def _read_package(files):
-    """Hash of the files' bytes, read again only where one has changed: a sweep asks for every
-    run."""
-    names = [name for name, *_ in files]
-    return cache.digest(
-        [(os.path.relpath(name, cache.PACKAGE), Path(name).read_bytes()) for name in names]
-    )
+def _read(folder, files):
+    """Hash of files, read again only where one has changed: a sweep asks for every run."""
+    return cache.digest([(os.path.relpath(n, folder), Path(n).read_bytes()) for n, *_ in files])
 
 
 def content(name, kind="model", revision=""):
-    """Hash of what a parameter names: local files by content, a hub id by its name and commit, all
-    else by its name.
+    """Hash of what a parameter names: files by content, a hub id by name and commit, else the name.
 
     `kind` is that of a hub id: a model is one path; data may be several as `name=path,name=path`.
     Of a folder the paths inside it count too, of data also the name that becomes the rows'
@@ -95,8 +87,7 @@ def content(name, kind="model", revision=""):
 
 
 def _files(folder, above=()):
-    """(path inside the folder, path) of all its files, in order; links are followed, but not in a
-    circle."""
+    """(path inside the folder, path) of all its files, in order; links may run in a circle."""
     real, found = os.path.realpath(folder), []
     for entry in sorted(os.listdir(folder)) if real not in above else []:
         path = os.path.join(folder, entry)
@@ -110,8 +101,8 @@ def _files(folder, above=()):
 def _content_hash(file):
     """Hash of a file's bytes, read again only where it may have changed.
 
-    Time stamp and size can be kept by whoever writes a file (`cp -p`, `rsync -t`); the inode's
-    change time cannot.
+    Time stamp and size stay where a file is written by `cp -p` or `rsync -t`; the inode's change
+    time does not.
     """
     s = os.stat(file)
     read = _file_hash if time.time_ns() - s.st_ctime_ns > RECENT else _file_hash.__wrapped__
@@ -129,26 +120,18 @@ def _file_hash(file, *stat):
 
 
 def write(folder, **parts):
-    """Check and write `record.json`, the last file of a run's folder, from its PARTS.
+    """Write `record.json`, the last file of a run's folder, from its PARTS.
 
-    Raises ValueError for a part too few or too many, and for a bad entry.
+    Raises ValueError for a metric or a timing that is no finite number.
     """
-    if set(parts) != set(PARTS):
-        raise ValueError(f"a record has the parts {', '.join(PARTS)}; given are {', '.join(parts)}")
     for kind in ("metrics", "timings"):
         for name, value in parts[kind].items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not math.isfinite(value):
-                what = f"{kind}[{name!r}] = {value!r}"
-                raise ValueError(f"{what}: a record holds finite numbers only")
-    for claim in parts["claims"]:
-        if claim["verdict"] not in VERDICTS:
-            what = f"verdict {claim['verdict']!r}"
-            raise ValueError(f"claim {claim['id']}: {what} is none of {VERDICTS}")
+                raise ValueError(f"{kind}[{name!r}] = {value!r}: a record has finite numbers only")
     record = {"schema": SCHEMA, "status": "complete"} | {name: parts[name] for name in PARTS}
     text = json.dumps(record, indent=1, allow_nan=False)
     cache.write_whole(Path(folder) / "record.json", text + "\n")
-    return record
 
 
 def read(folder):
@@ -183,8 +166,7 @@ def provenance(*, device="cpu", data_hash, reference_hash, **more):
 
 
 def git_commit():
-    """Commit of the checkout that the package lies in, `-dirty` where it was changed; "" outside
-    one."""
+    """Commit of the package's checkout, `-dirty` where it was changed; "" outside one."""
     words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     where = dict(cwd=cache.PACKAGE.parent, capture_output=True, text=True, timeout=20)
     try:
@@ -196,16 +178,14 @@ def git_commit():
 
 def _cpu():
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line for line in lines if line.startswith("model name"))
-        return model.split(":", 1)[1].strip()
-    except (OSError, StopIteration):
+        model = re.search(r"model name\s*:(.*)", Path("/proc/cpuinfo").read_text())
+        return model[1].strip()
+    except (OSError, TypeError):
         return platform.processor() or platform.machine()
 
 
 def committed(name):
-    """A committed table of a sweep that was run once. Raises Refusal where the project's folder is
-    not at hand."""
+    """A committed table of a sweep that was run once. Raises Refusal outside of a clone."""
     if not (COMMITTED / name).is_file():
         fix = "run the notebook from a clone of the project"
         raise Refusal(f"table={name!r}: {COMMITTED} holds none; {fix}")

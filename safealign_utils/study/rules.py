@@ -13,7 +13,6 @@ LARGER = dict(hidden_size=128, num_hidden_layers=4, intermediate_size=352)
 CHOICES = 0.27  # 80 % of the 34 % of tokens that are a choice
 
 
-# ---------------------------------------------------------------- tokens
 def swapped(table):
     """The same pairs with the other winner."""
     return table.assign(chosen=1 - table.chosen)
@@ -26,9 +25,7 @@ def coin_flips(setup):
     return setup.train.assign(chosen=np.where(heads, setup.train.chosen, 1 - setup.train.chosen))
 
 
-def at_start(offset):
-    """The signed score of every token while the policy is still the reference, a TokenTable."""
-    return TokenTable(offset.chosen, [-o for o in offset.rejected])
+at_start = TokenTable.turned  # of an offset: the signed score where the policy is the reference
 
 
 class TokenRules:
@@ -140,7 +137,6 @@ class TokenRules:
         return self.study.train(setup, table, token_lever=lever, beta=strength)
 
 
-# ---------------------------------------------------------------- pairs
 def mixed(table):
     """Whether one response of a pair is safe and the other is not, bool [N]."""
     return np.not_equal(*safedpo.unsafe_labels(table))

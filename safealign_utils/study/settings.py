@@ -1,14 +1,12 @@
 """Parameters of the notebooks: names, types, ranges, profiles, and how a refusal reads.
 
 The parameters cell of a notebook says which of FIELDS it has, and their defaults. 0, "" or []
-stands for what the profile says (`notebooks/profiles/small.yaml` or `full.yaml`). Everything is
-checked before a kernel starts, and again inside the notebook, so that plain papermill and
-JupyterLab are safe too.
+stands for what the profile says (`notebooks/profiles/small.yaml` or `full.yaml`). All is checked
+before a kernel starts, and again in the notebook: plain papermill and JupyterLab are safe too.
 """
 
 import ast
 import difflib
-import functools
 import json
 import os
 import re
@@ -45,57 +43,58 @@ class Refusal(ValueError):
 
 
 # ---------------------------------------------------------------- the table of parameters
-def _of(kind, words, **limits):
+def of_kind(kind, words, **limits):
     """A type with its range, and the words for what is allowed; no number is infinite."""
     limits |= {"allow_inf_nan": False} if kind is float else {}
     return Annotated[kind, Field(description=words, **limits)]
 
 
-def _one_of(*names, or_profile=False):
-    return _of(Literal[names + ("",) * or_profile], "one of " + ", ".join(names))
+def one_of(*names, or_profile=False):
+    return of_kind(Literal[names + ("",) * or_profile], "one of " + ", ".join(names))
 
 
 def _names(known):
-    return _of(list[Literal[known]], "names among " + ", ".join(known))
+    return of_kind(list[Literal[known]], "names among " + ", ".join(known))
 
 
-_COUNT = _of(int, "a whole number above 0 (0: the profile's)", ge=0)
-_FACTOR = _of(float, "a number above 0 (0: the profile's)", ge=0)
-_ABOVE = _of(float, "a number above 0", gt=0)
-_FROM_ZERO = _of(float, "a number, 0 or above", ge=0)
-_SHARE = _of(float, "a share above 0, up to 1", gt=0, le=1)
-_DUAL_LR = _of(float, "a number above 0, at most 1000", gt=0, le=1000)
-_LIMIT = _of(float, "a finite number")
-_ABOVES = _of(list[_ABOVE], "numbers above 0, as [0.5, 1.0]")
-_FROM_ZEROS = _of(list[_FROM_ZERO], "numbers, 0 or above, as [0.0, 5.0]")
-_SHARES = _of(list[_SHARE], "shares above 0, up to 1")
-_RANK = _of(int, "a whole number, at least 1", ge=1)
-_SCORER = _of(str, "kit, a folder or a hub id", min_length=1)
-_FORMS = "^((FORM)(,(FORM))*)?$".replace("FORM", "|".join(JUDGES))
+_COUNT = of_kind(int, "a whole number above 0 (0: the profile's)", ge=0)
+_FACTOR = of_kind(float, "a number above 0 (0: the profile's)", ge=0)
+_ABOVE = of_kind(float, "a number above 0", gt=0)
+_FROM_ZERO = of_kind(float, "a number, 0 or above", ge=0)
+_SHARE = of_kind(float, "a share above 0, up to 1", gt=0, le=1)
+_DUAL_LR = of_kind(float, "a number above 0, at most 1000", gt=0, le=1000)
+_LIMIT = of_kind(float, "a finite number")
+_ABOVES = of_kind(list[_ABOVE], "numbers above 0, as [0.5, 1.0]")
+_FROM_ZEROS = of_kind(list[_FROM_ZERO], "numbers, 0 or above, as [0.0, 5.0]")
+_SHARES = of_kind(list[_SHARE], "shares above 0, up to 1")
+_RANK = of_kind(int, "a whole number, at least 1", ge=1)
+_SCORER = of_kind(str, "kit, a folder or a hub id", min_length=1)
+_FORMS = ", ".join(JUDGES)
+_SEVERAL = "^((FORM)(,(FORM))*)?$".replace("FORM", "|".join(JUDGES))
 FIELDS = {
-    "profile": _one_of("small", "full"),
-    "seed": _of(int, "a whole number from 0 to 2147483647", ge=0, lt=2**31),
+    "profile": one_of("small", "full"),
+    "seed": of_kind(int, "a whole number from 0 to 2147483647", ge=0, lt=2**31),
     "seeds": _COUNT,
     "beta": _ABOVE,
     "steps": _COUNT,
     "pairs": _COUNT,
     "batch_size": _COUNT,
     "learning_rate": _FACTOR,
-    "dtype": _one_of("float64", "float32", "bfloat16", or_profile=True),
-    "model": _of(str, "scratch, a folder or a hub id", min_length=1),
-    "revision": _of(str, "the revision of a hub model or data set"),
-    "data": _of(str, "a file, a hub id, or several as name=path,name=path"),
+    "dtype": one_of("float64", "float32", "bfloat16", or_profile=True),
+    "model": of_kind(str, "scratch, a folder or a hub id", min_length=1),
+    "revision": of_kind(str, "the revision of a hub model or data set"),
+    "data": of_kind(str, "a file, a hub id, or several as name=path,name=path"),
     "parts": _names(PARTS),
-    "label": _one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
-    "template": _one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
-    "max_length": _of(int, "a whole number of tokens, at least 16 (0: the profile's)", ge=0),
-    "device": _one_of("auto", "cpu", "cuda"),
-    "accumulate": _of(int, "a whole number of parts, at least 1", ge=1),
-    "checkpointing": _of(bool, "true or false"),
-    "lora": _of(int, "the rank of the adapters, 0 for all weights", ge=0),
-    "out_dir": _of(str, "a folder"),
+    "label": one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
+    "template": one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
+    "max_length": of_kind(int, "a whole number of tokens, at least 16 (0: the profile's)", ge=0),
+    "device": one_of("auto", "cpu", "cuda"),
+    "accumulate": of_kind(int, "a whole number of parts, at least 1", ge=1),
+    "checkpointing": of_kind(bool, "true or false"),
+    "lora": of_kind(int, "the rank of the adapters, 0 for all weights", ge=0),
+    "out_dir": of_kind(str, "a folder"),
     "betas": _ABOVES,
-    "labels": _one_of("hard", "soft"),
+    "labels": one_of("hard", "soft"),
     "pair_shares": _SHARES,
     "leak_weight": _FROM_ZERO,
     "delta": _FROM_ZERO,
@@ -108,39 +107,38 @@ FIELDS = {
     "dual_lr": _DUAL_LR,
     "rounds": _COUNT,
     "round_steps": _COUNT,
-    "relabel": _one_of("coin", "argmax", "soft"),
+    "relabel": one_of("coin", "argmax", "soft"),
     "reward_model": _SCORER,
     "cost_model": _SCORER,
     "scorer_steps": _COUNT,
     "scorer_rate": _FACTOR,
-    "eval_prompts": _of(str, "a set of prompts, a file, or name=path"),
+    "eval_prompts": of_kind(str, "a set of prompts, a file, or name=path"),
     "eval_size": _COUNT,
     "new_tokens": _COUNT,
-    "temperature": _of(float, "a number, 0 (greedy) or above", ge=0),
+    "temperature": of_kind(float, "a number, 0 (greedy) or above", ge=0),
     "round_samples": _COUNT,
     "fixed_lambda": _FROM_ZERO,
-    "cost_samples": _of(int, "a whole number, 0 for the exact mean", ge=0),
-    "judge_files": _of(
-        str, f"forms among {', '.join(JUDGES)}, with commas between", pattern=_FORMS
-    ),
-    "keep": _of(float, "a share of tokens above 0, up to 1", gt=0, le=1),
+    "cost_samples": of_kind(int, "a whole number, 0 for the exact mean", ge=0),
+    "judge_files": of_kind(str, f"forms among {_FORMS}, with commas between", pattern=_SEVERAL),
+    "keep": of_kind(float, "a share of tokens above 0, up to 1", gt=0, le=1),
     "keeps": _SHARES,
-    "score_reference": _one_of(*SCORE_REFERENCES),
+    "score_reference": one_of(*SCORE_REFERENCES),
     "score_references": _names(SCORE_REFERENCES),
     "token_rules": _names(TOKEN_RULES),
-    "label_noise": _of(float, "a share of flipped labels, from 0 to 0.5", ge=0, le=0.5),
-    "world_size": _one_of("default", "large"),
-    "budget": _of(float, "a share of pairs above 0, up to 1", gt=0, le=1),
+    "label_noise": of_kind(float, "a share of flipped labels, from 0 to 0.5", ge=0, le=0.5),
+    "world_size": one_of("default", "large"),
+    "budget": of_kind(float, "a share of pairs above 0, up to 1", gt=0, le=1),
     "budgets": _SHARES,
-    "layer": _of(int, "a layer of the network"),
-    "pooling": _one_of("mean", "last"),
+    "layer": of_kind(int, "a layer of the network"),
+    "pooling": one_of("mean", "last"),
     "anchor_rank": _RANK,
     "residual_rank": _RANK,
     "ridge": _ABOVE,
-    "pool": _one_of("near", "exact", "spread"),
+    "pool": one_of("near", "exact", "spread"),
     "selections": _names(SELECTIONS),
     "methods": _names(METHODS),
 }
+ADAPTERS = {name: TypeAdapter(field) for name, field in FIELDS.items()}
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
 # What `-p` takes for a number: Python's own int() and float() take 1_000, 007, blanks and the
 # digits of any script. nan and inf are for the parameter's own range to refuse.
@@ -162,18 +160,13 @@ def kind(name):
     return "str" if get_origin(plain) is Literal else (get_origin(plain) or plain).__name__
 
 
-@functools.cache
-def _adapter(name):
-    return TypeAdapter(FIELDS[name])
-
-
 def checked(name, value, where=""):
     """A value as the type of its parameter, held against its range; nothing twice in a list.
 
     Raises Refusal, in which `where` names the file that the value is from.
     """
     try:
-        value = _adapter(name).validate_python(value, strict=True)
+        value = ADAPTERS[name].validate_python(value, strict=True)
     except ValidationError as error:
         why = _why(name, value, error.errors()[0])
         raise Refusal(f"{name}={value!r}{where}: {why}") from None
@@ -196,7 +189,6 @@ def _why(name, value, error):
 
 
 def _words(name):
-    """What a parameter may be, in words."""
     return FIELDS[name].__metadata__[-1].description
 
 
@@ -205,8 +197,7 @@ def read_cell(notebook):
     """The parameters of a notebook file: {name: (type name, default)}.
 
     Raises Refusal unless exactly one code cell carries the tag `parameters` and holds annotated
-    literals only. (papermill's `inspect_notebook` takes derived values and passes in silence over
-    a line with a second `=`.)
+    literals only. (papermill's `inspect_notebook` passes over what it cannot read.)
     """
     file, out = Path(notebook).name, {}
     source = _tagged_source(Path(notebook))
@@ -218,16 +209,11 @@ def read_cell(notebook):
     for node in body:
         try:
             name, annotation, value = node.target.id, node.annotation.id, node.value
-            out_of_place = annotation not in TYPES
-            value = ast.literal_eval(value)
-        except (AttributeError, ValueError):
-            out_of_place = True
-        if out_of_place:
-            line = ast.get_source_segment(source, node)
-            raise Refusal(
-                f"notebook={file}: {line!r} in the parameters cell is not `name: type = literal`; "
-                "derive values below it"
-            )
+            _, value = TYPES[annotation], ast.literal_eval(value)
+        except (AttributeError, ValueError, KeyError):
+            line = f"{ast.get_source_segment(source, node)!r} in the parameters cell"
+            fix = "is not `name: type = literal`; derive values below it"
+            raise Refusal(f"notebook={file}: {line} {fix}") from None
         if name in out:
             raise Refusal(f"notebook={file}: {name} is given twice in the parameters cell")
         out[name] = (annotation, value)
@@ -235,22 +221,18 @@ def read_cell(notebook):
 
 
 def _tagged_source(notebook):
-    """The source of the one code cell that is tagged `parameters`."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        words = f"not a readable notebook ({error})"
-        raise Refusal(f"notebook={str(notebook)!r}: {words}") from None
+        raise Refusal(f"notebook={str(notebook)!r}: not a readable notebook ({error})") from None
     tags = [cell.get("metadata", {}).get("tags", []) for cell in code]
     found = [cell for cell, its in zip(code, tags) if "parameters" in its]
     if len(found) != 1:
         near = [tag for its in tags for tag in its if tag.lower() == "parameters" != tag]
-        fix = f"rename its tag {near[0]!r} to 'parameters'" if near else ""
-        fix = fix or "tag exactly one cell 'parameters'"
-        raise Refusal(
-            f"notebook={notebook.name}: {len(found)} cells are tagged 'parameters'; {fix}"
-        )
+        fix = "tag exactly one cell 'parameters'"
+        fix = f"rename its tag {near[0]!r} to 'parameters'" if near else fix
+        raise Refusal(f"notebook={notebook.name}: {len(found)} cells tagged 'parameters'; {fix}")
     return "".join(found[0]["source"])
 
 
@@ -258,7 +240,7 @@ def _tagged_source(notebook):
 def collect(cell, given, files=(), notebook="the notebook"):
     """Merge parameter files (YAML) and `-p` texts over a cell's defaults: {name: value}.
 
-    A later file wins over an earlier one, and `-p`, of which the last one of a name wins, over all
+    A later file wins over an earlier one, and `-p`, of which the last of a name wins, over all
     files. `notebook` is named where a parameter is refused that only others have.
     """
     values = {name: default for name, (_, default) in cell.items()}
@@ -271,8 +253,8 @@ def collect(cell, given, files=(), notebook="the notebook"):
 
 
 def _of_file(file, cell, notebook):
-    """The values of a parameter file. One file may serve several notebooks, so that what others
-    have is left out and said; not so what the run would be about."""
+    """The values of a parameter file, which may serve several notebooks: what others have is left
+    out and said; not so what the run would be about."""
     try:
         loaded = strict_yaml.read(file)
     except ValueError as error:
@@ -305,19 +287,15 @@ def _check_name(name, value, cell, notebook):
 
 
 def nearest(name, known):
-    """The known name that was meant, capital letters and blanks aside: "did you mean 'beta'?", or
-    all of them."""
+    """ "did you mean 'beta'?", capital letters and blanks aside, or all known names."""
     near = difflib.get_close_matches(str(name).strip().casefold(), known, n=1)
     return f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(known)
 
 
 def _at_home(value):
-    """`~/` at the start of each path that a value names, as a shell writes it out: it leaves `-p
-    data=~/file` alone."""
-    home = os.path.expanduser("~")
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"(?:^|(?<=[=,]))~(?=/)", lambda _: home, value)
+    """`~/` at the start of each path of a value, as a shell writes it out: not in `data=~/file`."""
+    home = os.path.expanduser("~/")
+    return re.sub(r"(^|(?<=[=,]))~/", lambda _: home, value) if isinstance(value, str) else value
 
 
 def _parse(name, text):
@@ -379,25 +357,18 @@ def from_notebook(namespace, notebook=""):
     return resolve({name: namespace[name] for name in FIELDS if name in namespace}, notebook)
 
 
-def is_world(settings):
-    """Whether a run is about the made world: its notebook takes no pairs from outside."""
-    return "data" not in settings
-
-
 def pick_device(wanted):
     """cpu or cuda; "auto" takes a GPU where there is one. Raises Refusal where there is none."""
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        words = "no CUDA device is visible to torch; use device=auto or device=cpu"
-        raise Refusal(f"device='cuda': {words}")
+        raise Refusal("device='cuda': no CUDA device is visible to torch; use auto or cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 # ---------------------------------------------------------------- what does not go together
 def _check_text(settings):
-    """Refuse the made world, a form of prompts that the tokenizer does not have, and texts of a few
-    tokens."""
+    """Refuse the made world, a template that the tokenizer does not have, texts of few tokens."""
     for name in ("data", "model"):
         if settings.get(name) == "world":
             raise Refusal(f"{name}='world': must be {_words(name)}")
@@ -409,21 +380,18 @@ def _check_text(settings):
 
 
 def _check_limits(settings):
-    """Refuse limits on E[c] (or on E[max(c, 0)]) that no policy can meet on the world's training
-    prompts."""
-    if "cost_limit" not in settings or not is_world(settings):
+    """Refuse limits on E[c] (or E[max(c, 0)]) that no policy meets on the training prompts."""
+    if "cost_limit" not in settings or "data" in settings:
         return
     from ..world import optimum
     from ..world.world import World
 
     world = World()
     cost = world.cost[world.select("train")]
-    asked = [("cost_limit", settings["cost_limit"], cost)]
-    if "clipped_limit" in settings:
-        asked.append(("clipped_limit", settings["clipped_limit"], cost.clip(0)))
-    for name, limit, costs in asked:
+    for name, costs in (("cost_limit", cost), ("clipped_limit", cost.clip(0))):
         try:
-            optimum.check_limit(limit, optimum.lowest_cost(costs))
+            if name in settings:
+                optimum.check_limit(settings[name], optimum.lowest_cost(costs))
         except ValueError as error:
             raise Refusal(str(error).replace("cost_limit", name, 1)) from None
 
@@ -435,10 +403,9 @@ def _check_selection(settings):
     from ..world.redundant import SMALLEST
 
     if "pool" in settings and settings["pairs"] < SMALLEST:
-        why = f"a pool of four data sets needs at least {SMALLEST}"
-        raise Refusal(f"pairs={settings['pairs']}: {why}")
+        raise Refusal(f"pairs={settings['pairs']}: four data sets need at least {SMALLEST}")
     if settings.get("model", "scratch") == "scratch":
-        shape = WORLD_MODEL if is_world(settings) else SCRATCH_MODEL
+        shape = SCRATCH_MODEL if "data" in settings else WORLD_MODEL
         check_network(settings, layers=shape["num_hidden_layers"], width=shape["hidden_size"])
 
 
@@ -450,5 +417,4 @@ def check_network(settings, *, layers, width):
         raise Refusal(f"layer={layer}: the network has layers {known}")
     for name in ("anchor_rank", "residual_rank"):
         if settings.get(name, 1) > width:
-            why = f"the network's hidden states have {width} dimensions"
-            raise Refusal(f"{name}={settings[name]}: {why}")
+            raise Refusal(f"{name}={settings[name]}: hidden states have {width} dimensions")

@@ -1,9 +1,8 @@
-"""The one reader of YAML: what a person and YAML 1.1 read differently is refused, with the line and
-the fix.
+"""The one reader of YAML: refuses, with line and fix, what a person and YAML 1.1 read differently.
 
-A name given twice, 010, 1:30, 0x10, 1_000, yes, 2024-01-01, None, anchors, tags and a second
-document are refused; 1e-3 and -.5 are numbers. All else is plain YAML: text, numbers, true and
-false, lists and `name: value`.
+Refused are a name given twice, 010, 1:30, 0x10, 1_000, yes, 2024-01-01, None, anchors, tags and a
+second document; 1e-3 and -.5 are numbers. All else is plain YAML: text, numbers, true and false,
+lists and `name: value`.
 """
 
 import re
@@ -18,20 +17,15 @@ MISREAD = {  # a bare value, and why it is none, with the fix
     rf"{DIGITS}(:[0-9_]+)+(\.[0-9_]*)?": "YAML counts in sixties here; write one number, " + QUOTES,
     r"[-+]?0[xXbBoO][0-9a-fA-F_]+": "no decimal number; write one, " + QUOTES,
     r"[-+]?0[0-9_]+": "YAML reads a leading zero as octal; write the number without it, " + QUOTES,
-    rf"(?=.*_){DIGITS}\.?[0-9_]*([eE][-+]?[0-9_]+)?": (
-        "a number has no _; write its digits alone, " + QUOTES
-    ),
+    rf"(?=.*_){DIGITS}\.?[0-9_]*([eE][-+]?[0-9_]+)?": "write its digits alone, " + QUOTES,
     r"(?i:yes|no|on|off)": "write true or false, " + QUOTES,
-    r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?": (
-        "YAML makes a date of it; write the text in quotes"
-    ),
+    r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?": "YAML makes a date of it; write it in quotes",
     r"None": "leave the line out, or write the text in quotes",
 }
 
 
 def read(file):
-    """What a YAML file holds. Raises ValueError with the file, the line, what stands there and the
-    fix."""
+    """What a YAML file holds. Raises ValueError with file, line, what stands there and the fix."""
     try:
         return parse(Path(file).read_text(encoding="utf-8"), file)
     except UnicodeDecodeError as error:
@@ -42,8 +36,7 @@ def read(file):
 
 
 def parse(text, where):
-    """What a YAML text holds; `where` names it in the ValueError that is raised for what cannot be
-    used."""
+    """What a YAML text holds; `where` names it in the ValueError that is raised."""
     try:
         return yaml.load(text, _Strict)
     except _Misread as error:
@@ -91,8 +84,7 @@ class _Strict(yaml.SafeLoader):
                 _refuse("<< is not used here; write the names out", key)
             if key.tag != "tag:yaml.org,2002:str":
                 shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                fix = "write `name: value`, a name that is no word in quotes"
-                _refuse(f"{shown} is no name; {fix}", key)
+                _refuse(f"{shown} is no name; write `name: value`, such a name in quotes", key)
             if key.value in lines:
                 first = f"first in line {lines[key.value]}; keep one"
                 _refuse(f"{key.value!r} is given twice, {first}", key)

@@ -7,7 +7,6 @@ import contextlib
 import resource
 import time
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,22 +24,8 @@ from . import settings as parameters
 from .settings import pick_device
 
 NOT_A_METRIC = (
-    "method",
-    "seed",
-    "beta",
-    "pairs",
-    "steps",
-    "delta",
-    "split",
-    "limit",
-    "setting",
-    "rule",
-    "keep",
-    "score_reference",
-    "when",
-    "reference",
-    "labels",
-    "budget",
+    "method seed beta pairs steps delta split limit setting rule keep score_reference when "
+    "reference labels budget".split()
 )
 HELD_OUT_PAIRS = 400  # drawn in the world for pair accuracy
 PPO_RATE = 1e-3  # learning rate of PPO-Lagrangian in the world
@@ -48,8 +33,9 @@ PPO_RATE = 1e-3  # learning rate of PPO-Lagrangian in the world
 
 @dataclass(frozen=True)
 class Setup:
-    """One seed: its reference policy and where that is from, training pairs, held-out pairs and, in
-    the world, the reference's exact response table on the held-out prompts."""
+    """One seed: reference policy, where it is from, training and held-out pairs; in the world also
+    the reference's exact response table on the held-out prompts.
+    """
 
     seed: int
     reference: policy.Policy
@@ -75,16 +61,17 @@ class Notebook:
         self.seeds = list(range(self.settings.seed, self.settings.seed + self.settings.seeds))
         self.metrics, self.timings, self.claims, self.tables, self.figures = {}, {}, [], {}, {}
         self._setups, self._started = {}, time.perf_counter()
+        self.device = pick_device(self.settings.device)
+        # tokens of prompt and response; how exactly a first loss equals ln 2 in this dtype, nats
+        self.max_length = getattr(self.settings, "max_length", 256)
+        self.tolerance = self.tolerances.get(self.settings.dtype, 2e-2)
 
     def _introduce(self):
-        """Print what the settings name, a short stable block."""
         first = self.setup(self.seeds[0])
         print(f"{'notebook':<11}{self.name} (profile {self.settings.profile})")
         print(f"{'seeds':<11}{', '.join(map(str, self.seeds))}; {self.settings.dtype}")
         print(f"{'data':<11}{self._data(first)}, hash {pairs.data_hash(first.train)}")
         return first
-
-    # ------------------------------------------------------------ what is given
 
     def setup(self, seed):
         """Everything that belongs to one seed, made once."""
@@ -97,22 +84,6 @@ class Notebook:
     def setups(self):
         """The setup of every seed, in order."""
         return [self.setup(seed) for seed in self.seeds]
-
-    @property
-    def device(self):
-        return pick_device(self.settings.device)
-
-    @property
-    def max_length(self):
-        """Most tokens of prompt and response together."""
-        return 256
-
-    @property
-    def tolerance(self):
-        """How exactly a first loss can equal ln 2 in this run's precision, nats."""
-        return self.tolerances.get(self.settings.dtype, 2e-2)
-
-    # ------------------------------------------------------------ what is done
 
     def tokens(self, setup, table=None, reference=None):
         """A labelled table (the setup's training pairs) as the reference's `TokenPairs`."""
@@ -128,7 +99,8 @@ class Notebook:
         asked = dict(beta=s.beta, steps=s.steps, batch_size=s.batch_size, seed=setup.seed)
         asked |= dict(learning_rate=s.learning_rate) | self.options | changes
         with self.timed("training"):
-            return train.align(reference, self.tokens(setup, table, reference), **asked)
+            tokens = self.tokens(setup, table, reference)
+            return self._put_away(train.align(reference, tokens, **asked))
 
     def cdpo(self, setup, table, cost_of, **changes):
         """C-DPO's loop on a scored table, at the limit of the settings.
@@ -141,7 +113,14 @@ class Notebook:
         asked = dict(beta=s.beta, batch_size=s.batch_size, learning_rate=s.learning_rate)
         asked |= dict(seed=setup.seed, max_length=self.max_length) | self.options | changes
         with self.timed("training"):
-            return cdpo.cdpo(setup.reference, table, cost_of, cdpo.DualDescent(**dual), **asked)
+            descent = cdpo.DualDescent(**dual)
+            return self._put_away(cdpo.cdpo(setup.reference, table, cost_of, descent, **asked))
+
+    def _put_away(self, run):
+        """A GPU has no room for all policies of real text; adapters share their base."""
+        if self.options.get("lora") == 0:
+            run.policy.model.to("cpu")
+        return run
 
     def margins(self, setup, trained_policy, table=None):
         """Full log-ratio of chosen minus rejected on the held-out pairs (or a table), nats [N]."""
@@ -156,13 +135,11 @@ class Notebook:
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
 
-    # ------------------------------------------------------------ what is recorded
-
     def metric(self, method, per_seed):
         """Record each quantity's mean over seeds as `method.quantity`: a list of dicts."""
         for quantity in per_seed[0]:
-            mean = float(np.mean([row[quantity] for row in per_seed]))
-            self.metrics[f"{method}.{quantity}"] = mean
+            values = [row[quantity] for row in per_seed]
+            self.metrics[f"{method}.{quantity}"] = float(np.mean(values))
 
     def metrics_of(self, rows, name):
         """Record rows (dicts of seed, settings, quantities): each `name(row)`'s mean over seeds."""
@@ -189,6 +166,8 @@ class Notebook:
 
     def table(self, name, table, columns=None, digits=4):
         """Record a table; returns it (or some columns) rounded, without -0.0, to be looked at."""
+        if table is None:
+            return None
         self.tables[name] = table
         shown = (table if columns is None else table[columns]).round(digits)
         return shown.apply(lambda c: c + 0.0 if c.dtype.kind == "f" else c)
@@ -212,21 +191,15 @@ class Notebook:
         for name, table in self.tables.items():
             table.to_csv(folder / f"{name}.csv", index=False)
         figures = [style.save(figure, folder / name) for name, figure in self.figures.items()]
-        self.timings["total"] = time.perf_counter() - self._started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.timings["total"] = time.perf_counter() - self._started
         self.timings["peak_memory_bytes"] = peak
-        records.write(
-            folder,
-            notebook=self.name,
-            run_id="",
-            parameters={k: v for k, v in vars(self.settings).items() if k != "out_dir"},
-            metrics=self.metrics,
-            timings=self.timings,
-            claims=self.claims,
-            tables=[f"{name}.csv" for name in self.tables],
-            figures=[name for both in figures for name in both],
-            provenance=self._provenance(),
-        )
+        parts = {name: getattr(self, name) for name in ("metrics", "timings", "claims")}
+        parts["parameters"] = {k: v for k, v in vars(self.settings).items() if k != "out_dir"}
+        parts["tables"] = [f"{name}.csv" for name in self.tables]
+        parts["figures"] = [name for both in figures for name in both]
+        parts["provenance"] = self._provenance()
+        records.write(folder, notebook=self.name, run_id="", **parts)
 
     def _provenance(self, **more):
         return records.provenance(
@@ -248,6 +221,7 @@ class Study(Notebook):
         self.constrained = constrained
         self.options = {"leak_weight": getattr(self.settings, "leak_weight", 0.0)}
         self.world = World(getattr(self.settings, "world_size", "default"))
+        self.heldout = self.world.select("heldout")  # prompt ids, where metrics are taken
         first = self._introduce()
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
 
@@ -267,24 +241,13 @@ class Study(Notebook):
         exact = evaluate.exact(reference, self.heldout)
         return Setup(seed, reference, origin, table, test, exact)
 
-    @cached_property
-    def heldout(self):
-        """Prompt ids of the held-out nouns of the trained categories: where metrics are taken."""
-        return self.world.select("heldout")
-
     def ppo(self, setup, *, cost_limit=0.0, **kl):
         """PPO-Lagrangian on the training prompts; `kl` is beta, or kl_coeff."""
-        return ppo.ppo_lagrangian(
-            setup.reference,
-            self.world.select("train"),
-            reward=self.world.scorer("reward"),
-            cost=self.world.scorer("cost"),
-            cost_limit=cost_limit,
-            iterations=self.settings.ppo_iterations,
-            learning_rate=PPO_RATE,
-            seed=setup.seed,
-            **kl,
-        )
+        scorers = {kind: self.world.scorer(kind) for kind in ("reward", "cost")}
+        asked = dict(cost_limit=cost_limit, seed=setup.seed, learning_rate=PPO_RATE, **kl)
+        asked["iterations"] = self.settings.ppo_iterations
+        prompts = self.world.select("train")
+        return ppo.ppo_lagrangian(setup.reference, prompts, **scorers, **asked)
 
     def responses(self, trained_policy, split="heldout"):
         """A policy's exact response table on a split's prompts, the held-out nouns."""
@@ -298,7 +261,6 @@ class Study(Notebook):
 
     def exact(self, setup, trained_policy, *, target=None, split="heldout", reference=None):
         """A policy's standard metrics on a split's prompts; `target`: its own optimum [P, R]."""
-        theta, ref = (
-            self.responses(p, split) for p in (trained_policy, reference or setup.reference)
-        )
+        policies = trained_policy, reference or setup.reference
+        theta, ref = (self.responses(policy, split) for policy in policies)
         return evaluate.metrics(theta, ref, self.world, target=target)

@@ -150,7 +150,7 @@ def test_mt_bench_needs_its_own_ids(tmp_path):
 
 def test_every_question_of_the_real_sets_gets_its_answer(real_data, tmp_path):
     def answered(name, file):
-        t = load_prompts(name, path=str(real_data / file))
+        t = load_prompts(f"{name}={real_data / file}")
         return t, t.assign(
             answers=[tuple(f"{t.id[i]}:{k}" for k in range(len(x))) for i, x in enumerate(t.turns)]
         )

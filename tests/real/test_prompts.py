@@ -196,7 +196,6 @@ def test_every_set_is_tried():
 def test_published_layouts(name, tmp_path):
     ending, rows = LAYOUTS[name]
     path = write(tmp_path / f"set{ending}", rows)
-    same(load_prompts(name, path=path), EXPECTED[name])
     same(load_prompts(f"{name}={path}"), EXPECTED[name])
 
 
@@ -211,12 +210,8 @@ def test_the_hub_gives_the_same_table(name, monkeypatch):
     wanted = name
     monkeypatch.setattr(hub, "load_rows", load_rows)
     same(load_prompts(name), EXPECTED[name])
-    load_prompts(name, revision="abc")
     chosen = SETS[name]
-    assert (
-        asked[0] == (chosen.hub, chosen.revision, chosen.split, chosen.config)
-        and asked[1][1] == "abc"
-    )
+    assert asked == [(chosen.hub, chosen.revision, chosen.split, chosen.config)]
 
 
 def test_without_network_the_file_is_named(monkeypatch):
@@ -230,10 +225,10 @@ def test_without_network_the_file_is_named(monkeypatch):
 
 
 def test_two_turns_stay_together(tmp_path):
-    table = load_prompts("mt_bench", path=write(tmp_path / "q.jsonl", LAYOUTS["mt_bench"][1]))
+    table = load_prompts(f"mt_bench={write(tmp_path / 'q.jsonl', LAYOUTS['mt_bench'][1])}")
     assert table.turns.tolist() == [("Write.", "Shorter."), ("Sum.", "Why?")]
     assert (
-        load_prompts("advbench", path=write(tmp_path / "a.csv", LAYOUTS["advbench"][1]))
+        load_prompts(f"advbench={write(tmp_path / 'a.csv', LAYOUTS['advbench'][1])}")
         .turns.map(len)
         .max()
         == 1
@@ -242,7 +237,7 @@ def test_two_turns_stay_together(tmp_path):
 
 def test_xstest_without_labels_goes_by_the_type(tmp_path):
     rows = [{k: v for k, v in row.items() if k != "label"} for row in LAYOUTS["xstest"][1]]
-    assert load_prompts("xstest", path=write(tmp_path / "x.csv", rows)).unsafe.tolist() == [
+    assert load_prompts(f"xstest={write(tmp_path / 'x.csv', rows)}").unsafe.tolist() == [
         False,
         True,
     ]
@@ -325,18 +320,17 @@ def test_a_limit_takes_of_every_category(tmp_path):
     ],
 )
 def test_refusals(name, ending, text, message, tmp_path):
-    options = {}
     if ending:
         (tmp_path / f"file{ending}").write_text(text)
-        options["path"] = str(tmp_path / f"file{ending}")
+        name = f"{name}={tmp_path / f'file{ending}'}"
     with pytest.raises(ValueError, match=message) as error:
-        load_prompts(name, **options)
+        load_prompts(name)
     assert str(error.value).startswith("prompts=")
 
 
 def test_more_refusals(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
-        load_prompts("xstest", path=str(tmp_path / "missing.csv"))
+        load_prompts(f"xstest={tmp_path / 'missing.csv'}")
     with pytest.raises(ValueError, match="no such file"):
         load_prompts(str(tmp_path / "missing.csv"))
     for limit in (-1, 1.5, "3"):
@@ -364,7 +358,7 @@ REAL = {
 
 
 def test_real_sets(real_data):
-    tables = {name: load_prompts(name, path=str(real_data / file)) for name, file in REAL.items()}
+    tables = {name: load_prompts(f"{name}={real_data / file}") for name, file in REAL.items()}
     assert {name: len(t) for name, t in tables.items()} == {name: SETS[name].rows for name in REAL}
     assert {name: SETS[name].rows for name in REAL} == dict(zip(REAL, (450, 83, 129, 80, 500)))
     xstest = tables["xstest"]

@@ -88,7 +88,7 @@ def beaver(folder, *, weights=None, drop=(), names=None, **changes):
 
 def rows_of(prompts, answers):
     return [
-        [1, *tokenizer()(scorer_checkpoints.SAFE_RLHF.format(prompt=x, response=y))["input_ids"], 2]
+        [1, *tokenizer()(scorer_checkpoints.SAFE_RLHF.format(x) + y)["input_ids"], 2]
         for x, y in zip(prompts, answers)
     ]
 
@@ -114,7 +114,7 @@ def by_hand(folder, rows, *, score_type="cost", bias=True, normalise=True):
 
 
 def load(folder, kind="cost", **options):
-    return load_scorer(folder, kind=kind, **{"sign_check": False, "max_length": 256, **options})
+    return load_scorer(folder, kind=kind, **{"sign_check": False, **options})
 
 
 # ---------------------------------------------------------------- the score model
@@ -183,8 +183,8 @@ def test_the_exact_ids_of_one_row(tmp_path):
 
 
 def test_a_long_text_keeps_both_parts_and_its_last_token(tmp_path):
-    scorer = load(beaver(tmp_path / "m"), max_length=80)
-    rows = scorer.encode(["x" * 200, "Why?", "x" * 200], ["yes", "n" * 200, "y" * 200])
+    encode = replace(load(beaver(tmp_path / "m")).encode, max_length=80)
+    rows = encode(["x" * 200, "Why?", "x" * 200], ["yes", "n" * 200, "y" * 200])
     texts = [tokenizer().decode(row[0]) for row in rows]
     assert all(len(row[0]) == 80 and row[0][0] == 1 and row[0][-1] == 2 for row in rows)
     assert (
@@ -267,9 +267,6 @@ def test_a_model_of_the_other_sign_is_found_before_it_is_used(tmp_path):
     [
         (dict(kind="safety"), "kind='safety'"),
         (dict(dtype="float16"), "dtype='float16'"),
-        (dict(max_length=4096), "max_length=4096: .* to the model's 600"),
-        (dict(template="{prompt}"), "template='{prompt}'"),
-        (dict(template="chat"), "no chat template"),
     ],
 )
 def test_bad_parameters_name_the_value_and_the_fix(tmp_path, options, message):
@@ -297,11 +294,13 @@ def test_a_hub_id_without_network_says_how_to_go_on(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- sequence classification
 
 
-def classifier(folder, config, **names):
+def classifier(folder, config, chat_template=None, **names):
     torch.manual_seed(1)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     model.save_pretrained(folder)
-    tokenizer(**names).save_pretrained(folder)
+    made = tokenizer(**names)
+    made.chat_template = chat_template
+    made.save_pretrained(folder)
     return model
 
 
@@ -325,12 +324,13 @@ GPT2 = lambda **c: GPT2Config(
     )
 )
 TEMPLATE = "Q: {prompt}\nA: {response}</s>"
+CHAT = "Q: {{ messages[0].content }}\nA: {% for m in messages[1:] %}{{ m.content }}</s>{% endfor %}"
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2])
 def test_sequence_classification_equals_one_row_at_a_time(tmp_path, config):
-    model = classifier(tmp_path / "m", config(), padding_side="left")
-    scorer = load(str(tmp_path / "m"), "reward", template=TEMPLATE)
+    model = classifier(tmp_path / "m", config(), CHAT, padding_side="left")
+    scorer = load(str(tmp_path / "m"), "reward")
     texts = [TEMPLATE.format(prompt=x, response=y) for x, y in zip(PROMPTS, ANSWERS)]
     with torch.no_grad():
         plain = [float(model(torch.tensor([tokenizer()(t)["input_ids"]])).logits) for t in texts]
@@ -340,7 +340,7 @@ def test_sequence_classification_equals_one_row_at_a_time(tmp_path, config):
 
 def test_the_chat_template_is_used_where_there_is_one(tmp_path):
     classifier(tmp_path / "m", LLAMA())
-    with pytest.raises(ValueError, match="no chat template; set template="):
+    with pytest.raises(ValueError, match="no chat template; save the one"):
         load(str(tmp_path / "m"), "reward")
     chat = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     loaded = AutoTokenizer.from_pretrained(tmp_path / "m")
@@ -351,20 +351,20 @@ def test_the_chat_template_is_used_where_there_is_one(tmp_path):
 
 
 def test_sequence_classification_that_would_score_wrongly_is_refused(tmp_path):
-    classifier(tmp_path / "two", LLAMA(num_labels=2))
+    classifier(tmp_path / "two", LLAMA(num_labels=2), CHAT)
     with pytest.raises(ValueError, match="2 labels"):
-        load(str(tmp_path / "two"), "reward", template=TEMPLATE)
-    classifier(tmp_path / "eos", LLAMA(), pad_token="</s>")
+        load(str(tmp_path / "two"), "reward")
+    classifier(tmp_path / "eos", LLAMA(), CHAT, pad_token="</s>")
     with pytest.raises(ValueError, match="end-of-sequence"):
-        load(str(tmp_path / "eos"), "reward", template=TEMPLATE)
-    classifier(tmp_path / "renamed", LLAMA())
+        load(str(tmp_path / "eos"), "reward")
+    classifier(tmp_path / "renamed", LLAMA(), CHAT)
     state = load_file(tmp_path / "renamed" / "model.safetensors")
     state["score_head.weight"] = state.pop(
         "score.weight"
     )  # the head would be new and random, in silence
     save_file(state, tmp_path / "renamed" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="missing: score.weight; unexpected: score_head.weight"):
-        load(str(tmp_path / "renamed"), "reward", template=TEMPLATE)
+        load(str(tmp_path / "renamed"), "reward")
     AutoModelForCausalLM.from_config(LLAMA()).save_pretrained(tmp_path / "lm")
     tokenizer().save_pretrained(tmp_path / "lm")
     with pytest.raises(ValueError, match="LlamaForCausalLM is no reward model"):

@@ -208,9 +208,7 @@ def test_training_and_scoring_read_the_end_of_each_response(random_head, monkeyp
     fits, fit = [], R._fit
     monkeypatch.setattr(R, "_fit", lambda *a, **k: fits.append(fit(*a, **k)) or fits[-1])
     train = R.train_reward if kind == "reward" else R.train_cost
-    scorer = train(
-        policy, table, seed=0, steps=1, batch_size=24, learning_rate=1e-13, use_cache=False
-    )
+    scorer = train(policy, table, seed=0, steps=1, batch_size=24, learning_rate=1e-13)
 
     ends = lambda texts: [[*policy.tokenizer(y)["input_ids"], 1] for y in texts]
     prompts = [policy.tokenizer(f"USER: {x} ASSISTANT:")["input_ids"] for x in table.prompt]

@@ -297,10 +297,6 @@ def test_a_record_with_a_missing_table_is_not_complete(tmp_path):
     assert records.read(tmp_path) is None
     (tmp_path / "t.csv").write_text("a\n1\n")
     assert records.read(tmp_path)["tables"] == ["t.csv"]
-    with pytest.raises(ValueError, match="has the parts notebook, run_id, .*; given are metrics"):
-        records.write(tmp_path, metrics={})
-    with pytest.raises(ValueError, match="perhaps"):
-        records.write(tmp_path, **arguments(claims=[{"id": "x", "verdict": "perhaps"}]))
 
 
 def test_profiles_fill_what_is_left_open(toy):

@@ -245,7 +245,7 @@ def test_without_data_and_model_it_is_the_world(folder):
     found = parameters.resolve(
         parameters.collect(parameters.read_cell(folder / "02_world.ipynb"), [])
     )
-    assert parameters.is_world(found) and not {"data", "model", "label"} & set(found)
+    assert not {"data", "model", "label"} & set(found)
     assert inputs.check(found) == {} == inputs.commits(found)
     assert parameters.from_notebook({"profile": "small", "seed": 1, "seeds": 0})["seeds"] == 1
     with pytest.raises(Refusal, match="cost_limit=-9: the lowest"):
