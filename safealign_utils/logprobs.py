@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .engine import cache, distributed
+from .engine import cache, distributed, fast_llama
 from .packing import Packed, pack, pad, split
 
 GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
@@ -30,8 +30,9 @@ def attention_bias(model, batch):
     takes it.
     """
     dtype, config = next(model.parameters()).dtype, model.config
-    bias = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.ids.device)
-    bias.masked_fill_(~batch.mask, torch.finfo(dtype).min)
+    mask = batch.mask
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    bias.masked_fill_(~mask, torch.finfo(dtype).min)
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     if not window or batch.ids.shape[1] <= window or kinds == {"full_attention"}:
@@ -41,14 +42,32 @@ def attention_bias(model, batch):
     return near if len(kinds) == 1 else {"full_attention": bias, "sliding_attention": near}
 
 
-def hidden_states(model, batch):
-    """Last hidden states [K, D] at the places of a `Packed` batch from which its tokens are
-    predicted."""
+def plain_hidden_states(model, batch):
+    """`hidden_states` of any causal LM, by its own forward."""
     bias = attention_bias(model, batch)
     out = model.base_model(
         input_ids=batch.ids, attention_mask=bias, position_ids=batch.positions, use_cache=False
     )
     return out.last_hidden_state.flatten(0, 1)[batch.source]
+
+
+def hidden_states(model, batch):
+    """Last hidden states [K, D] at the places of a `Packed` batch from which its tokens are
+    predicted."""
+    fast = fast_llama.fits(model, batch)
+    return (fast_llama.hidden_states if fast else plain_hidden_states)(model, batch)
+
+
+def plain_log_probs(model, batch):
+    """The targets' log-probs [K] under the plain softmax, and log of its mass on the allowed tokens
+    [K] or None."""
+    logits = model.get_output_embeddings()(hidden_states(model, batch))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    every = logits.logsumexp(1)
+    logp = logits.gather(1, batch.target[:, None])[:, 0] - every
+    if batch.allowed is None:
+        return logp, None
+    return logp, logits.masked_fill(~batch.allowed, -torch.inf).logsumexp(1) - every
 
 
 class LogProbs(torch.nn.Module):
@@ -71,17 +90,13 @@ class LogProbs(torch.nn.Module):
             return self._logprobs(batch)
 
     def _logprobs(self, batch):
-        hidden = hidden_states(self.model, batch)
-        logits = self.model.get_output_embeddings()(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        chosen = logits.gather(1, batch.target[:, None])[:, 0]
-        if batch.allowed is None:
-            if self.constrained:
-                raise ValueError("the grammar softmax needs the allowed tokens of every place")
-            return chosen - logits.logsumexp(1), None
-        inside = logits.masked_fill(~batch.allowed, -torch.inf).logsumexp(1)
-        everything = logits.logsumexp(1)
-        return chosen - (inside if self.constrained else everything), inside - everything
+        if self.constrained and batch.allowed is None:
+            raise ValueError("the grammar softmax needs the allowed tokens of every place")
+        fast = fast_llama.fits(self.model, batch)
+        fast = fast and fast_llama.is_plain(self.model.get_output_embeddings())
+        read = fast_llama.log_probs if fast else plain_log_probs
+        logp, log_allowed = read(self.model, batch)
+        return logp - log_allowed if self.constrained else logp, log_allowed
 
 
 @dataclass(frozen=True)
@@ -134,20 +149,23 @@ def token_logps(policy, prompt_id, *, group=GROUP):
     (G, T), n, c = forest.node.shape, len(prompt), grammar.category[prompt_id]
     ids = np.concatenate([np.tile(prompt, (G, 1)), grammar.tokens[c, forest.node]], axis=1)
     positions = np.concatenate([np.tile(np.arange(n), (G, 1)), n + forest.depth], axis=1)
-    mask = np.zeros((G, n + T, n + T), dtype=bool)
-    mask[:, :n, :n] = np.tril(np.ones((n, n), dtype=bool))
-    mask[:, n:, :n] = True
-    mask[:, n:, n:] = forest.ancestors
+    place = np.arange(G * (n + T)).reshape(G, n + T)
     allowed = (
         torch.from_numpy(grammar.allowed[grammar.states(c, grammar.parent[forest.target])])
         if policy.constrained
         else None
     )
     source = forest.row * (n + T) + np.where(forest.place < 0, n - 1, n + forest.place)
-    ids, positions, mask, source, target = map(
-        torch.from_numpy, (ids, positions, mask, source, grammar.tokens[c, forest.target])
+    arrays = (
+        ids,
+        positions,
+        place[:, :n],
+        place[:, None, n:],
+        source,
+        grammar.tokens[c, forest.target],
     )
-    batch = Packed(ids, positions, mask[:, None], source, target, allowed)
+    sees = torch.from_numpy(forest.ancestors)[:, None]
+    batch = Packed(*map(torch.from_numpy, arrays), allowed, sees)
     with torch.no_grad():
         logp, _ = LogProbs(policy).eval()(batch.to(policy.device))
     out = np.empty(len(grammar.parent))

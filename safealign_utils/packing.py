@@ -10,54 +10,118 @@ import torch
 class Packed:
     """B rows of T input tokens with K tokens to predict.
 
-    `ids`, `positions` [B, T]; `mask` bool [B, 1, T, T] (query may see key); `source` [K] places in
-    the flattened [B * T] hidden states; `target` [K] token ids; `allowed` bool [K, V] or None.
+    `ids`, `positions` [B, T]; `prompt` [B, n] and `response` [B, J, m]: the places of their tokens
+    in the flattened [B * T], -1 behind an end; `source` [K]: the places from which the tokens
+    `target` [K] are predicted; `allowed` bool [K, V] or None. A response's token sees the prompt
+    and its own tokens before it, or those that `sees` bool [B, J, m, m] names. `node` int [B, T] is
+    the same where token and all before it are.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
-    mask: torch.Tensor
+    prompt: torch.Tensor
+    response: torch.Tensor
     source: torch.Tensor
     target: torch.Tensor
     allowed: torch.Tensor | None = None
+    sees: torch.Tensor | None = None
+    node: torch.Tensor | None = None
 
     def to(self, device):
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})
 
+    @property
+    def mask(self):
+        """Which key each query sees, bool [B, 1, T, T]; padding sees itself, so that no row of the
+        softmax is empty."""
+        B, T = self.ids.shape
+        segment = self.ids.new_full((B * T,), -1)
+        for number, places in enumerate((self.prompt, *self.response.unbind(1))):
+            segment[places[places >= 0]] = number
+        segment = segment.view(B, T)
+        query, key = segment[:, :, None], segment[:, None, :]
+        mask = ((query == key) | (key == 0)) & (key >= 0)
+        mask &= torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
+        if self.sees is not None:
+            for rows, sees in zip(self.response.unbind(1), self.sees.unbind(1)):
+                self._see(mask, rows, sees)
+        return (mask | torch.eye(T, dtype=torch.bool, device=mask.device))[:, None]
 
-def pack(prompts, responses, *, pad_id, allowed=None):
+    @staticmethod
+    def _see(mask, rows, sees):
+        """Put what the tokens of a response, places [B, m], see of each other into the mask."""
+        T = mask.shape[-1]
+        real = rows[:, :, None].ge(0) & rows[:, None].ge(0)
+        query = rows[:, :, None].expand_as(real)[real]
+        key = rows[:, None].expand_as(real)[real]
+        mask.view(-1, T)[query, key % T] = sees[real]
+
+
+def pack(prompts, responses, *, pad_id, allowed=None, nodes=None):
     """Pack B prompts with J responses each (lists of int arrays; responses[j][b]) into one
     `Packed`.
 
-    `allowed` optionally gives bool [len, V] per response, in the same nesting. Targets come row by
-    row, response by response, in token order.
+    `allowed` optionally gives bool [len, V] per response, in the same nesting, and `nodes` [B] the
+    `Packed.node` of a row's tokens, prompt and responses. Targets come row by row, response by
+    response, in token order.
     """
-    B = len(prompts)
-    parts = [[x] + [branch[b][:-1] for branch in responses] for b, x in enumerate(prompts)]
-    T = max(sum(map(len, row)) for row in parts)
-    ids, positions = np.full((B, T), pad_id), np.zeros((B, T), dtype=np.int64)
-    segment, source = np.full((B, T), -1), []
-    for b, row in enumerate(parts):
-        n, at = len(row[0]), 0
-        for j, part in enumerate(row):
-            ids[b, at : at + len(part)], segment[b, at : at + len(part)] = part, j
-            positions[b, at : at + len(part)] = np.arange(len(part)) + (n if j else 0)
-            if j:
-                source += [b * T + n - 1, *range(b * T + at, b * T + at + len(part))]
-            at += len(part)
-    segment = torch.from_numpy(segment)
-    query, key = segment[:, :, None], segment[:, None, :]
-    mask = ((query == key) | (key == 0)) & (key >= 0) & torch.ones(T, T, dtype=torch.bool).tril()
-    mask |= torch.eye(T, dtype=torch.bool)  # padding sees itself: no row of the softmax is empty
+    B, J = len(prompts), len(responses)
     every = [branch[b] for b in range(B) for branch in responses]
+    parts = [x for b in range(B) for x in (prompts[b], *(y[:-1] for y in every[b * J : b * J + J]))]
+    lengths = np.array([len(x) for x in parts]).reshape(B, 1 + J)
+    T, start = lengths.sum(1).max(), lengths.cumsum(1) - lengths
+    inner = np.arange(lengths.max())
+    place = (np.arange(B) * T)[:, None, None] + start[..., None] + inner
+    place[inner >= lengths[..., None]] = -1  # [B, 1 + J, longest]
+    real = place >= 0
+    ids, positions = np.full(B * T, pad_id), np.zeros(B * T, dtype=np.int64)
+    ids[place[real]] = np.concatenate(parts)
+    after = np.where(np.arange(1 + J) > 0, lengths[:, :1], 0)
+    positions[place[real]] = (after[..., None] + inner)[real]
+    prompt, response = place[:, 0, : lengths[:, 0].max()], place[:, 1:, : lengths[:, 1:].max()]
+    last = np.take_along_axis(prompt, lengths[:, :1] - 1, 1)
+    source = np.concatenate([np.broadcast_to(last[:, None], (B, J, 1)), response], -1)
     if allowed is not None:
-        allowed = torch.from_numpy(
-            np.concatenate([branch[b] for b in range(B) for branch in allowed])
-        )
-    arrays = (ids, positions, np.array(source), np.concatenate(every))
-    ids, positions, source, target = (torch.from_numpy(a.astype(np.int64)) for a in arrays)
-    return Packed(ids, positions, mask[:, None], source, target, allowed)
+        every_allowed = [branch[b] for b in range(B) for branch in allowed]
+        allowed = torch.from_numpy(np.concatenate(every_allowed))
+    arrays = (
+        ids.reshape(B, T),
+        positions.reshape(B, T),
+        prompt,
+        response,
+        source[source >= 0],
+        np.concatenate(every),
+    )
+    packed = Packed(*(torch.from_numpy(a.astype(np.int64)) for a in arrays), allowed)
+    if nodes is None:
+        return packed
+    node = np.full(B * T, -1)
+    node[place[real]] = np.concatenate(nodes)
+    return replace(packed, node=torch.from_numpy(node.reshape(B, T)))
+
+
+def prefix_nodes(prompts, responses):
+    """Numbers of the tokens of rows of prompt and responses as `pack` takes them: the same where a
+    token and all that it sees are the same. A list [B] of int arrays, a row's parts in turn."""
+    paths = [np.concatenate([x, y[b][:-1]]) for b, x in enumerate(prompts) for y in responses]
+    lengths, tokens = np.array([len(path) for path in paths]), pad(paths)
+    node, count = np.full(tokens.shape, -1), 0
+    parent = np.full(len(paths), -1)
+    for t in range(tokens.shape[1]):
+        here = np.nonzero(lengths > t)[0]
+        step = np.stack([parent[here], tokens[here, t]], 1)
+        _, number = np.unique(step @ [tokens.max() + 1, 1], return_inverse=True)
+        parent[here] = node[here, t] = number + count
+        count += number.max() + 1
+    rows = []
+    for b, prompt in enumerate(prompts):
+        own = [
+            node[len(responses) * b + j, : lengths[len(responses) * b + j]]
+            for j in range(len(responses))
+        ]
+        rows.append(np.concatenate([own[0], *(part[len(prompt) :] for part in own[1:])]))
+    return rows
 
 
 def split(values, lengths_w, lengths_l):

@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from .packing import pack
+from .packing import pack, prefix_nodes
 from .templates import check_template, encode_prompts, encode_responses, end_id
 
 
@@ -55,6 +55,11 @@ class TokenPairs:
     def lengths_l(self):
         return np.array([len(y) for y in self.rejected])
 
+    @cached_property
+    def nodes(self):
+        """Numbers of the tokens of every pair, `packing.prefix_nodes`."""
+        return prefix_nodes(self.prompts, [self.chosen, self.rejected])
+
     def cache_content(self):
         """Every token, its grammar state and the levers of every pair, as they are now."""
         joined = [
@@ -75,7 +80,8 @@ class TokenPairs:
             allowed = [[table[part[i]] for i in rows] for part in states]
         prompts = [self.prompts[i] for i in rows]
         responses = [[part[i] for i in rows] for part in (self.chosen, self.rejected)]
-        return pack(prompts, responses, pad_id=policy.pad_id, allowed=allowed)
+        nodes = [self.nodes[i] for i in rows]
+        return pack(prompts, responses, pad_id=policy.pad_id, allowed=allowed, nodes=nodes)
 
 
 def chosen_rejected(table, of_0, of_1):
