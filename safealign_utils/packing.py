@@ -70,35 +70,42 @@ def pack(prompts, responses, *, pad_id, allowed=None, nodes=None):
     every = [branch[b] for b in range(B) for branch in responses]
     parts = [x for b in range(B) for x in (prompts[b], *(y[:-1] for y in every[b * J : b * J + J]))]
     lengths = np.array([len(x) for x in parts]).reshape(B, 1 + J)
-    T, start = lengths.sum(1).max(), lengths.cumsum(1) - lengths
-    inner = np.arange(lengths.max())
-    place = (np.arange(B) * T)[:, None, None] + start[..., None] + inner
-    place[inner >= lengths[..., None]] = -1  # [B, 1 + J, longest]
-    real = place >= 0
-    ids, positions = np.full(B * T, pad_id), np.zeros(B * T, dtype=np.int64)
-    ids[place[real]] = np.concatenate(parts)
+    T, place = _places(lengths)
+    real, inner = place >= 0, np.arange(place.shape[2])
     after = np.where(np.arange(1 + J) > 0, lengths[:, :1], 0)
-    positions[place[real]] = (after[..., None] + inner)[real]
+
+    def table(values, empty):
+        out = np.full(B * T, empty, dtype=np.int64)
+        out[place[real]] = values
+        return out.reshape(B, T)
+
     prompt, response = place[:, 0, : lengths[:, 0].max()], place[:, 1:, : lengths[:, 1:].max()]
     last = np.take_along_axis(prompt, lengths[:, :1] - 1, 1)
     source = np.concatenate([np.broadcast_to(last[:, None], (B, J, 1)), response], -1)
+    arrays = dict(
+        ids=table(np.concatenate(parts), pad_id),
+        positions=table((after[..., None] + inner)[real], 0),
+        prompt=prompt,
+        response=response,
+        source=source[source >= 0],
+        target=np.concatenate(every).astype(np.int64),
+    )
     if allowed is not None:
         every_allowed = [branch[b] for b in range(B) for branch in allowed]
-        allowed = torch.from_numpy(np.concatenate(every_allowed))
-    arrays = (
-        ids.reshape(B, T),
-        positions.reshape(B, T),
-        prompt,
-        response,
-        source[source >= 0],
-        np.concatenate(every),
-    )
-    packed = Packed(*(torch.from_numpy(a.astype(np.int64)) for a in arrays), allowed)
-    if nodes is None:
-        return packed
-    node = np.full(B * T, -1)
-    node[place[real]] = np.concatenate(nodes)
-    return replace(packed, node=torch.from_numpy(node.reshape(B, T)))
+        arrays["allowed"] = np.concatenate(every_allowed)
+    if nodes is not None:
+        arrays["node"] = table(np.concatenate(nodes), -1)
+    return Packed(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _places(lengths):
+    """Longest row T, and places [B, 1 + J, longest part] in the flattened [B, T] of the tokens of
+    parts of `lengths` [B, 1 + J], -1 behind an end."""
+    T, start = int(lengths.sum(1).max()), lengths.cumsum(1) - lengths
+    inner = np.arange(lengths.max())
+    place = (np.arange(len(lengths)) * T)[:, None, None] + start[..., None] + inner
+    place[inner >= lengths[..., None]] = -1
+    return T, place
 
 
 def prefix_nodes(prompts, responses):

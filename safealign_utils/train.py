@@ -316,6 +316,7 @@ def _mode(module, dropout, checkpointing):
     silenced = _dropouts(module) if checkpointing and not dropout else []
     if checkpointing:
         module.model.activation_checkpointing_enable({"use_reentrant": False})
+        module.model.disable_input_require_grads()  # a hook for the other kind
     for part, name, _ in silenced:
         setattr(part, name, 0.0)
     yield
@@ -323,7 +324,6 @@ def _mode(module, dropout, checkpointing):
         setattr(part, name, value)
     if checkpointing:
         module.model.activation_checkpointing_disable()
-        module.model.disable_input_require_grads()
 
 
 def _dropouts(module):

@@ -19,23 +19,27 @@ from .fused import Attention, Head, Norm, Part, Plan, Project, SwiGLU
 BASES = (llama.LlamaModel, mistral.MistralModel, qwen2.Qwen2Model)
 LAYERS = (llama.LlamaDecoderLayer, mistral.MistralDecoderLayer, qwen2.Qwen2DecoderLayer)
 NORMS = (llama.LlamaRMSNorm, mistral.MistralRMSNorm, qwen2.Qwen2RMSNorm)
+PARTS = (*BASES, *LAYERS, *NORMS, DoubleNorm, llama.LlamaMLP, mistral.MistralMLP, qwen2.Qwen2MLP)
+PARTS += (llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attention, torch.nn.Linear)
+FORWARDS = {kind: kind.forward for kind in PARTS}
 VECTOR = 16  # numbers
 CACHE = 2**15  # scores of a head that are computed at once
 
 
 def fits(model, batch):
-    """Whether a model and a `Packed` batch are what this file computes."""
-    base, config = model.base_model, model.config
+    """Whether a model and a `Packed` batch are what this file computes: on a CPU, with weights in
+    float32 or better, and layers that nobody has changed."""
+    base, config, dtype = model.base_model, model.config, next(model.parameters()).dtype
     known = type(base) in BASES and all(type(layer) in LAYERS for layer in base.layers)
-    if not known or batch.prompt is None or batch.ids.device.type != "cpu":
+    if not known or batch.ids.device.type != "cpu" or torch.finfo(dtype).bits < 32:
         return False
     window = getattr(config, "sliding_window", None)
     short = not window or batch.ids.shape[1] <= window
     plain = config.hidden_act == "silu" and not (config.attention_dropout and base.training)
-    norm = DoubleNorm if next(model.parameters()).dtype == torch.float64 else NORMS
-    norms = isinstance(base.norm, norm)
+    norms = type(base.norm) in ((DoubleNorm,) if dtype == torch.float64 else NORMS)
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
-    return short and plain and norms and not hooked
+    own = all(kind.forward is forward for kind, forward in FORWARDS.items())
+    return short and plain and norms and own and not hooked
 
 
 def computed_in():
@@ -227,7 +231,7 @@ def _trim(table):
 
 
 def _wide(queries, keys, sees):
-    """Keys padded to full vectors of the processor: torch's softmax is slow at the rest of a row."""
+    """Keys padded to full vectors of the processor: torch's softmax is slow at a row's rest."""
     width = -(-keys.shape[1] // VECTOR) * VECTOR
     wide = np.full((len(keys), width), -1)
     wide[:, : keys.shape[1]] = keys

@@ -61,14 +61,14 @@ class SwiGLU(Function):
 
     @staticmethod
     def forward(ctx, gate, up):
-        ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
+        bent = silu(gate)
+        ctx.save_for_backward(gate, up, bent)
+        return bent * up
 
     @staticmethod
     def backward(ctx, grad):
-        gate, up = ctx.saved_tensors
-        of_up = silu(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * up, gate), of_up
+        gate, up, bent = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * bent
 
 
 # ---------------------------------------------------------------- attention
@@ -108,7 +108,7 @@ class Plan:
 
 
 def turn(x, cos, sin):
-    """Rotary positions: x [N, H * width] as rows [N * H, width], each half turned into the other."""
+    """Rotary positions: x [N, H * width] as rows [N * H, width], halves turned into each other."""
     x = x.view(len(x), -1, cos.shape[-1])
     half = cos.shape[-1] // 2
     out = x * cos
@@ -133,54 +133,59 @@ class Attention(Function):
     @staticmethod
     def forward(ctx, q, k, v, plan):
         q, k, v = turn(q, *plan.angles_q), turn(k, *plan.angles_k), v.view(-1, plan.width)
-        outs, saved = [], []
+        out, saved = _Pieces(plan, "queries", q), []
         for part in plan.parts:
             asked, keys = _rows(q, part.queries, part), _rows(k, part.keys, part)
             values = _rows(v, part.keys, part)
             share = torch.baddbmm(part.bias, asked, keys.transpose(1, 2)).softmax(-1)
-            outs.append(torch.bmm(share, values))
+            torch.bmm(share, values, out=out.next(part))
             saved += [asked, keys, values, share]
         ctx.plan = plan
         ctx.save_for_backward(*saved)
-        return _home(outs, plan.home_q).view(len(plan.angles_q[0]), -1)
+        return out.table.index_select(0, plan.home_q).view(len(plan.angles_q[0]), -1)
 
     @staticmethod
     def backward(ctx, grad):
         plan, saved = ctx.plan, ctx.saved_tensors
-        grad, grads = grad.reshape(-1, plan.width), []
+        grad = grad.reshape(-1, plan.width)
+        of_q, of_k, of_v = (_Pieces(plan, name, grad) for name in ("queries", "keys", "keys"))
         for number, part in enumerate(plan.parts):
             asked, keys, values, share = saved[4 * number : 4 * number + 4]
             own = _rows(grad, part.queries, part)
             own.view(-1, plan.width).mul_(part.real)
             of_share = torch.bmm(own, values.transpose(1, 2))
             of_scores = torch._softmax_backward_data(of_share, share, -1, share.dtype)
-            of_keys = torch.bmm(of_scores.transpose(1, 2), asked)
-            grads.append((torch.bmm(of_scores, keys), of_keys, share.transpose(1, 2).bmm(own)))
-        of_q, of_k, of_v = zip(*grads)
-        of_k, of_v = _key_home(of_k, plan), _key_home(of_v, plan)
-        of_q = turn_back(_home(of_q, plan.home_q), *plan.angles_q)
-        return of_q, turn_back(of_k, *plan.angles_k), of_v.view(len(plan.angles_k[0]), -1), None
+            torch.bmm(of_scores, keys, out=of_q.next(part))
+            torch.bmm(of_scores.transpose(1, 2), asked, out=of_k.next(part))
+            torch.bmm(share.transpose(1, 2), own, out=of_v.next(part))
+        of_q = turn_back(of_q.table.index_select(0, plan.home_q), *plan.angles_q)
+        of_k = turn_back(_key_home(of_k.table, plan), *plan.angles_k)
+        return of_q, of_k, _key_home(of_v.table, plan).view(len(plan.angles_k[0]), -1), None
+
+
+class _Pieces:
+    """One table of the queries (or keys) of all parts, handed out part by part."""
+
+    def __init__(self, plan, name, like):
+        self.name, self.at = name, 0
+        size = sum(len(getattr(part, name)) for part in plan.parts)
+        self.table = like.new_empty(size, plan.width)
+
+    def next(self, part):
+        start, self.at = self.at, self.at + len(getattr(part, self.name))
+        return self.table[start : self.at].view(len(part.bias), -1, self.table.shape[1])
 
 
 def _rows(table, places, part):
     return table.index_select(0, places).view(len(part.bias), -1, table.shape[-1])
 
 
-def _home(tables, places):
-    return _joined(tables).index_select(0, places)
-
-
-def _joined(tables):
-    rows = [table.view(-1, table.shape[-1]) for table in tables]
-    return torch.cat(rows) if len(rows) > 1 else rows[0]
-
-
-def _key_home(tables, plan):
-    tables = [_joined(tables)]
-    out = _home(tables, plan.home_k)
+def _key_home(table, plan):
+    """Sums of what a table says of each key, wherever it stands."""
+    out = table.index_select(0, plan.home_k)
     rows, places, starts = plan.more
     if len(rows):
-        out[rows] += embedding_bag(places, tables[0], starts, mode="sum")
+        out[rows] += embedding_bag(places, table, starts, mode="sum")
     return out
 
 

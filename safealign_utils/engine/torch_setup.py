@@ -1,8 +1,12 @@
 """What torch and transformers are told once, before anything computes."""
 
+import ctypes
 import logging
 import os
+import sys
 from functools import cache as once
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def threads():
@@ -25,6 +29,7 @@ def set_up():
     import torch
     import transformers
 
+    _keep_memory()
     torch.set_num_threads(threads())  # two spinning processes are 10x slower
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nothing here reads uninitialised memory; filling it cost 9 % of a step.
@@ -32,3 +37,10 @@ def set_up():
     transformers.utils.logging.disable_progress_bar()
     # Tied weights are saved once, by design.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+
+
+def _keep_memory():
+    """Let glibc keep what a step frees for the next one: to get it anew cost 5 % of a step."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # larger tensors go back to the system at once
+        libc.mallopt(M_TRIM_THRESHOLD, 2**28)
