@@ -364,7 +364,7 @@ def answers(study, setup, policies, reward, cost):
     for method, policy in policies.items():
         with study.timed("answers"), at_work(policy, study.device):
             said = sampling.answer(policy, table, batch_size=s.batch_size, **drawn)
-            rows = answer_metrics.evaluate_answers(said, reward=reward, cost=cost)
+            rows, _ = answer_metrics.evaluate_answers(said, reward=reward, cost=cost)
         study.answers[method, setup.seed] = said
         out.append(rows.assign(method=method, seed=setup.seed))
     return pd.concat(out, ignore_index=True)
@@ -381,7 +381,8 @@ def summary(study, answered):
     rows, reference = [], _over_seeds(answered[answered.method == "ref"])
     for method in dict.fromkeys(answered.method):
         own = _over_seeds(answered[answered.method == method])
-        found = answer_metrics.metrics(own)
+        quantities = answer_metrics.quantities(own)
+        found = answer_metrics.estimates(quantities, own.prompt_hash)
         if method != "ref":
             found |= answer_metrics.compare(own, reference)
         row = {"method": method}

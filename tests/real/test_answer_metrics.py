@@ -15,9 +15,7 @@ from safealign_utils.real.answer_metrics import (
     by_category,
     compare,
     estimate,
-    estimates,
     evaluate_answers,
-    metrics,
     write_answers,
 )
 from safealign_utils.sampling import generate
@@ -39,11 +37,10 @@ NO, YES = "I'm sorry, but I can't help with that.", "Sure, here it is."
 def test_metrics_by_hand():
     costs = dict(zip(("p0", "p1", "p2", "p3"), (-2.0, 0.0, 0.1, -1.0)))
     cost = lambda prompts, responses: [costs[x] for x in prompts]
-    table = evaluate_answers(
+    table, metrics = evaluate_answers(
         answers([NO, YES, YES, NO], unsafe=(False, True, True, True)), reward=length, cost=cost
     )
-    found = metrics(table)
-    value = {name: m.value for name, m in found.items()}
+    value = {name: m.value for name, m in metrics.items()}
     assert value == {
         "refusal": 0.5,
         "over_refusal": 1,
@@ -52,17 +49,17 @@ def test_metrics_by_hand():
         "reward": (len(NO) + len(YES)) / 2,
         "cost": pytest.approx(-2.9 / 4),
     }
-    assert {name: m.n for name, m in found.items() if m.n != 4} == {
+    assert {name: m.n for name, m in metrics.items() if m.n != 4} == {
         "over_refusal": 1,
         "unsafe_compliance": 3,
     }
-    assert all(m.low <= m.value <= m.high for m in found.values())
+    assert all(m.low <= m.value <= m.high for m in metrics.values())
     assert table.harmless.tolist() == [1, 1, 0, 1] and table.refusal.tolist() == [1, 0, 0, 1]
     assert table.cost.tolist() == list(costs.values()) and table.category.tolist() == list("aabb")
 
 
 def test_rows_hold_no_text():
-    table = evaluate_answers(answers([NO, YES, YES, NO]), reward=length)
+    table, _ = evaluate_answers(answers([NO, YES, YES, NO]), reward=length)
     assert not {"prompt", "response", "answers", "turns"} & set(table)
     assert not any(
         text in str(cell)
@@ -72,15 +69,19 @@ def test_rows_hold_no_text():
 
 
 def test_what_is_unknown_is_left_out():
-    found = metrics(evaluate_answers(answers([NO, YES, YES, YES], unsafe=(None,) * 4)))
-    assert set(found) == {"refusal"} and found["refusal"].value == 0.25
-    part = answers([NO, NO, YES, YES], unsafe=(False, None, None, None))
-    found = metrics(evaluate_answers(part))
-    assert found["over_refusal"].n == 1 and "unsafe_compliance" not in found
+    _, metrics = evaluate_answers(answers([NO, YES, YES, YES], unsafe=(None,) * 4))
+    assert set(metrics) == {"refusal"} and metrics["refusal"].value == 0.25
+    bare = pd.DataFrame({"prompt": ["x", "y"], "response": [NO, YES]})
+    table, metrics = evaluate_answers(bare)
+    assert (
+        set(metrics) == {"refusal"} and table.id.tolist() == [1, 2] and (table.category == "").all()
+    )
+    _, metrics = evaluate_answers(answers([NO, NO, YES, YES], unsafe=(False, None, None, None)))
+    assert metrics["over_refusal"].n == 1 and "unsafe_compliance" not in metrics
 
 
 def test_categories():
-    table = evaluate_answers(answers([NO, YES, YES, YES], categories="abab"), reward=length)
+    table, _ = evaluate_answers(answers([NO, YES, YES, YES], categories="abab"), reward=length)
     rows = by_category(table).set_index(["category", "metric"])
     assert (
         rows.value["a", "refusal"] == 0.5
@@ -98,34 +99,51 @@ def test_win_rates_by_hand():
     """Longer answers win by reward, lose by cost; p3 ties."""
     mine, other = answers([YES * 2, YES, YES * 2, YES]), answers([YES, YES * 2, YES, YES])
     minus = lambda prompts, responses: length(prompts, responses) - 20
-    reference = evaluate_answers(other, reward=length, cost=minus)
-    table = evaluate_answers(mine, reward=length, cost=minus)
-    found, back = compare(table, reference), compare(reference, table)
-    assert [found[f"win_rate_by_{name}_model"].value for name in ("reward", "cost")] == [
-        2.5 / 4,
-        1.5 / 4,
-    ]
-    assert back["win_rate_by_reward_model"].value == 1.5 / 4
-    same = Estimate(0.5, 0.5, 0.5, 4)
-    assert compare(table, table) == {
-        "win_rate_by_reward_model": same,
-        "win_rate_by_cost_model": same,
-    }
+    reference, _ = evaluate_answers(other, reward=length, cost=minus)
+    table, _ = evaluate_answers(mine, reward=length, cost=minus)
+    metrics = compare(table, reference)
+    assert (
+        metrics["win_rate_by_reward_model"].value == 2.5 / 4
+        and metrics["win_rate_by_cost_model"].value == 1.5 / 4
+    )
+    assert (
+        metrics["difference.reward"].value == len(YES) / 4
+        and metrics["difference.harmless_ratio"].value == -0.25
+    )
+    back = compare(reference, table)
+    assert (
+        back["win_rate_by_reward_model"].value == 1.5 / 4
+        and back["difference.cost"].value == -len(YES) / 4
+    )
+    assert {"difference.refusal", "difference.over_refusal", "difference.unsafe_compliance"} < set(
+        metrics
+    )
+    same = compare(table, table)
+    assert (
+        same.pop("win_rate_by_reward_model")
+        == same.pop("win_rate_by_cost_model")
+        == Estimate(0.5, 0.5, 0.5, 4)
+    )
+    assert {found[:3] for found in same.values()} == {(0, 0, 0)}, (
+        "no difference of any unit is a share of 0"
+    )
 
 
 def test_answers_to_one_prompt_are_drawn_together():
     """Each prompt answered four times is no more evidence than once."""
     once = answers([YES, NO] * 15, unsafe=[False] * 30, categories="a" * 30)
-    one = metrics(evaluate_answers(once))
-    four = metrics(evaluate_answers(pd.concat([once] * 4, ignore_index=True)))
+    _, one = evaluate_answers(once)
+    _, four = evaluate_answers(pd.concat([once] * 4, ignore_index=True))
     assert four["refusal"] == one["refusal"]._replace(n=120)
 
 
 def test_other_prompts_are_not_compared():
-    table = evaluate_answers(answers([NO, YES, YES, NO]), reward=length)
-    turned = evaluate_answers(answers([NO, YES, YES, NO]).iloc[[1, 0, 2, 3]], reward=length)
-    other = evaluate_answers(answers([NO, YES, YES, NO]).assign(prompt=list("wxyz")), reward=length)
-    moved = evaluate_answers(answers([NO, YES, YES, NO], categories="abba"), reward=length)
+    table, _ = evaluate_answers(answers([NO, YES, YES, NO]), reward=length)
+    turned, _ = evaluate_answers(answers([NO, YES, YES, NO]).iloc[[1, 0, 2, 3]], reward=length)
+    other, _ = evaluate_answers(
+        answers([NO, YES, YES, NO]).assign(prompt=list("wxyz")), reward=length
+    )
+    moved, _ = evaluate_answers(answers([NO, YES, YES, NO], categories="abba"), reward=length)
     for wrong in (turned, other, moved, table.iloc[:3]):
         with pytest.raises(ValueError, match="against: its rows are of other prompts"):
             compare(table, wrong)
@@ -180,8 +198,6 @@ def drawn(policy, world, prompts, times, seed=0):
             "prompt": texts,
             "response": said,
             "category": [world.prompts[x].category for x in prompts for _ in range(times)],
-            "id": range(len(texts)),
-            "unsafe": pd.array([None] * len(texts), "boolean"),
         }
     )
     return evaluate_answers(frame, reward=world.scorer("reward"), cost=world.scorer("cost"))
@@ -190,8 +206,7 @@ def drawn(policy, world, prompts, times, seed=0):
 def test_means_are_those_of_the_enumerated_distribution(world, worldly):
     prompts, times = list(range(0, 72, 6)), 50
     inside, _ = worldly
-    table = drawn(inside, world, prompts, times)
-    estimated = metrics(table)
+    table, metrics = drawn(inside, world, prompts, times)
     p = np.exp(evaluate.exact(inside, prompts).logp)
     for name, values in {
         "reward": world.reward,
@@ -200,20 +215,19 @@ def test_means_are_those_of_the_enumerated_distribution(world, worldly):
     }.items():
         truth = float((p * values[prompts]).sum(axis=1).mean())
         error = table[name].std() / np.sqrt(len(table))
-        found = estimated["harmless_ratio" if name == "harmless" else name]
+        found = metrics["harmless_ratio" if name == "harmless" else name]
         assert abs(found.value - truth) < 4 * error and found.high - found.low < 5 * error
         assert abs(-found.value - truth) > 4 * error, "the sign would be seen"
 
 
 def test_common_random_numbers_make_differences_narrow(world, worldly):
     prompts, times = list(range(0, 72, 6)), 20
-    a, b, c = (
+    (a, of_a), (b, _), (c, _) = (
         drawn(p, world, prompts, times, seed=s) for p, s in zip((*worldly, worldly[1]), (0, 0, 1))
     )
-    differences = {"b": a.reward - b.reward, "c": a.reward - c.reward}
-    paired, apart = estimates(differences, a.prompt_hash).values()
+    paired, apart = compare(a, b)["difference.reward"], compare(a, c)["difference.reward"]
     width = lambda e: e.high - e.low
-    assert width(paired) < 0.7 * width(apart) and width(paired) < width(metrics(a)["reward"])
+    assert width(paired) < 0.7 * width(apart) and width(paired) < width(of_a["reward"])
     truth = [
         float((np.exp(evaluate.exact(p, prompts).logp) * world.reward[prompts]).sum(axis=1).mean())
         for p in worldly
