@@ -16,6 +16,7 @@ import torch
 from .engine import cache, distributed, fast_llama
 from .packing import Packed, pack, pad, split
 
+RARE = -60.0  # log of the allowed mass below which it is summed apart, in nats
 GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
 # Responses of real text in one entry: what was computed before a run was killed is there after.
 STORED = 2048
@@ -92,10 +93,13 @@ class LogProbs(torch.nn.Module):
     def _logprobs(self, batch):
         if self.constrained and batch.allowed is None:
             raise ValueError("the grammar softmax needs the allowed tokens of every place")
-        fast = fast_llama.fits(self.model, batch)
-        fast = fast and fast_llama.is_plain(self.model.get_output_embeddings())
-        read = fast_llama.log_probs if fast else plain_log_probs
-        logp, log_allowed = read(self.model, batch)
+        head = self.model.get_output_embeddings()
+        if not (fast_llama.fits(self.model, batch) and fast_llama.is_plain(head)):
+            logp, log_allowed = plain_log_probs(self.model, batch)
+        else:
+            logp, log_allowed = fast_llama.log_probs(self.model, batch)
+            if log_allowed is not None and log_allowed.min() < RARE:  # near what exp can hold
+                logp, log_allowed = plain_log_probs(self.model, batch)
         return logp - log_allowed if self.constrained else logp, log_allowed
 
 

@@ -136,13 +136,13 @@ def cached(world, tokens, reference):
             "policy",
             scorer,
             dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS, lora=2),
-            ["use_cache", "training"],
+            ["training"],
         ),
         scorer_training.train_cost: (
             "policy",
             scorer,
             dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS, lora=2),
-            ["use_cache", "training"],
+            ["training"],
         ),
         ppo.ppo_lagrangian: (
             "policy",

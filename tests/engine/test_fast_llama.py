@@ -76,6 +76,21 @@ def test_any_rows_in_any_parts(of_world, answers, chunk, cache, monkeypatch):
     compare(policy, pack(prompts, responses, pad_id=0), 1e-12, monkeypatch)
 
 
+@pytest.mark.parametrize("constrained", [False, True])
+def test_a_policy_far_from_the_grammar_stays_finite(of_world, constrained, monkeypatch):
+    """Where what is allowed has less mass than float32 can hold."""
+    policy, tokens = of_world
+    policy = dataclasses.replace(policy.to("float32"), constrained=constrained)
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.mul_(200)
+    batch = tokens.batch(np.arange(16), policy)
+    plain, fast = (found(policy, batch, plain=p, monkeypatch=monkeypatch) for p in (True, False))
+    assert plain[1].min() < -100 and plain[0].isfinite().all()
+    for a, b in zip(plain[:2], fast[:2]):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-3)
+    assert all(grad.isfinite().all() for grad in fast[2].values())
+
+
 def test_the_trie_is_the_same(of_world, monkeypatch):
     policy = dataclasses.replace(of_world[0], constrained=True)
     fast = token_logps(policy, 3)
