@@ -87,6 +87,7 @@ def _layers(model, tokens, dtype):
     ids, positions, read = map(torch.from_numpy, (tokens.ids, tokens.positions, tokens.read))
     x = embedding(ids, base.embed_tokens.weight)
     angles = [a[0, :, None].to(dtype) for a in base.rotary_emb(x[None], positions[None])]
+    angles[1][..., : angles[1].shape[-1] // 2].neg_()
     every, last = tokens.plans(model.config, angles)
     for number, layer in enumerate(base.layers, 1):
         at_end = number == len(base.layers)

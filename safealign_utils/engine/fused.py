@@ -94,8 +94,8 @@ class Plan:
     `home_q`, `home_k`: where in all parts, one after another, the places of the tables lie; `more`:
     the keys that stand there more than once, as prompts do: (rows, their further places, where
     those of a row begin). `angles_q`,
-    `angles_k`: cosine and sine [N, 1, width] of the rotary positions; those of queries hold the
-    scale of attention.
+    `angles_k`: cosine and sine [N, 1, width] of the rotary positions, the sines of the first half
+    negative; those of queries hold the scale of attention.
     """
 
     width: int
@@ -110,21 +110,15 @@ class Plan:
 def turn(x, cos, sin):
     """Rotary positions: x [N, H * width] as rows [N * H, width], halves turned into each other."""
     x = x.view(len(x), -1, cos.shape[-1])
-    half = cos.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out.view(-1, cos.shape[-1])
+    other = x.roll(cos.shape[-1] // 2, -1)
+    return (x * cos).add_(other.mul_(sin)).view(-1, cos.shape[-1])
 
 
 def turn_back(grad, cos, sin):
     """The gradient of `turn`, [N, H * width], from rows [N * H, width]."""
     grad = grad.view(len(cos), -1, cos.shape[-1])
-    half = cos.shape[-1] // 2
-    out = grad * cos
-    out[..., :half].addcmul_(grad[..., half:], sin[..., half:])
-    out[..., half:].addcmul_(grad[..., :half], sin[..., :half], value=-1)
-    return out.view(len(cos), -1)
+    other = (grad * sin).roll(cos.shape[-1] // 2, -1)
+    return (grad * cos).add_(other).view(len(cos), -1)
 
 
 class Attention(Function):
