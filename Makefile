@@ -1,5 +1,6 @@
 # make reproduce   everything: environment, all notebooks, records, figures and the report in results/full
 # make verify      a reviewer's run: every number, table, claim and rule against the reference values
+# make bench       ratios: the world's step, a step against TRL's, selection against N
 # make test        the tests, and the committed notebooks against their outputs
 PYTHON  ?= python3
 PROFILE ?= full
@@ -10,7 +11,7 @@ TORCH   := $(if $(filter Linux,$(shell uname -s)),--extra-index-url https://down
 NBVAL   := $(BIN)/python -m pytest -p no:cacheprovider -q -n 2 --dist loadfile --nbval --nbval-current-env
 EMPTY   = SAFEALIGN_CACHE=$$(mktemp -d)
 
-.PHONY: reproduce verify test notebooks clean
+.PHONY: reproduce verify test bench notebooks clean
 reproduce: $(READY)
 	$(BIN)/safealign reproduce --profile $(PROFILE)
 
@@ -22,6 +23,12 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 	$(EMPTY) $(NBVAL) notebooks
 	$(EMPTY) ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE $(NBVAL) notebooks
+
+# SmolLM2 is measured where SAFEALIGN_SMOLLM2 names its file (see tests/benchmarks/cpu.py).
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/cpu.py
+	$(BIN)/python tests/benchmarks/selection.py
 
 # Regenerate the committed outputs, and the reference values that the tests compare with.
 notebooks: $(READY)

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from . import live
+from . import live, room
 from .content import content, is_not_science, source_is_in_key
 
 PACKAGE = Path(__file__).parents[1]
@@ -235,6 +235,7 @@ def load(kind, key):
     try:
         if not file.is_file():
             return None
+        room.use(file)
         with safe_open(file, framework="numpy") as f:
             info = json.loads((f.metadata() or {}).get("info", "{}"))
             return {k: f.get_tensor(k) for k in f.keys()}, info
@@ -246,11 +247,17 @@ def load(kind, key):
 def store(kind, key, arrays, **info):
     """Store named arrays, whole or not at all. The first writer of a key wins; both wrote the same.
 
-    A full or unwritable disk costs the entry and nothing else: what was computed is in the caller's
-    hands. Then returns None and says so.
+    A full or unwritable disk, or an entry larger than the cache may be (`room`), costs the entry
+    and nothing else: what was computed is in the caller's hands. Then returns None and says so.
     """
     file, arrays = path(kind, key), {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     try:
+        size = sum(array.nbytes for array in arrays.values())
+        if not room.make(root(), size):
+            say(
+                f"{file} is larger than SAFEALIGN_CACHE_GB allows ({size / 1e9:.2g} GB); not stored"
+            )
+            return None
         _tidy(file.parent)
         with live.whole(file) as beside:
             save_file(arrays, beside, {"info": json.dumps(info)})

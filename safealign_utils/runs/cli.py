@@ -295,6 +295,19 @@ def doctor():
     return start()
 
 
+@_command("cache", "cache --check", "cache --clear")
+def cache(
+    check: Annotated[
+        bool, _option("read every entry; remove what is damaged", None, "--check")
+    ] = False,
+    clear: Annotated[bool, _option("remove all entries", None, "--clear")] = False,
+):
+    """List what is cached (SAFEALIGN_CACHE, at most SAFEALIGN_CACHE_GB), check or clear it."""
+    from . import stored
+
+    return stored.clear() if clear else stored.check() if check else stored.show()
+
+
 @_command("notebooks 01_dpo_basics")
 def notebooks(names: Notebooks = ()):
     """Regenerate the committed outputs in place."""

@@ -10,7 +10,7 @@ import shutil
 import warnings
 from pathlib import Path
 
-from ..engine import cache, distributed
+from ..engine import cache, distributed, room
 from ..engine.live import claim, hidden, remove_leftovers, whole
 from ..engine.torch_setup import threads
 from ..study import inputs, records
@@ -50,6 +50,7 @@ def prepare(notebook, given=(), files=()):
     try:
         distributed.check_environment()
         threads()
+        room.limit()
     except ValueError as error:
         raise Refusal(str(error)) from None
     path = find(notebook)

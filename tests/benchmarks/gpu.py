@@ -86,7 +86,7 @@ def not_measured():
     ]
 
 
-def text_of(table):
+def text_of(table, script="gpu.py", options=("--toy", "--cpu", "--write")):
     """What is needed to read the table, where and how it was made, and the table, a line a row."""
     text = lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)
     gpu = (
@@ -97,12 +97,8 @@ def text_of(table):
     versions = ", ".join(
         f"{p} {_version(p)}" for p in ("torch", "transformers", "trl", "accelerate", "peft")
     )
-    how = " ".join(
-        [
-            "python tests/benchmarks/gpu.py",
-            *(a for a in sys.argv[1:] if a in ("--toy", "--cpu", "--write")),
-        ]
-    )
+    given = [word for word in sys.argv[1:] if word in options]
+    how = " ".join([f"python tests/benchmarks/{script}", *given])
     lines = [f"date: {date.today()}", f"hardware: {gpu}; {records._cpu()}", f"versions: {versions}"]
     lines += [f"commit: {records.git_commit() or 'not stated'}", f"command: {how}", ""]
     lines.append(

@@ -55,14 +55,40 @@ SHAPES = {  # the published configurations, in what decides speed
         intermediate_size=352,
         vocab_size=512,
     ),
+    "small": dict(
+        model_type="llama",
+        hidden_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        intermediate_size=1376,
+        vocab_size=8192,
+    ),
+    "SmolLM2-135M": dict(  # its weights are read: see cpu.py
+        model_type="llama",
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=49152,
+    ),
 }
+READ = {}  # {name: network} of those that are read
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the loss, in nats
 SETTING = dict(beta=0.1, learning_rate=1e-5, seed=0)
 LAST = "TRL, bf16, Liger"  # patches transformers for the rest of the process
 
 
 def new_policy(name, dtype, device, seed=0, init_std=0.02):
-    """A policy with random weights of a configuration."""
+    """A policy with random weights of a configuration; one that is read, with noise where `seed`
+    asks for another."""
+    if name in READ:
+        model = copy.deepcopy(READ[name])
+        with torch.no_grad(), seeded(seed):
+            for weight in model.parameters() if seed else ():
+                weight.add_(torch.randn_like(weight), alpha=0.05 * float(weight.std()))
+        return Policy(model.eval(), word_tokenizer(["word"]), bf16=dtype == "bfloat16")
     config = transformers.AutoConfig.for_model(
         **SHAPES[name], tie_word_embeddings=True, initializer_range=init_std
     )
@@ -243,9 +269,10 @@ def check_losses(name, tokens, device, ways):
             )
 
 
-def in_turn(name, prompt, response, n, *, device, rounds, steps, ways=None):
+def in_turn(name, prompt, response, n, *, device, rounds, steps, ways=None, tokens=None):
     """One row of `gpu.COLUMNS` for every variant, but for the device: medians over rounds, ratios within a round."""
-    tokens, ways = random_tokens(name, prompt, response, n), ways or variants(device)
+    tokens = tokens or random_tokens(name, prompt, response, n)
+    ways = ways or variants(device)
     print(
         f"{name}, {prompt} + {response} tokens, {n} pairs a step, {rounds} rounds of {steps} steps",
         flush=True,
@@ -304,23 +331,24 @@ def reason(error):
 # ---------------------------------------------------------------- share of the peak
 
 
-def flops(name, prompt, response, *, shared):
-    """Model FLOPs of forward and backward of one pair; `shared`: the prompt once for both responses."""
-    c = SHAPES[name]
+def flops(name, prompt, response, *, shared, other=None):
+    """Model FLOPs of forward and backward of one pair; `shared`: the prompt once for both responses.
+
+    `other` is the length of the second response, where it is another than that of the first.
+    """
+    c, both = SHAPES[name], (response, other or response)
     D, L = c["hidden_size"], c["num_hidden_layers"]
     kv = D // c["num_attention_heads"] * c["num_key_value_heads"]
     seen = lambda first, last: (
         (last * (last + 1) - first * (first + 1)) // 2
     )  # keys of the queries first + 1 to last
     if shared:
-        tokens, keys = (
-            prompt + 2 * (response - 1),
-            seen(0, prompt) + 2 * seen(prompt, prompt + response - 1),
-        )
+        tokens = prompt + sum(both) - 2
+        keys = seen(0, prompt) + sum(seen(prompt, prompt + own - 1) for own in both)
     else:
-        tokens, keys = 2 * (prompt + response), 2 * seen(0, prompt + response)
+        tokens, keys = 2 * prompt + sum(both), sum(seen(0, prompt + own) for own in both)
     layer = 2 * (2 * D * D + 2 * D * kv + 3 * D * c["intermediate_size"]) * tokens + 4 * D * keys
-    return 3 * (L * layer + 2 * D * c["vocab_size"] * 2 * response)
+    return 3 * (L * layer + 2 * D * c["vocab_size"] * sum(both))
 
 
 def peak_share(name, prompt, response, pairs_per_second, *, shared):
