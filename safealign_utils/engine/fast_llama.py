@@ -8,6 +8,7 @@ batches it takes: all others go through transformers (`logprobs.hidden_states`).
 import numpy as np
 import torch
 from torch.nn.functional import embedding
+from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
@@ -22,6 +23,8 @@ NORMS = (llama.LlamaRMSNorm, mistral.MistralRMSNorm, qwen2.Qwen2RMSNorm)
 PARTS = (*BASES, *LAYERS, *NORMS, DoubleNorm, llama.LlamaMLP, mistral.MistralMLP, qwen2.Qwen2MLP)
 PARTS += (llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attention, torch.nn.Linear)
 FORWARDS = {kind: kind.forward for kind in PARTS}
+SILU = (torch.nn.SiLU, SiLUActivation)
+CAPTURING = "transformers.utils.output_capturing"
 VECTOR = 16  # numbers
 CACHE = 2**15  # scores of a head that are computed at once
 
@@ -35,11 +38,25 @@ def fits(model, batch):
         return False
     window = getattr(config, "sliding_window", None)
     short = not window or batch.ids.shape[1] <= window
-    plain = config.hidden_act == "silu" and not (config.attention_dropout and base.training)
     norms = type(base.norm) in ((DoubleNorm,) if dtype == torch.float64 else NORMS)
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
     own = all(kind.forward is forward for kind, forward in FORWARDS.items())
-    return short and plain and norms and own and not hooked
+    hooked = any(has_hooks(part) for part in model.modules())
+    return short and norms and own and not hooked and all(map(_is_usual, base.layers))
+
+
+def has_hooks(module):
+    """Whether a module has forward hooks but those that transformers leaves behind, which are idle,
+    where a forward was asked for inner states."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", "") != CAPTURING for hook in hooks)
+
+
+def _is_usual(layer):
+    """Whether a layer computes with SiLU, the usual scale of attention, and without dropout."""
+    attention = layer.self_attn
+    scale = attention.scaling == attention.head_dim**-0.5
+    drops = attention.attention_dropout and layer.training
+    return isinstance(layer.mlp.act_fn, SILU) and scale and not drops
 
 
 def computed_in():
@@ -71,8 +88,7 @@ def log_probs(model, batch):
 
 def is_plain(module):
     """Whether a module is a linear map without bias, hooks or an adapter."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is torch.nn.Linear and module.bias is None and not hooks
+    return type(module) is torch.nn.Linear and module.bias is None and not has_hooks(module)
 
 
 def _hidden_states(model, tokens):

@@ -126,7 +126,14 @@ def test_what_is_not_its_own_goes_the_plain_way(of_world, monkeypatch):
     handle = layer.mlp.register_forward_hook(lambda *given: None)
     assert not fits(policy.model, batch)
     handle.remove()
-    assert fits(policy.model, batch)
+    policy.model.base_model(torch.tensor([[5, 6]]), output_hidden_states=True)
+    assert fits(policy.model, batch), "the idle hooks that this leaves change nothing"
+    with monkeypatch.context() as patch:
+        patch.setattr(layer.self_attn, "scaling", 0.5)
+        assert not fits(policy.model, batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(layer.mlp, "act_fn", torch.nn.GELU())
+        assert not fits(policy.model, batch)
     with monkeypatch.context() as patch:
         patch.setattr(type(layer.mlp), "forward", lambda self, x: 0 * x)
         assert not fits(policy.model, batch)

@@ -9,6 +9,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from importlib import metadata
 from types import SimpleNamespace
 
 import nbformat
@@ -660,7 +661,7 @@ def test_it_begins_with_the_machine(toy, monkeypatch):
     for word in (
         torch.backends.cpu.get_cpu_capability(),
         "2 threads",
-        f"torch {torch.__version__}",
+        f"torch {metadata.version('torch')}",
         "numpy",
         "scipy",
     ):
