@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, silu
 
 CHUNK = 2**22  # logits that are alive at once
@@ -24,6 +25,7 @@ class Norm(Function):
         return (x * scale).mul_(weight).to(dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight, scale = ctx.saved_tensors
         grad = grad.to(x.dtype)
@@ -44,6 +46,7 @@ class Project(Function):
         return tuple(x @ weight.t() for weight in weights)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         x, *weights = ctx.saved_tensors
         of_x = grads[0] @ weights[0]
@@ -66,6 +69,7 @@ class SwiGLU(Function):
         return bent * up
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         gate, up, bent = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * up, gate), grad * bent
@@ -139,6 +143,7 @@ class Attention(Function):
         return out.table.index_select(0, plan.home_q).view(len(plan.angles_q[0]), -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         plan, saved = ctx.plan, ctx.saved_tensors
         grad = grad.reshape(-1, plan.width)
@@ -207,6 +212,7 @@ class Head(Function):
         return logp, torch.cat(mass) if mass else None
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, grad_mass):
         hidden, weight, source, allowed = ctx.saved_tensors
         of_row = torch.zeros(len(hidden), dtype=grad.dtype).index_add_(0, source, grad)

@@ -131,9 +131,9 @@ def test_what_is_not_its_own_goes_the_plain_way(of_world, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(layer.self_attn, "scaling", 0.5)
         assert not fits(policy.model, batch)
-    with monkeypatch.context() as patch:
-        patch.setattr(layer.mlp, "act_fn", torch.nn.GELU())
-        assert not fits(policy.model, batch)
+    bend, layer.mlp.act_fn = layer.mlp.act_fn, torch.nn.GELU()
+    assert not fits(policy.model, batch)
+    layer.mlp.act_fn = bend
     with monkeypatch.context() as patch:
         patch.setattr(type(layer.mlp), "forward", lambda self, x: 0 * x)
         assert not fits(policy.model, batch)
@@ -156,3 +156,13 @@ def test_checkpointing_computes_every_layer_again(monkeypatch):
         counts.append(len(calls))
     assert counts == [2 * 2, 2 * 2 * 2]
     assert np.abs(logs[0].to_numpy() - logs[1].to_numpy()).max() < 1e-5
+
+
+def test_a_second_derivative_is_refused(of_world):
+    """The gradients are written out once; a gradient of them would be wrong, so there is none."""
+    policy, tokens = of_world
+    logp, _ = LogProbs(policy)(tokens.batch(np.arange(2), policy))
+    weights = [p for p in policy.model.parameters() if p.requires_grad]
+    first = torch.autograd.grad(logp.sum(), weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(grad.sum() for grad in first).backward()
