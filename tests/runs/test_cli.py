@@ -10,7 +10,7 @@ import typer
 
 from safealign_utils.runs import cli, runner
 
-COMMANDS = ("run", "sweep", "plot", "reproduce", "report", "verify", "doctor", "notebooks")
+COMMANDS = ("run", "sweep", "plot", "reproduce", "report", "verify", "doctor", "cache", "notebooks")
 GROUP = typer.main.get_command(cli.app)
 
 
