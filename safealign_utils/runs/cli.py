@@ -302,7 +302,7 @@ def cache(
     ] = False,
     clear: Annotated[bool, _option("remove all entries", None, "--clear")] = False,
 ):
-    """List what is cached (SAFEALIGN_CACHE, at most SAFEALIGN_CACHE_GB), check or clear it."""
+    """List, check or clear what is cached."""
     from . import stored
 
     return stored.clear() if clear else stored.check() if check else stored.show()
