@@ -262,8 +262,9 @@ def _found(claim, row):
 
 def _headline(metrics):
     """The metrics `method.quantity` at the headline setting, as a table."""
-    found = pd.Series(metrics, dtype=float)
-    found.index = pd.MultiIndex.from_tuples(name.rpartition(".")[::2] for name in metrics)
+    names = [name.rpartition(".")[::2] for name in metrics]
+    index = pd.MultiIndex.from_tuples(names, names=["method", "quantity"])
+    found = pd.Series(list(metrics.values()), index, dtype=float)
     wide = found.unstack(sort=False).reindex(columns=QUANTITIES).filter(regex=r"^[^[]+$", axis=0)
     wide = wide.dropna(how="all").dropna(how="all", axis="columns").rename_axis("method")
     return table(wide.reset_index()) if len(wide) else ""

@@ -266,6 +266,13 @@ def test_a_notebook_without_claims_is_shown(made):
     assert '<h2 id="08_own">08 · Own pairs</h2>' in sections(made.folder, made.committed)
 
 
+def test_a_record_without_results_is_shown(made):
+    """Notebook 08 without data: it ran, and there is nothing to show."""
+    finished(made.folder, "08_own", title="08 · Own pairs", metrics={}, tables=[], figures=[])
+    shown = sections(made.folder, made.committed)
+    assert '<h2 id="08_own">08 · Own pairs</h2>' in shown
+
+
 def test_committed_sweeps_are_shown_by_command_and_a_changed_one_is_marked(made):
     text = Reader(made.html).text
     for word in ("make the sweep", "f00dcaf", "5.2x & more"):
