@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..engine.torch_setup import set_up
-from . import hub
+from . import fetched, hub
 
 # transformers reads these, in this order
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -47,6 +47,11 @@ class Opened:
     tokenizer: transformers.PreTrainedTokenizerBase
     network: type
 
+    def count(self):
+        """How many weights its configuration has; none is made for it."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.network(self.config).parameters())
+
     def load(self, **options):
         """The network with its weights; `options` of from_pretrained. Raises as `check_report`."""
         options = dict(use_safetensors=True, **REPORTED, **self.options, **options)
@@ -63,7 +68,7 @@ def open_model(parameter, name, revision, network_of):
     Raises ValueError, naming parameter and value, for what could not be loaded whole.
     """
     set_up()
-    what = f"{parameter}={name!r}"
+    what, name = f"{parameter}={name!r}", fetched.place(name, parameter)
     if not Path(name).is_dir() and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", hub.pinned(name)[0]):
         raise ValueError(f"{what}: no such folder; give a folder or a hub id as owner/name")
     place, options = hub.located(name, revision, parameter=parameter)
