@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .engine import cache, distributed, fast_llama
-from .packing import Packed, pack, pad, split
+from .packing import Packed, pack, pad, prefix_nodes, split
 
 RARE = -60.0  # log of the allowed mass below which it is summed apart, in nats
 GROUP = 32  # responses a row of the packed trie: the fastest of tests/benchmarks/trie.py
@@ -341,7 +341,8 @@ def _read(module, policy, every, batch):
     """(number, log-probs) of the responses of some rows, lists of one or two numbers."""
     prompts = [every.parts(row[0])[0] for row in batch]
     responses = [[every.parts(row[j])[1] for row in batch] for j in range(len(batch[0]))]
-    packed = pack(prompts, responses, pad_id=policy.pad_id)
+    nodes = prefix_nodes(prompts, responses)  # rows of one prompt stand side by side
+    packed = pack(prompts, responses, pad_id=policy.pad_id, nodes=nodes)
     logp, _ = module(packed.to(policy.device))
     numbers = [number for row in batch for number in row]
     lengths = [len(every.parts(number)[1]) for number in numbers]

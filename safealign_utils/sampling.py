@@ -139,6 +139,12 @@ def sample(policy, prompts, u, *, categories=None, temperature=1.0, ends=()):
     """
     _check_settings(policy, prompts, u, categories, temperature)
     policy.model.eval()
+    # one context for all tokens: it casts the weights once
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.bf16):
+        return _sample(policy, prompts, u, categories, temperature, ends)
+
+
+def _sample(policy, prompts, u, categories, temperature, ends):
     ids, mask = _padded_left(prompts, policy.pad_id, u.shape[1])
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
     longest, ends = ids.shape[1], [policy.tokenizer.eos_token_id, *ends]
@@ -195,8 +201,7 @@ def _next_logits(policy, ids, mask, positions, past):
     """Logits [N, V] of what follows `ids`, in float64; `past` remembers keys and values."""
     inputs = dict(input_ids=ids, attention_mask=mask, position_ids=positions)
     inputs = {name: _tensor(values, policy.device) for name, values in inputs.items()}
-    with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.bf16):
-        reply = policy.model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
+    reply = policy.model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
     return reply.logits[:, -1].double()
 
 

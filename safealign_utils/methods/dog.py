@@ -35,7 +35,7 @@ import torch
 from tqdm import tqdm
 
 from ..engine import cache
-from ..logprobs import attention_bias
+from ..logprobs import attention_bias, hidden_states
 from .selective import DIGITS
 
 BATCH = 64  # pairs that go through the network at once
@@ -62,8 +62,7 @@ def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True):
         )
     if pooling not in ("mean", "last"):
         raise ValueError(f"pooling={pooling!r}: choose mean or last")
-    lengths = [len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l
-    order = np.argsort(lengths, kind="stable")  # batches of like length: little padding
+    order = _order(tokens)
     batches, u = np.array_split(order, -(-len(tokens) // BATCH)), None
     blocks = [batches[start : start + BLOCK] for start in range(0, len(batches), BLOCK)]
     for block in tqdm(blocks, desc="directions", disable=not sys.stderr.isatty(), leave=False):
@@ -71,6 +70,14 @@ def directions(policy, tokens, *, layer=-1, pooling="mean", normalise=True):
         u = found.new_empty(len(order), found.shape[1]) if u is None else u
         u[torch.from_numpy(np.concatenate(block)).to(u.device)] = found
     return u.div_(u.norm(dim=1, keepdim=True).clamp_min_(1e-12)) if normalise else u
+
+
+def _order(tokens):
+    """The pairs, those of a prompt side by side, prompts of like longest rows together."""
+    lengths = [len(x) for x in tokens.prompts] + tokens.lengths_w + tokens.lengths_l
+    prompt, _ = pd.factorize(pd.Series([np.asarray(x).tobytes() for x in tokens.prompts]))
+    longest = pd.Series(lengths).groupby(prompt).transform("max")
+    return np.lexsort((prompt, longest))
 
 
 def _block(policy, tokens, batches, layer, pooling):
@@ -104,16 +111,18 @@ def _differences(policy, tokens, rows, layer, pooling):
 
 def _layer(model, batch, layer):
     """Hidden states [K, D] of one layer at the `source` places of a `Packed` batch, float32 up."""
-    last = layer == model.config.num_hidden_layers  # is there anyway; all of them fill a GPU
-    out = model.base_model(
-        input_ids=batch.ids,
-        attention_mask=attention_bias(model, batch),
-        position_ids=batch.positions,
-        use_cache=False,
-        output_hidden_states=not last,
-    )
-    hidden = (out.last_hidden_state if last else out.hidden_states[layer]).flatten(0, 1)
-    return hidden[batch.source].to(torch.promote_types(hidden.dtype, torch.float32))
+    if layer == model.config.num_hidden_layers:
+        hidden = hidden_states(model, batch)
+    else:
+        out = model.base_model(
+            input_ids=batch.ids,
+            attention_mask=attention_bias(model, batch),
+            position_ids=batch.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        hidden = out.hidden_states[layer].flatten(0, 1)[batch.source]
+    return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
 
 def check_finite(u, rows=None, name="u"):
