@@ -43,7 +43,7 @@ def exact(policy, prompts):
 
 def metrics(theta, ref, world, *, target=None):
     """The kit's standard quantities of an `Exact` policy against the reference's (same prompts), a
-    dict.
+    dict. `world` may be answer sets of a real model (`real/answer_sets.py`), too.
 
     `target` is the log-prob table of the method's own optimum; it adds `kl_opt` and `tv_opt`. Where
     the optimum gives some responses no mass at all, kl_opt is the finite direction KL(optimum ||
@@ -61,9 +61,10 @@ def metrics(theta, ref, world, *, target=None):
         "leak": float(theta.leak.mean()),
     }
     if benign.any():
-        out["benign_refusal"] = optimum.expect(logp[benign], world.refuses)
+        refuses = np.broadcast_to(world.refuses, world.reward.shape)[x]
+        out["benign_refusal"] = optimum.expect(logp[benign], refuses[benign])
     if target is not None:
-        finite = np.isfinite(target).all()
+        finite = np.isfinite(target[np.isfinite(logp)]).all()
         out["kl_opt"] = optimum.kl(logp, target) if finite else optimum.kl(target, logp)
         out["tv_opt"] = optimum.total_variation(logp, target)
     return out

@@ -40,7 +40,9 @@ class Training:
 
     `lora` is the rank of an adapter that is trained in place of the weights (0: none). A batch is
     computed in `accumulate` parts, and with `checkpointing` the layers' inner states are computed
-    twice instead of stored; neither changes the result but by rounding. The state is written to
+    twice instead of stored; neither changes the result but by rounding. With `by_prompt` a batch of
+    pairs holds `batch_size` prompts, each with all its pairs, and every prompt counts the same:
+    where a few answers make many pairs, each answer is computed once. The state is written to
     disk every `save_every` steps; 0: every 30 s, or more seldom where that would take over 5 % of
     the time.
     """
@@ -52,6 +54,7 @@ class Training:
     lora: int = 0
     accumulate: int = 1
     checkpointing: bool = False
+    by_prompt: bool = False
     save_every: int = 0
 
 
@@ -116,7 +119,7 @@ def align(
     begins (default: the reference); the other levers are those of `Objective`, and `training` are
     the fields of `Training`. With `lora` the reference is the base that the adapter stands on
     (`Policy.base`); a `start` that has an adapter goes on with it. The cache knows levers by their
-    content (`engine/content.py`); one that has none is refused with a ValueError, but for
+    content (`engine/content.py`); one without is refused with a ValueError, but for
     `use_cache=False`.
 
     Differs from the paper (arXiv 2305.18290, its authors' code): AdamW with cosine decay instead of
@@ -125,15 +128,16 @@ def align(
     training = Training(**training)
     check_levers(tokens.p, tokens.margin, beta)
     if leak_weight and reference.grammar is None:
-        raise ValueError(
-            f"leak_weight={leak_weight}: only the world has a grammar; use 0 on real text"
-        )
+        why = "only the world has a grammar; use 0 on real text"
+        raise ValueError(f"leak_weight={leak_weight}: {why}")
     reference = reference.base if training.lora else reference
     start = adapters.prepare(start or reference, rank=training.lora, seed=training.seed)
     frozen = reference_logprobs(reference, tokens) if reads_alike(reference) else None
+    groups = rows_by_prompt(tokens) if training.by_prompt else None
     levers = dict(beta=beta, leak_weight=leak_weight, token_lever=token_lever, link=link)
-    objective = Objective(start, tokens, frozen or LogProbs(reference).eval(), **levers)
-    order = batch_order(len(tokens), training.steps, training.batch_size, training.seed)
+    frozen = frozen or LogProbs(reference).eval()
+    objective = Objective(start, tokens, frozen, **levers, groups=groups)
+    order = batch_order(len(groups or tokens), training.steps, training.batch_size, training.seed)
     asked = dict(reference=reference, start=start, tokens=tokens, **levers) if use_cache else None
     return run_training(start, objective, order, training, asked=asked, name="DPO")
 
@@ -147,6 +151,8 @@ class Objective:
     `token_lever(logratio_w, logratio_l, mask_w, mask_l, rows)` returns token masks; `link(z, beta)`
     replaces the logistic loss of the logit z [B] by another (BFPO, BSO). `leak_weight` times -mean
     over responses of sum_t log(mass that the grammar allows next) is added: that penalty is ours.
+    With `groups` (`rows_by_prompt`) it is called with numbers of groups, and returns sums over
+    them of the means over each one's pairs.
     """
 
     policy: Policy
@@ -156,8 +162,10 @@ class Objective:
     leak_weight: float = 0.0
     token_lever: Callable | None = None
     link: Callable | None = None
+    groups: list | None = None
 
     def __call__(self, module, rows):
+        rows, weight = self._pairs(rows)
         ratios = log_ratios(module, self.tokens, rows, self.policy, self.reference)
         logratio_w, logratio_l, log_allowed = ratios
         tokens_w, tokens_l = self._token_masks(logratio_w, logratio_l, rows)
@@ -172,14 +180,27 @@ class Objective:
         )
         if self.link is not None:
             out = replace(out, loss=self.link(out.z, self.beta))
-        total, leak = out.loss.sum(), 0.0
+        total, leak = self._sum(out.loss, weight), 0.0
         if self.leak_weight:
             penalty = -log_allowed.sum() / 2  # two responses a pair
             total, leak = total + self.leak_weight * penalty, penalty.item()
         logged = {"loss": out.loss, "chosen": out.h_w, "rejected": out.h_l, "z": out.z}
-        sums = {name: values.sum().item() for name, values in logged.items()}
-        sums["accuracy"] = ordered(out.h_w - out.h_l).sum().item()
+        logged["accuracy"] = ordered(out.h_w - out.h_l)
+        sums = {name: self._sum(values, weight).item() for name, values in logged.items()}
         return total, sums | {"leak_penalty": leak}
+
+    def _pairs(self, rows):
+        """The pairs of a batch, and the weight of each (None: 1)."""
+        if self.groups is None:
+            return rows, None
+        pairs = [self.groups[i] for i in rows]
+        return np.concatenate(pairs), np.concatenate([np.full(len(p), 1 / len(p)) for p in pairs])
+
+    @staticmethod
+    def _sum(values, weight):
+        if weight is None:
+            return values.sum()
+        return (torch.as_tensor(weight).to(values) * values).sum()
 
     def _token_masks(self, logratio_w, logratio_l, rows):
         if self.token_lever is None:
@@ -187,6 +208,14 @@ class Objective:
         lengths = (self.tokens.lengths_w[rows], self.tokens.lengths_l[rows])
         masks = [length_mask(n).to(logratio_w.device) for n in lengths]
         return self.token_lever(logratio_w.detach(), logratio_l.detach(), *masks, rows)
+
+
+def rows_by_prompt(tokens):
+    """The pairs of every prompt, a list of int arrays, in the order in which prompts first come."""
+    rows = {}
+    for row, prompt in enumerate(tokens.prompts):
+        rows.setdefault(np.asarray(prompt).tobytes(), []).append(row)
+    return [np.array(found) for found in rows.values()]
 
 
 # ---------------------------------------------------------------- the loop
