@@ -19,6 +19,7 @@ from ..study.settings import Refusal
 from . import copies, folders, fresh_kernel
 
 ROOT = cache.PACKAGE.parent
+SMALL = 'profile: str = "small"'  # how a parameters cell writes it
 
 
 class Failed(RuntimeError):
@@ -45,6 +46,11 @@ def numbered():
     return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
+def comparable():
+    """Those whose numbers are the same on every machine: none that computes in bfloat16."""
+    return [path for path in numbered() if path.stem not in parameters.NOT_THE_SAME]
+
+
 def prepare(notebook, given=(), files=()):
     """(path, settings, run_id), everything checked. Raises Refusal before a kernel starts."""
     try:
@@ -61,10 +67,11 @@ def prepare(notebook, given=(), files=()):
     if faults:
         fix = "see safealign_utils/study/settings.py"
         raise Refusal(f"notebook={path.name}: its parameters cell {faults[0]}; {fix}")
-    settings = parameters.resolve(parameters.collect(cell, given, files, path.stem), path.stem)
+    values = parameters.collect(cell, given, files, path.stem)
+    settings = parameters.resolve(values, path.stem)
     if settings["device"] == "cuda":
         parameters.pick_device("cuda")
-    contents = inputs.check(settings)
+    contents = inputs.check(settings, {name for name, value in values.items() if not value})
     return path, settings, records.run_id(path, settings, contents)
 
 
@@ -200,7 +207,10 @@ def _replace(partial, final):
 
 
 def regenerate(path):
-    """Execute a notebook in place and keep only what is stable; True if it changed."""
+    """Execute a notebook in place and keep only what is stable; True if it changed.
+
+    One of a real model is executed at the profile full, and its own outputs say so.
+    """
     threads()
     fresh_kernel.fork_server()
     from .engines import KERNEL, nbclient, nbformat
@@ -210,6 +220,9 @@ def regenerate(path):
     where = {"metadata": {"path": str(path.parent)}}
     given = dict(kernel_name="python3", timeout=None, resources=where, **KERNEL)
     client = nbclient.NotebookClient(book, **given)
+    written = [cell.source for cell in book.cells]
+    for cell in book.cells if path.stem in parameters.NOT_THE_SAME else ():
+        cell.source = cell.source.replace(SMALL, SMALL.replace("small", "full"))
     with quiet(), client.setup_kernel():
         copies.check(client)
         for number, cell in enumerate(book.cells):
@@ -217,6 +230,7 @@ def regenerate(path):
     spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book.metadata = {"kernelspec": spec, "language_info": {"name": "python"}}
     for n, cell in enumerate(book.cells):
+        cell.source = written[n]
         cell["id"] = hashlib.sha256(f"{path.name} {n}".encode()).hexdigest()[:8]
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
     with whole(path) as beside:

@@ -5,13 +5,23 @@ import tempfile
 from . import records
 from .settings import PATHS, Refusal, check_network
 
+LARGE = 10**7  # weights: a model as large was trained before, by somebody
+HIGH = 1e-4  # a rate that takes all of them apart
 
-def check(settings):
-    """Content hashes {parameter: hash} of what the settings name. Raises Refusal."""
+
+def check(settings, profile=()):
+    """Content hashes {parameter: hash} of what the settings name. Raises Refusal.
+
+    `profile` names the settings that nobody gave: those of the made world do not suit a pretrained
+    model.
+    """
+    if "data" not in settings and "model" in settings:
+        return _answer_sets(settings, profile)
     if not settings.get("data"):
         return {}
     try:
-        tokenizer = _check_model(settings) if settings["model"] != "scratch" else None
+        scratch = settings["model"] == "scratch"
+        tokenizer = None if scratch else _check_model(settings, profile)
         _check_pairs(settings, tokenizer)
         _check_scorers(settings)
         if settings.get("eval_prompts"):
@@ -22,6 +32,17 @@ def check(settings):
         message = str(error)
         raise Refusal(f"eval_{message}" if message.startswith("prompts=") else message) from None
     return {name: records.content(*what) for name, *what in _named(settings)}
+
+
+def _answer_sets(settings, profile):
+    """The same of a notebook that has answer sets of its own, and takes a model."""
+    if settings["model"] == "scratch":
+        raise Refusal("model='scratch': this notebook needs a pretrained model; use smollm2")
+    try:
+        _check_model(settings | {"revision": settings.get("revision", "")}, profile)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+    return {"model": records.content(settings["model"])}
 
 
 def commits(settings):
@@ -49,7 +70,7 @@ def _named(settings):
             yield name, value, kind, revision
 
 
-def _check_model(settings):
+def _check_model(settings, profile=()):
     from ..real.models import check_model
 
     asked = dict(revision=settings["revision"], template=settings.get("template", "auto"))
@@ -57,7 +78,21 @@ def _check_model(settings):
     opened = check_model(settings["model"], **asked)
     config = opened.config
     check_network(settings, layers=config.num_hidden_layers, width=config.hidden_size)
+    if opened.count() >= LARGE:
+        _check_defaults(settings, profile)
     return opened.tokenizer
+
+
+def _check_defaults(settings, profile):
+    """Refuse the profile's float64, and its rate on all weights, for a pretrained model."""
+    what, by_name = f"for model={settings['model']!r}", "is the profile's, made for small networks"
+    if "dtype" in profile and settings["dtype"] == "float64":
+        fix = "give dtype=bfloat16 or float32 (float64 by name is taken)"
+        raise Refusal(f"dtype='float64' {what}: {by_name}; {fix}")
+    rate = settings["learning_rate"]
+    if "learning_rate" in profile and rate >= HIGH and not settings.get("lora"):
+        fix = "give learning_rate=1e-5 or so, or lora=16 (a rate by name is taken)"
+        raise Refusal(f"learning_rate={rate:g} {what}: {by_name}; {fix}")
 
 
 def _check_pairs(settings, tokenizer):

@@ -49,8 +49,9 @@ def _committed(source):
 
 
 def package_hash(folder):
-    """Hash of what a copy of the package would do: its source, the ledger, the shipped weights."""
-    kinds, found = (".py", ".yaml", ".safetensors"), []
+    """Hash of what a copy of the package would do: its source, the ledger, the shipped weights
+    and answers."""
+    kinds, found = (".py", ".yaml", ".safetensors", ".jsonl"), []
     for here, _, names in os.walk(folder):
         found += [os.path.join(here, name) for name in names if name.endswith(kinds)]
     stats = [(name, os.stat(name)) for name in sorted(found)]
@@ -70,11 +71,12 @@ def content(name, kind="model", revision=""):
     Of a folder the paths inside it count too, of data also the name that becomes the rows'
     `source`.
     """
-    from ..real import hub
+    from ..real import fetched, hub
     from ..real.sources import sources
 
     out = []
-    for label, path in sources(name) if kind == "dataset" else [("", str(name))]:
+    named = sources(name) if kind == "dataset" else [("", fetched.place(str(name)))]
+    for label, path in named:
         if Path(path).is_dir():
             own = Path(path).resolve().stem if kind == "dataset" else ""
             files = [[inner, _content_hash(file)] for inner, file in _files(path)]
@@ -156,7 +158,7 @@ def provenance(*, device="cpu", data_hash, reference_hash, **more):
         "git": git_commit(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
-        "cpu": f"{_cpu()}; {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": f"{processor()}; {torch.backends.cpu.get_cpu_capability()}",
         "device": device,
         "threads": torch.get_num_threads(),
         "data_hash": data_hash,
@@ -176,7 +178,8 @@ def git_commit():
     return commit.stdout.strip() if commit.returncode == 0 else ""
 
 
-def _cpu():
+def processor():
+    """The processor's name, as far as the system says."""
     try:
         model = re.search(r"model name\s*:(.*)", Path("/proc/cpuinfo").read_text())
         return model[1].strip()

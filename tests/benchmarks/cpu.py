@@ -158,7 +158,7 @@ def main(words=None):
             return
         rows = [row for name in given.names for size in SIZES[name] for row in rows_of(name, size)]
     table = pd.DataFrame(rows, columns=gpu.COLUMNS[:-1]).fillna("")
-    table = table.assign(device=records._cpu())
+    table = table.assign(device=records.processor())
     text = gpu.text_of(table, "cpu.py", SIZES)
     print(text, end="")
     if given.write:

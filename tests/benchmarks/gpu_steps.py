@@ -87,7 +87,7 @@ def new_policy(name, dtype, device, seed=0, init_std=0.02):
         model = copy.deepcopy(READ[name])
         with torch.no_grad(), seeded(seed):
             for weight in model.parameters() if seed else ():
-                weight.add_(torch.randn_like(weight), alpha=0.05 * float(weight.std()))
+                weight.add_(torch.randn_like(weight), alpha=0.2 * float(weight.std()))
         return Policy(model.eval(), word_tokenizer(["word"]), bf16=dtype == "bfloat16")
     config = transformers.AutoConfig.for_model(
         **SHAPES[name], tie_word_embeddings=True, initializer_range=init_std

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
+from helpers.made_models import model_folder, pairs_file
 
 from safealign_utils import pairs
 from safealign_utils.methods import safedpo
 from safealign_utils.real import read_pairs
 from safealign_utils.runs import cli, runner
-from safealign_utils.study import real_text
+from safealign_utils.study import inputs, real_text
 from safealign_utils.study import settings as parameters
 
 BOOK = "08_your_own_pairs"
@@ -233,6 +234,37 @@ def test_a_file_may_hold_parameters_of_other_notebooks(capsys, tmp_path):
     found = parameters.resolve(parameters.collect(cell, [], [file]), "02_safedpo")
     assert found["delta"] == 10.0 and "cost_limit" not in found
     assert "left out, as other notebooks have them: cost_limit, dual_lr" in capsys.readouterr().err
-    with pytest.raises(parameters.Refusal, match="02_safedpo has no parameter model; 08_your_own_"):
+    with pytest.raises(
+        parameters.Refusal, match="02_safedpo has no parameter model; 07_a_real_model, 08_your_own_"
+    ):
         file = PROFILES / "qwen2.5_0.5b_pku30k.yaml"
         parameters.collect(cell, [], [file], "02_safedpo")
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ((), "dtype='float64' for model="),
+        (("dtype=float32",), "learning_rate=0.003 for model="),
+        (("dtype=float32", "lora=4"), ""),
+        (("dtype=float64", "learning_rate=0.003"), ""),
+    ],
+)
+def test_the_profiles_precision_and_rate_are_not_for_a_pretrained_model(
+    given, words, tmp_path, monkeypatch
+):
+    """Given by name they are taken."""
+    data, model = pairs_file(tmp_path / "pairs.jsonl"), model_folder(tmp_path / "model", "llama")
+    monkeypatch.setattr(inputs, "LARGE", 1000)
+    asked = [("data", str(data)), ("model", str(model)), *(tuple(w.split("=")) for w in given)]
+    if not words:
+        assert runner.prepare(BOOK, asked)
+        return
+    with pytest.raises(parameters.Refusal, match=words) as refusal:
+        runner.prepare(BOOK, asked)
+    assert "by name is taken" in str(refusal.value) and "; give " in str(refusal.value)
+
+
+def test_small_made_models_are_not_pretrained(tmp_path):
+    data, model = pairs_file(tmp_path / "pairs.jsonl"), model_folder(tmp_path / "model", "llama")
+    assert runner.prepare(BOOK, [("data", str(data)), ("model", str(model))])
