@@ -9,6 +9,8 @@ READY   := .venv/.ready
 # On Linux the CPU build of torch; where that index cannot be reached, pip goes on with what it has.
 TORCH   := $(if $(filter Linux,$(shell uname -s)),--extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 10)
 NBVAL   := $(BIN)/python -m pytest -p no:cacheprovider -q -n 2 --dist loadfile --nbval --nbval-current-env
+# 07 computes in bfloat16, of which no two processors give the same digits: tests run it instead.
+NBVAL   += --ignore notebooks/07_a_real_model.ipynb
 EMPTY   = SAFEALIGN_CACHE=$$(mktemp -d)
 
 .PHONY: reproduce verify test bench notebooks clean

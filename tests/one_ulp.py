@@ -140,7 +140,7 @@ def main():
     )
     args = parser.parse_args()
     rows = []
-    for name in args.notebooks or [path.stem for path in runner.numbered()]:
+    for name in args.notebooks or [path.stem for path in runner.comparable()]:
         rows += one(name, args.noise)
         for row in rows:
             if row[0] == Path(str(name)).stem and (row[4] or not row[-1]):

@@ -85,7 +85,7 @@ def register(folder, names, *, command, date, commit):
 
 def make(names, profile, workers):
     write_ledger(verify.REFERENCE / "ledger.json")
-    paths, failed = [runner.find(name) for name in names] or runner.numbered(), 0
+    paths, failed = [runner.find(name) for name in names] or runner.comparable(), 0
     with tempfile.TemporaryDirectory() as temporary:
         for outcome in verify.rerun(paths, profile, Path(temporary), workers):
             name = Path(outcome.job.notebook).stem

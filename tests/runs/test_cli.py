@@ -10,7 +10,18 @@ import typer
 
 from safealign_utils.runs import cli, runner
 
-COMMANDS = ("run", "sweep", "plot", "reproduce", "report", "verify", "doctor", "cache", "notebooks")
+COMMANDS = (
+    "run",
+    "sweep",
+    "plot",
+    "reproduce",
+    "report",
+    "verify",
+    "doctor",
+    "cache",
+    "fetch",
+    "notebooks",
+)
 GROUP = typer.main.get_command(cli.app)
 
 

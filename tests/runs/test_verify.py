@@ -445,7 +445,7 @@ def test_no_reference_values_are_a_refusal_with_the_fix(toy):
 
 
 def test_reference_values_of_a_notebook_that_is_gone(toy, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "numbered", lambda: [toy.root / "toy.ipynb"])
+    monkeypatch.setattr(runner, "comparable", lambda: [toy.root / "toy.ipynb"])
     monkeypatch.setattr(verify, "rerun", lambda *_: iter(()))
     (toy.expected.parent / "old").mkdir()
     assert verify.check(results=toy.root / "results") == 1
@@ -556,7 +556,7 @@ def test_the_committed_tables_are_as_their_manifest_says():
 
 def test_every_notebook_has_committed_reference_values():
     small = ROOT / "tests" / "reference" / "small"
-    assert sorted(f.name for f in small.iterdir()) == [path.stem for path in runner.numbered()], (
+    assert sorted(f.name for f in small.iterdir()) == [path.stem for path in runner.comparable()], (
         "make notebooks"
     )
 
