@@ -20,7 +20,7 @@ from safealign_utils.real import scorer_training
 from safealign_utils.real.scorer import Scorer
 from safealign_utils.references import world_policy
 
-LOOP = {"accumulate": 2, "checkpointing": True, "save_every": 3}
+LOOP = {"accumulate": 2, "checkpointing": True, "by_prompt": True, "save_every": 3}
 STEPS = dict(steps=2, batch_size=4, learning_rate=1e-3, seed=0)
 OTHER_STEPS = dict(steps=3, batch_size=3, learning_rate=2e-3, seed=1)
 
