@@ -99,7 +99,11 @@ def text_of(table, script="gpu.py", options=("--toy", "--cpu", "--write")):
     )
     given = [word for word in sys.argv[1:] if word in options]
     how = " ".join([f"python tests/benchmarks/{script}", *given])
-    lines = [f"date: {date.today()}", f"hardware: {gpu}; {records.processor()}", f"versions: {versions}"]
+    lines = [
+        f"date: {date.today()}",
+        f"hardware: {gpu}; {records.processor()}",
+        f"versions: {versions}",
+    ]
     lines += [f"commit: {records.git_commit() or 'not stated'}", f"command: {how}", ""]
     lines.append(
         f"{'':<17}{'tokens':>9}{'pairs':>8}{'s':>13}{'pairs/s':>9}{'kit is':>8}{'GB':>7}{'peak %':>11}  variant, device"
