@@ -185,5 +185,6 @@ class RealModel(Notebook):
 
 
 def _spread(ids, n):
-    """At most n of some ids, evenly spread."""
-    return ids[np.unique(np.linspace(0, len(ids) - 1, min(n, len(ids))).round().astype(int))]
+    """At most n of some ids, evenly spread; the last one, a risky prompt, is always among them."""
+    places = np.linspace(0, len(ids) - 1, min(n, len(ids))) if n > 1 else np.array([len(ids) - 1])
+    return ids[np.unique(places.round().astype(int))]

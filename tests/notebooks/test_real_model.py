@@ -24,9 +24,11 @@ def given(**changes):
     return [(name, str(value)) for name, value in (TINY | changes).items()]
 
 
-def test_it_runs_on_a_made_model(tmp_path, fresh_cache):
+@pytest.mark.parametrize("size", [dict(), dict(pairs=28, eval_size=1)], ids=["two", "one"])
+def test_it_runs_on_a_made_model(size, tmp_path, fresh_cache):
+    """On one prompt too."""
     model = model_folder(tmp_path / "model", "llama")
-    _, record, ran = runner.run(BOOK, given(model=model), out=tmp_path / "out")
+    _, record, ran = runner.run(BOOK, given(model=model, **size), out=tmp_path / "out")
     assert ran
     for split in ("train", "heldout"):
         for method in METHODS:
