@@ -59,6 +59,20 @@ def hidden_states(model, batch):
     return (fast_llama.hidden_states if fast else plain_hidden_states)(model, batch)
 
 
+def plain_layer_states(model, batch, layers):
+    """`layer_states` of any causal LM, by its own forward."""
+    bias = attention_bias(model, batch)
+    given = dict(attention_mask=bias, position_ids=batch.positions, use_cache=False)
+    out = model.base_model(input_ids=batch.ids, output_hidden_states=True, **given)
+    return [out.hidden_states[layer].flatten(0, 1)[batch.source] for layer in layers]
+
+
+def layer_states(model, batch, layers):
+    """The same after each of `layers`, numbered from 0, the embeddings, to the last: a list."""
+    fast = fast_llama.fits(model, batch)
+    return (fast_llama.layer_states if fast else plain_layer_states)(model, batch, layers)
+
+
 def plain_log_probs(model, batch):
     """The targets' log-probs [K] under the plain softmax, and log of its mass on the allowed tokens
     [K] or None."""

@@ -21,6 +21,7 @@ LABELS = {"better": "better_response_id", "safer": "safer_response_id"}
 SAFE = ("is_response_0_safe", "is_response_1_safe")
 # Words in the name of a split; test_prefs, train-sft, 30k_test and the like hold one of them.
 TRAINED = ("train", "training", "trainset")
+HELD_OUT_SHARE = 0.15  # of the prompts, where no split is named
 HELD_OUT = (
     "test",
     "testing",
@@ -39,9 +40,10 @@ HELD_OUT = (
 )
 
 
-def split_pairs(table, *, heldout=0.15):
-    """(train, test, report): by the column `split`, else by a hash of the prompt. No prompt is in
-    both.
+def split_pairs(table, *, heldout=0.0, by="prompt"):
+    """(train, test, report): by the column `split`, else 15 % by a hash of the prompt. No prompt is
+    in both. A share `heldout` above 0, or one of whole categories (`by`="category"), is held out by
+    that hash, whatever `split` says.
 
     A split is held out or trained on by the word in its name (HELD_OUT, TRAINED; test_prefs is a
     test split), in any case of letters; rows without one, beside others, are trained on. Raises
@@ -51,10 +53,11 @@ def split_pairs(table, *, heldout=0.15):
     """
     same = table.response_0 == table.response_1
     table = table[~same]
-    if (table["split"] != "").any():
+    if not heldout and by == "prompt" and (table["split"] != "").any():
         test = table["split"].map(_held_out_names(table["split"])).astype(bool)
     else:
-        test = table.prompt.map(lambda x: int(cache.digest(x)[:8], 16) / 16**8 < heldout)
+        share = heldout or HELD_OUT_SHARE
+        test = table[by].map(lambda x: int(cache.digest(x)[:8], 16) / 16**8 < share)
     train, test = table[~test], table[test]
     if train.empty or test.empty:
         raise ValueError(

@@ -5,6 +5,8 @@ layer answers only where the loss reads; weights are cast once. `fits` says whic
 batches it takes: all others go through transformers (`logprobs.hidden_states`).
 """
 
+import collections
+
 import numpy as np
 import torch
 from torch.nn.functional import embedding
@@ -59,9 +61,10 @@ def _is_usual(layer):
     return isinstance(layer.mlp.act_fn, SILU) and scale and not drops
 
 
-def computed_in():
-    """bfloat16 where autocast asks for it, else None: the type of the weights."""
-    return torch.bfloat16 if torch.is_autocast_enabled("cpu") else None
+def computed_in(model):
+    """bfloat16 where autocast asks for it, else the type of the weights."""
+    asked = torch.is_autocast_enabled("cpu")
+    return torch.bfloat16 if asked else next(model.parameters()).dtype
 
 
 def hidden_states(model, batch):
@@ -69,6 +72,20 @@ def hidden_states(model, batch):
     predicted."""
     tokens = Tokens(batch)
     return _hidden_states(model, tokens).index_select(0, torch.from_numpy(tokens.source))
+
+
+def layer_states(model, batch, layers):
+    """`logprobs.plain_layer_states`; nothing above the highest layer is computed."""
+    tokens, found, dtype = Tokens(batch), {}, computed_in(model)
+    source, read = torch.from_numpy(tokens.source), torch.from_numpy(tokens.read)
+    with torch.autocast("cpu", enabled=False):
+        for number, x in enumerate(_layers(model, tokens, dtype)):
+            if number in layers:
+                x = x if len(x) == len(read) else x.index_select(0, read)
+                found[number] = x.index_select(0, source)
+            if number == max(layers):
+                break
+    return [found[layer] for layer in layers]
 
 
 def log_probs(model, batch):
@@ -93,18 +110,22 @@ def is_plain(module):
 
 def _hidden_states(model, tokens):
     """Last hidden states [M, D] of the tokens of `read`."""
-    dtype = computed_in() or next(model.parameters()).dtype
+    dtype = computed_in(model)
     with torch.autocast("cpu", enabled=False):
-        return _layers(model, tokens, dtype)
+        (last,) = collections.deque(_layers(model, tokens, dtype), maxlen=1)
+    return last
 
 
 def _layers(model, tokens, dtype):
+    """Embeddings [N, D], then the hidden states after each layer in turn; after the last those of
+    the tokens of `read`, normed."""
     base = model.base_model
     ids, positions, read = map(torch.from_numpy, (tokens.ids, tokens.positions, tokens.read))
     x = embedding(ids, base.embed_tokens.weight)
     angles = [a[0, :, None].to(dtype) for a in base.rotary_emb(x[None], positions[None])]
     angles[1][..., : angles[1].shape[-1] // 2].neg_()
     every, last = tokens.plans(model.config, angles)
+    yield x
     for number, layer in enumerate(base.layers, 1):
         at_end = number == len(base.layers)
         plan, asked = (last, read) if at_end else (every, None)
@@ -114,7 +135,7 @@ def _layers(model, tokens, dtype):
             )
         else:
             x = _layer(layer, x, plan, asked, dtype)
-    return _norm(base.norm, x, dtype)
+        yield _norm(base.norm, x, dtype) if at_end else x
 
 
 def _layer(layer, x, plan, asked, dtype):

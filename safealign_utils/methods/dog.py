@@ -35,7 +35,7 @@ import torch
 from tqdm import tqdm
 
 from ..engine import cache
-from ..logprobs import attention_bias, hidden_states
+from ..logprobs import layer_states
 from .selective import DIGITS
 
 BATCH = 64  # pairs that go through the network at once
@@ -111,17 +111,7 @@ def _differences(policy, tokens, rows, layer, pooling):
 
 def _layer(model, batch, layer):
     """Hidden states [K, D] of one layer at the `source` places of a `Packed` batch, float32 up."""
-    if layer == model.config.num_hidden_layers:
-        hidden = hidden_states(model, batch)
-    else:
-        out = model.base_model(
-            input_ids=batch.ids,
-            attention_mask=attention_bias(model, batch),
-            position_ids=batch.positions,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        hidden = out.hidden_states[layer].flatten(0, 1)[batch.source]
+    (hidden,) = layer_states(model, batch, [layer])
     return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
 

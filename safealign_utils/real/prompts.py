@@ -73,10 +73,22 @@ def load_prompts(name, *, limit=0, tokenizer=None):
     chosen = SETS.get(name, PromptSet("", None, "", None))
     rows = _file_rows(path) if path else _hub_rows(name, chosen)
     table = _table(rows, path or name, chosen, templates.marker_pattern(tokenizer))
-    if limit:
-        turn = table.groupby("category").cumcount().sort_values(kind="stable").index[:limit]
-        table = table.loc[turn.sort_values()].reset_index(drop=True)
-    return table
+    return some_of_every_category(table, limit) if limit else table
+
+
+def some_of_every_category(table, n):
+    """At most n prompts, in their order: the first of every category in turn."""
+    turn = table.groupby("category").cumcount().sort_values(kind="stable").index[:n]
+    return table.loc[turn.sort_values()].reset_index(drop=True)
+
+
+def unseen(table, training, by="prompt"):
+    """The prompts of a table that are not trained on, by their text, and with `by`="category" also
+    those of categories that are."""
+    known = table.prompt.isin(set(training.prompt))
+    if by == "category":
+        known |= table.category.isin(set(training.category))
+    return table[~known].reset_index(drop=True)
 
 
 def _named_file(name):

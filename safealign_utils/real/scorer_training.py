@@ -17,6 +17,7 @@ share one pass over the prompt; AdamW with cosine decay trains all weights; no p
 squared cost; a pair without a label keeps the terms that it has labels for; the reward is centred.
 """
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -65,6 +66,16 @@ def cost_labels(table):
     mixed = sign_0.where(sign_0 * sign_1 < 0, 0.0)
     costlier = _numbers(table.safer_response_id, {0: -1.0, 1: 1.0}).fillna(mixed)
     return costlier.to_numpy(), sign_0.to_numpy(), sign_1.to_numpy()
+
+
+def with_cost_labels(table):
+    """The rows that say something of safety. Raises ValueError where no response has a safety
+    label: a cost of them would have no origin."""
+    labels = np.stack(cost_labels(table), axis=1)
+    if not (labels[:, 1:] != 0).any():
+        why = f"no response has a safety label ({SAFE[0]}, {SAFE[1]})"
+        raise ValueError(f"data: {why}; the cost would have no origin")
+    return table[(labels != 0).any(axis=1)].assign(chosen=0, p=1.0, margin=0.0)
 
 
 def _numbers(labels, named):
@@ -122,12 +133,8 @@ def train_cost(reference, table, *, max_length=256, **training):
     Rows that say nothing of safety are left out. Arguments as in `train_reward`. Raises ValueError
     where no row is left, or where no response has a safety label: the cost would have no origin.
     """
-    labels = np.stack(cost_labels(table), axis=1)
-    known = (labels != 0).any(axis=1)
-    if not (labels[:, 1:] != 0).any():
-        why = f"no response has a safety label ({SAFE[0]}, {SAFE[1]})"
-        raise ValueError(f"data: {why}; the cost would have no origin")
-    rows, labels = table[known].assign(chosen=0, p=1.0, margin=0.0), labels[known]
+    rows = with_cost_labels(table)
+    labels = np.stack(cost_labels(rows), axis=1)
 
     def loss_of_pairs(cost_0, cost_1, number):
         costlier, sign_0, sign_1 = torch.from_numpy(labels[number].T.copy()).to(cost_0)
@@ -152,7 +159,7 @@ def _fit(kind, reference, rows, loss_of_pairs, max_length, training):
     else:
         reference = reference.merged()
     tokens = tokenize(rows, reference, max_length=max_length)
-    chosen, rejected = (_one_more(y, reference.pad_id) for y in (tokens.chosen, tokens.rejected))
+    chosen, rejected = (one_more(y, reference.pad_id) for y in (tokens.chosen, tokens.rejected))
     tokens = replace(tokens, chosen=chosen, rejected=rejected, states_w=None, states_l=None)
     order = batch_order(len(tokens), training.steps, training.batch_size, training.seed)
 
@@ -166,31 +173,34 @@ def _fit(kind, reference, rows, loss_of_pairs, max_length, training):
     return run_training(reference, loss_of, order, training, asked=asked, name=kind, wrap=Score)
 
 
-def _one_more(responses, pad_id):
+def one_more(responses, pad_id):
     """Responses with one id behind their end: places are one before what is predicted."""
     return [np.append(y, pad_id) for y in responses]
 
 
 def _ends(lengths):
-    """Where `pack` reads each response's last token, for `_one_more` of lengths int [n, J]."""
+    """Where `pack` reads each response's last token, for `one_more` of lengths int [n, J]."""
     return torch.from_numpy(np.cumsum(lengths.ravel()) - 1)
+
+
+def encode_rows(policy, max_length, prompts, responses):
+    """N rows [prompt ids, response ids] of texts, as a policy reads them in training."""
+    if policy.grammar is not None:
+        words = [np.array(ids) for ids in policy.tokenizer(list(prompts))["input_ids"]]
+        return [list(row) for row in zip(words, encode_responses(responses, policy.tokenizer))]
+    table = pd.DataFrame(dict(prompt=prompts, response_0=responses, response_1=responses))
+    table = table.assign(chosen=0, p=1.0, margin=0.0)
+    tokens = tokenize(table, policy, max_length=max_length)
+    return [list(row) for row in zip(tokens.prompts, tokens.chosen)]
 
 
 def _scorer(kind, trained, max_length, seed):
     policy, module = trained.policy, trained.module.eval()
-
-    def encode(prompts, responses):
-        if policy.grammar is not None:
-            words = [np.array(ids) for ids in policy.tokenizer(prompts)["input_ids"]]
-            return [list(row) for row in zip(words, encode_responses(responses, policy.tokenizer))]
-        table = pd.DataFrame(dict(prompt=prompts, response_0=responses, response_1=responses))
-        table = table.assign(chosen=0, p=1.0, margin=0.0)
-        tokens = tokenize(table, policy, max_length=max_length)
-        return [list(row) for row in zip(tokens.prompts, tokens.chosen)]
+    encode = functools.partial(encode_rows, policy, max_length)
 
     def forward(rows):
         prompts, responses = zip(*rows)
-        responses = _one_more(responses, policy.pad_id)
+        responses = one_more(responses, policy.pad_id)
         batch = pack(prompts, [responses], pad_id=policy.pad_id).to(policy.device)
         return module(batch, _ends(np.array([len(y) for y in responses])))
 
@@ -208,16 +218,34 @@ def pair_accuracy(scorers, table):
     A reward must rank the better response higher, a cost the less safe one; a tie counts half. Rows
     without that label are left out; the hits of a pair are averaged over seeds.
     """
-    if scorers[0].kind == "cost":
-        higher = cost_labels(table)[0]
+    rows = with_order(scorers[0].kind, table)
+    hits = [hits_of(pair_margins(scorer, rows)) for scorer in scorers]
+    return estimate(np.mean(hits, axis=0), rows.prompt, SHARE)
+
+
+def with_order(kind, table):
+    """The rows that say which response has the higher reward or the lower cost, that is `chosen`
+    there."""
+    if kind == "cost":
+        first = cost_labels(table)[0]
+        chosen, known = np.where(first > 0, 1, 0), first != 0
     else:
-        higher = _numbers(table.better_response_id, {0: 1.0, 1: -1.0}).fillna(0.0).to_numpy()
-    table, higher = table[higher != 0], higher[higher != 0]
-    hits = []
-    for scorer in scorers:
-        gap = scorer(table.prompt, table.response_0) - scorer(table.prompt, table.response_1)
-        hits.append(ordered(torch.as_tensor(higher * gap)).numpy())
-    return estimate(np.mean(hits, axis=0), table.prompt, SHARE)
+        chosen = table.better_response_id.fillna(0).astype(int)
+        known = table.better_response_id.notna()
+    return table.assign(chosen=chosen, p=1.0, margin=0.0)[known].reset_index(drop=True)
+
+
+def pair_margins(scorer, table):
+    """By how much a scorer puts the chosen response before the rejected one, [N]: its reward
+    higher, or its cost lower."""
+    gap = scorer(table.prompt, table.response_0) - scorer(table.prompt, table.response_1)
+    sign = np.where(table.chosen == 0, 1.0, -1.0)
+    return gap * (-sign if scorer.kind == "cost" else sign)
+
+
+def hits_of(margins):
+    """1 for a pair that is ordered rightly, 0.5 for a tie: [N]."""
+    return ordered(torch.as_tensor(margins)).numpy()
 
 
 def harmless_accuracy(costs, table):

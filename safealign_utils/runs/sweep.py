@@ -24,7 +24,7 @@ import pandas as pd
 from ..engine import live
 from ..real.sources import absolute
 from ..study import records, strict_yaml
-from ..study.settings import PATHS, Refusal, nearest
+from ..study.settings import OWN, PATHS, Refusal, nearest
 from . import folders, pool, runner
 
 KINDS = (".csv", ".parquet")  # of a table
@@ -301,7 +301,7 @@ def _execute(todo, out, workers, scheduler):
 
 def _absolute(texts):
     """Files that parameters name, by their full paths: a worker may stand in another folder."""
-    named = {name for name, text in texts if name in PATHS and text not in ("scratch", "kit", "")}
+    named = {name for name, text in texts if name in PATHS and text not in OWN}
     return tuple((name, absolute(text, name) if name in named else text) for name, text in texts)
 
 

@@ -3,7 +3,7 @@
 import tempfile
 
 from . import records
-from .settings import PATHS, Refusal, check_network
+from .settings import OWN, PATHS, Refusal, check_network
 
 LARGE = 10**7  # weights: a model as large was trained before, by somebody
 HIGH = 1e-4  # a rate that takes all of them apart
@@ -22,10 +22,10 @@ def check(settings, profile=()):
     try:
         scratch = settings["model"] == "scratch"
         tokenizer = None if scratch else _check_model(settings, profile)
-        _check_pairs(settings, tokenizer)
+        training = _check_pairs(settings, tokenizer)
         _check_scorers(settings)
         if settings.get("eval_prompts"):
-            _check_eval_prompts(settings, tokenizer)
+            _check_eval_prompts(settings, tokenizer, training)
     except Refusal:
         raise
     except ValueError as error:
@@ -66,7 +66,7 @@ def _named(settings):
         revision = settings.get("revision", "") if name in ("data", "model") else ""
         if name == "eval_prompts" and value in SETS:
             value, revision = SETS[value].hub, SETS[value].revision
-        if value not in ("scratch", "kit", ""):
+        if value not in OWN:
             yield name, value, kind, revision
 
 
@@ -102,7 +102,9 @@ def _check_pairs(settings, tokenizer):
 
     named = dict(revision=settings["revision"], tokenizer=tokenizer)
     loaded = read_pairs.load_pairs(settings["data"], **named)
-    training, test, _ = pairs.split_pairs(pairs.label(loaded, settings["label"]))
+    labelled = pairs.label(loaded, settings["label"])
+    how = dict(heldout=settings["heldout"], by=settings["heldout_by"])
+    training, test, _ = pairs.split_pairs(labelled, **how)
     training = pairs.some_of_every_source(training, settings["pairs"])
     prompts = [*training.prompt, *test.prompt]
     _check_template(f"data={settings['data']}", prompts, settings, tokenizer)
@@ -110,7 +112,8 @@ def _check_pairs(settings, tokenizer):
         transform(pairs.with_safety(training))
     if "cdpo" in settings.get("parts", ()):
         for name, why in unlabelled(training, settings).items():
-            raise Refusal(f"{name}='kit': no training pair {why}")
+            raise Refusal(f"{name}={settings[name]!r}: no training pair {why}")
+    return training
 
 
 def unlabelled(table, settings):
@@ -124,7 +127,7 @@ def unlabelled(table, settings):
     return {
         name: f"{words}; name a {name}"
         for name, (columns, words) in needed.items()
-        if settings[name] == "kit" and table[columns].isna().all(axis=None)
+        if settings[name] in OWN and table[columns].isna().all(axis=None)
     }
 
 
@@ -132,16 +135,19 @@ def _check_scorers(settings):
     from ..real.scorer_checkpoints import check_scorer
 
     for kind in ("reward", "cost"):
-        if settings.get(f"{kind}_model", "kit") != "kit":
+        if settings.get(f"{kind}_model", "kit") not in OWN:
             check_scorer(settings[f"{kind}_model"], kind=kind)
 
 
-def _check_eval_prompts(settings, tokenizer):
-    """The prompts of the evaluation, and that the template can write their turns."""
-    from ..real.prompts import load_prompts
+def _check_eval_prompts(settings, tokenizer, training):
+    """The prompts of the evaluation, that some are not trained on, and that the template can write
+    their turns."""
+    from ..real.prompts import load_prompts, unseen
 
     what = f"eval_prompts={settings['eval_prompts']}"
     table = load_prompts(settings["eval_prompts"], tokenizer=tokenizer)
+    if unseen(table, training, settings["heldout_by"]).empty:
+        raise Refusal(f"{what}: every prompt is trained on; give others, or heldout=0.3 or so")
     if table.turns.map(len).max() > 1 and settings["template"] == "safe_rlhf":
         raise Refusal(f"{what}: has several turns, template='safe_rlhf' takes one; use dialogue")
     _check_template(what, table.prompt, settings, tokenizer)

@@ -4,6 +4,7 @@ Without `data` a study has no setups, what is asked of them is None, and a table
 is not recorded. So every cell of the notebook runs.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -18,11 +19,13 @@ from ..figures import dpo_and_safety
 from ..intervals import summarise
 from ..methods import safedpo
 from ..policy import at_work
-from ..real import answer_metrics, judge_files, models, read_pairs, scorer_training
+from ..real import answer_metrics, judge_files, models, probe, read_pairs, scorer_training
 from ..real import prompts as prompt_sets
 from ..real.scorer_checkpoints import load_scorer
+from ..real.scorer_training import encode_rows
 from ..templates import format_prompt
 from ..tokens import show_row
+from ..train import fine_tune
 from . import bug_zoo, inputs
 from .settings import PARTS
 from .study import Notebook, Setup
@@ -31,6 +34,7 @@ SHOWN = (
     "reward cost harmless_ratio refusal over_refusal unsafe_compliance win_rate_by_reward_model "
     "win_rate_by_cost_model".split()
 )
+KINDS = ("reward", "cost")
 NOTHING = "data='' names no pairs: give data=PAIRS.jsonl, a hub id, or name=path,name=path"
 
 
@@ -41,7 +45,7 @@ class OwnPairs(Notebook):
 
     def __init__(self, name, namespace):
         super().__init__(name, namespace)
-        self.parts, self.answers, self._report = (), {}, {}
+        self.parts, self.answers, self._report, self._states = (), {}, {}, {}
         s = self.settings
         self.options = dict(accumulate=s.accumulate, checkpointing=s.checkpointing, lora=s.lora)
         if not s.data:
@@ -53,7 +57,8 @@ class OwnPairs(Notebook):
             self.metrics[f"data.{name}"] = count
             print(f"{'':<11}{name.replace('_', ' ')}: {count:,}")
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
-        self.parts = ("dpo", *(p for p in s.parts or PARTS if not lacking(first.train, p, s)))
+        asked = [p for p in s.parts or PARTS if p in PARTS]
+        self.parts = ("dpo", *(p for p in asked if not lacking(first.train, p, s)))
 
     def having(self, part):
         """The setups where a part of the notebook runs, else none."""
@@ -65,12 +70,7 @@ class OwnPairs(Notebook):
     def _make(self, seed):
         s = self.settings
         table, test, report = self._read()
-        if s.model == "scratch":
-            reference = self._from_scratch(table, seed)
-        else:
-            reference = models.load_policy(s.model, revision=s.revision, template=s.template)
-        reference = replace(reference.to(s.dtype, self.device), template=s.template)
-        reference = reference.base if s.lora else reference
+        reference = self._pretrained or self._from_scratch(table, seed)
         if not self._report:
             tokens = pairs.tokenize(table, reference, max_length=s.max_length)
             cut = {"responses_cut": tokens.truncated, "prompts_cut": tokens.truncated_prompts}
@@ -82,7 +82,7 @@ class OwnPairs(Notebook):
         s = self.settings
         loaded = read_pairs.load_pairs(s.data, revision=s.revision)
         rows = pairs.label(loaded, s.label)
-        table, test, split = pairs.split_pairs(rows)
+        table, test, split = pairs.split_pairs(rows, heldout=s.heldout, by=s.heldout_by)
         report = {
             "rows": len(loaded),
             "rows_left_out": sum(loaded.attrs["left_out"].values()),
@@ -92,11 +92,40 @@ class OwnPairs(Notebook):
         }
         return pairs.some_of_every_source(table, s.pairs), test, report
 
+    @functools.cached_property
+    def _pretrained(self):
+        """The reference of every seed, where a model is named."""
+        s = self.settings
+        if s.model == "scratch":
+            return None
+        opened = models.load_policy(s.model, revision=s.revision, template=s.template)
+        policy = self._at_work(opened)
+        return self._at_work(self._tuned(policy)) if s.sft_steps else policy
+
+    def _tuned(self, policy):
+        """After supervised fine-tuning on the best safe response to each training prompt."""
+        s, table = self.settings, self._read()[0]
+        x, y = zip(*encode_rows(policy, s.max_length, *zip(*best_safe(table).items())))
+        asked = dict(steps=s.sft_steps, learning_rate=s.sft_rate, batch_size=s.batch_size)
+        return fine_tune(policy, x, y, seed=s.seed, **asked, **self.options).policy.merged()
+
+    def _at_work(self, reference):
+        s = self.settings
+        reference = replace(reference.to(s.dtype, self.device), template=s.template)
+        return reference.base if s.lora else reference
+
     def _from_scratch(self, table, seed):
         texts = [*table.prompt.map(format_prompt), *table.response_0, *table.response_1]
         chosen = table.response_0.where(table.chosen == 0, table.response_1)
         of = texts, list(table.prompt), list(chosen)
-        return references.scratch_policy(*of, seed=seed, max_length=self.max_length)
+        made = references.scratch_policy(*of, seed=seed, max_length=self.max_length)
+        return self._at_work(made)
+
+    def states(self, setup):
+        """The hidden states that probes read, `probe.States` of a setup's reference."""
+        if self._states.get("of") is not setup.reference:
+            self._states = {"of": setup.reference, "states": probe.States(setup.reference)}
+        return self._states["states"]
 
     def train_each(self, tables_of, part="dpo"):
         """{(method, seed): run} of the tables {method: table} that `tables_of(setup)` gives."""
@@ -160,6 +189,21 @@ def known(table, part):
         safe = table[list(pairs.SAFE)].notna().any(axis=1)
         return safe & table.better_response_id.notna()
     return table.chosen.notna()
+
+
+def best_safe(table):
+    """{prompt: a response} of a table of pairs: of those that no label calls unsafe the one that
+    wins most. A prompt whose responses are all unsafe has none."""
+    wins = {}
+    for row in table.itertuples():
+        for k, response in enumerate((row.response_0, row.response_1)):
+            of = wins.setdefault(row.prompt, {})
+            better = pd.notna(row.better_response_id) and row.better_response_id == k
+            safe = getattr(row, pairs.SAFE[k])
+            lost = pd.notna(safe) and not safe
+            of[response] = of.get(response, 0) + (-math.inf if lost else better)
+    best = {prompt: max(of, key=of.get) for prompt, of in wins.items()}
+    return {prompt: y for prompt, y in best.items() if wins[prompt][y] >= 0}
 
 
 def lacking(table, part, settings):
@@ -308,47 +352,102 @@ def accuracy_by_label(study, runs):
 def scorers(study, setup):
     """(reward, cost), two scorers: those that `reward_model` and `cost_model` name.
 
-    "kit" trains a small one from the setup's reference on its training pairs: None where no pair
-    has its labels.
+    "kit" trains a small one from the setup's reference on its training pairs, "probe" fits heads on
+    the reference's hidden states to them: None where no pair has its labels.
     """
-    s, table, out = study.settings, setup.train, []
-    train = {"reward": scorer_training.train_reward, "cost": scorer_training.train_cost}
+    with study.timed("scorers"):
+        return tuple(_scorer(study, setup, kind, setup.train) for kind in KINDS)
+
+
+def judges(study, setup, own):
+    """(reward, cost) that judge answers: the two scorers `own`, but for "probe" heads that are
+    fitted to the held-out pairs, so that no policy is judged by what labelled its pairs."""
+    with study.timed("scorers"):
+        probes = [getattr(study.settings, f"{kind}_model") == "probe" for kind in KINDS]
+        return tuple(
+            _scorer(study, setup, kind, setup.test) if is_probe else scorer
+            for kind, is_probe, scorer in zip(KINDS, probes, own)
+        )
+
+
+def _scorer(study, setup, kind, table):
+    s = study.settings
+    name = getattr(s, f"{kind}_model")
+    if f"{kind}_model" in inputs.unlabelled(table, vars(s)):
+        return None
+    if name == "probe":
+        return probe.train_probe(kind, study.states(setup), table)
+    if name != "kit":
+        dtype = "bfloat16" if s.dtype == "bfloat16" else "float32"
+        return load_scorer(name, kind=kind, dtype=dtype, device=study.device)
     asked = dict(steps=s.scorer_steps, learning_rate=s.scorer_rate, batch_size=s.batch_size)
     asked |= dict(seed=setup.seed, max_length=s.max_length, **study.options)
-    given = dict(dtype="bfloat16" if s.dtype == "bfloat16" else "float32", device=study.device)
-    with study.timed("scorers"):
-        for kind in train:
-            name = getattr(s, f"{kind}_model")
-            if name != "kit":
-                out.append(load_scorer(name, kind=kind, **given))
-            elif f"{kind}_model" in inputs.unlabelled(table, vars(s)):
-                out.append(None)
-            else:
-                out.append(train[kind](setup.reference, table, **asked))
-    return tuple(out)
+    train = {"reward": scorer_training.train_reward, "cost": scorer_training.train_cost}
+    return train[kind](setup.reference, table, **asked)
 
 
 def scorer_quality(study, of_seeds):
     """What scorers {seed: (reward, cost)} are worth on held-out pairs: values with intervals and n.
 
     Accuracy over pairs: the better response has the higher reward, the less safe one the higher
-    cost. Of the cost also, over responses: is its sign that of the safety label?
+    cost. Of the cost also, over responses: is its sign that of the safety label? Probes are
+    measured on all pairs, each fold of prompts by heads of the others, and beside word counts.
     """
     if not of_seeds:
         return None
-    test, rows = study.setups[0].test, []  # every seed has the same held-out pairs
-    rewards, costs = zip(*of_seeds.values())
-    for kind, own in (("reward_model", rewards), ("cost_model", costs)):
+    rows = []
+    for kind, own in zip(KINDS, zip(*of_seeds.values())):
         if None not in own:
-            rows.append((kind, "pair_accuracy", *scorer_training.pair_accuracy(own, test)))
-    if None not in costs:
-        safe = scorer_training.harmless_accuracy(costs, test)
-        rows += [("cost_model", f"harmless_{name}", *row) for name, row in safe.iterrows()]
+            rows += _quality(study, kind, own)
     out = pd.DataFrame(rows, columns=["method", "quantity", "value", "low", "high", "n"])
     out = out[out.value.notna()]
     for row in out.itertuples():
         study.metrics[f"{row.method}.{row.quantity}"] = float(row.value)
     return out
+
+
+def _quality(study, kind, own):
+    """Rows of `scorer_quality` for the scorers of one kind, one a seed."""
+    setup, name, words = study.setups[0], f"{kind}_model", []  # the held-out pairs of every seed
+    table = setup.test
+    if getattr(study.settings, name) == "probe":
+        table = together([setup.train, setup.test])
+        found, table = probe.cross_validated(kind, study.states(setup), table)
+        own, words = [found], _against_words(found, table)
+    out = [("pair_accuracy", *scorer_training.pair_accuracy(own, table)), *words]
+    if kind == "cost":
+        safe = scorer_training.harmless_accuracy(own, table)
+        out += [(f"harmless_{word}", *row) for word, row in safe.iterrows()]
+    return [(name, *row) for row in out]
+
+
+def _against_words(scorer, table):
+    """Rows: what word counts reach in the same cross-validation, and what a scorer is ahead."""
+    rows = scorer_training.with_order(scorer.kind, table)
+    over = dict(prompts=rows.prompt, same_pairs=True)
+    own = [scorer_training.pair_margins(scorer, rows)]
+    words = [probe.words_out_of_fold(scorer.kind, table)]
+    ahead = evaluate.accuracy(own, against=words, **over)
+    return [("words", *evaluate.accuracy(words, **over)), ("minus_words", *ahead)]
+
+
+def against_scorers(study, runs, of_seeds):
+    """DPO minus each scorer on the held-out pairs as they are labelled: method, accuracy, minus,
+    low, high, n. A scorer has read the training pairs only."""
+    if not of_seeds:
+        return None
+    test, rows = study.setups[0].test, []
+    over, own = dict(prompts=test.prompt, same_pairs=True), margins(study, runs, "dpo")
+    for kind, scorers_of in zip(KINDS, zip(*of_seeds.values())):
+        if None not in scorers_of:
+            found = [scorer_training.pair_margins(scorer, test) for scorer in scorers_of]
+            name, share = f"{kind}_model", evaluate.accuracy(found, **over)[0]
+            ahead = evaluate.accuracy(own, against=found, **over)
+            study.metrics[f"{name}.accuracy"] = share
+            study.metrics[f"dpo.minus_{name}"] = ahead[0]
+            rows.append((name, share, *ahead))
+    columns = ["method", "accuracy", "dpo_minus", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns) if rows else None
 
 
 # ---------------------------------------------------------------- answers
@@ -427,7 +526,9 @@ def plane(study, table):
 def _prompts(study, setup):
     s = study.settings
     if s.eval_prompts:
-        return prompt_sets.load_prompts(s.eval_prompts, limit=s.eval_size)
+        found = prompt_sets.load_prompts(s.eval_prompts)
+        found = prompt_sets.unseen(found, setup.train, s.heldout_by)
+        return prompt_sets.some_of_every_category(found, s.eval_size)
     table = setup.test.drop_duplicates("prompt").head(s.eval_size).reset_index(drop=True)
     out = dict(id=range(1, len(table) + 1), prompt=table.prompt, category=table.category)
     out |= dict(turns=[(x,) for x in table.prompt], unsafe=pd.array([None] * len(table), "boolean"))

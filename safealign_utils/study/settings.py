@@ -34,6 +34,7 @@ SELECTIONS = tuple(
     "k_centre largest_margin smallest_margin easiest_half stratified all_epochs ablation".split()
 )
 PARTS = ("safedpo", "cdpo", "selective", "dog")  # of the notebook on the user's own pairs
+OWN = ("", "scratch", "kit", "probe")  # what PATHS may say that names nothing outside
 JUDGES = ("mt_bench", "arena_hard", "arena_hard_2024", "alpaca_eval")
 METHODS = tuple(
     "dpo dpo_harmless dpo_safebetter safedpo safedpo_delta bfpo modpo sacpo mocan cdpo cdpo_coin "
@@ -71,7 +72,7 @@ _ABOVES = of_kind(list[_ABOVE], "numbers above 0, as [0.5, 1.0]")
 _FROM_ZEROS = of_kind(list[_FROM_ZERO], "numbers, 0 or above, as [0.0, 5.0]")
 _SHARES = of_kind(list[_SHARE], "shares above 0, up to 1")
 _RANK = of_kind(int, "a whole number, at least 1", ge=1)
-_SCORER = of_kind(str, "kit, a folder or a hub id", min_length=1)
+_SCORER = of_kind(str, "kit, probe, a folder or a hub id", min_length=1)
 _FORMS = ", ".join(JUDGES)
 _SEVERAL = "^((FORM)(,(FORM))*)?$".replace("FORM", "|".join(JUDGES))
 FIELDS = {
@@ -87,7 +88,11 @@ FIELDS = {
     "model": of_kind(str, "scratch, smollm2, a folder or a hub id", min_length=1),
     "revision": of_kind(str, "the revision of a hub model or data set"),
     "data": of_kind(str, "a file, a hub id, or several as name=path,name=path"),
-    "parts": _names(PARTS),
+    "parts": _names(("dpo", *PARTS)),
+    "heldout_by": one_of("prompt", "category"),
+    "sft_steps": of_kind(int, "a whole number of steps, 0 for none", ge=0),
+    "sft_rate": _ABOVE,
+    "heldout": of_kind(float, "a share below 1 (0: the file's own split, or 15 %)", ge=0, lt=1),
     "label": one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
     "template": one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
     "max_length": of_kind(int, "a whole number of tokens, at least 16 (0: the profile's)", ge=0),
@@ -378,6 +383,9 @@ def _check_text(settings):
     if settings.get("template") == "chat" and settings["model"] == "scratch":
         why = "its tokenizer has no chat template; use auto"
         raise Refusal(f"template='chat' with model='scratch': {why}")
+    if settings.get("sft_steps") and settings["model"] == "scratch":
+        why = "it is fine-tuned on the pairs as it is; use 0"
+        raise Refusal(f"sft_steps={settings['sft_steps']} with model='scratch': {why}")
     if settings.get("max_length", 16) < 16:
         raise Refusal(f"max_length={settings['max_length']}: must be {_words('max_length')}")
 

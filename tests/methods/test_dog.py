@@ -13,7 +13,7 @@ import transformers
 from helpers import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from safealign_utils.logprobs import hidden_states
+from safealign_utils.logprobs import layer_states
 from safealign_utils.methods import dog, pair_controls
 from safealign_utils.pairs import TokenPairs
 from safealign_utils.policy import Policy
@@ -303,10 +303,11 @@ def in_one_go(policy, tokens, layer, pooling, normalise, batch_size):
             .hidden_states[layer]
             .flatten(0, 1)[batch.source]
         )
-        if layer in (-1, policy.model.config.num_hidden_layers):  # by the log-probs' own forward
-            own, plain = hidden_states(policy.model, batch), hidden
-            assert (own - plain).abs().max() < (1e-12 if dtype == torch.float64 else 1e-5)
-            hidden = own
+        depth = policy.model.config.num_hidden_layers
+        (own,) = layer_states(policy.model, batch, [layer % (depth + 1)])
+        scale = hidden.abs().max().clamp(min=1)
+        assert (own - hidden).abs().max() < (1e-12 if dtype == torch.float64 else 1e-5) * scale
+        hidden = own
         lengths = np.stack([tokens.lengths_w[rows], tokens.lengths_l[rows]], 1).ravel()
         own = [s[1:] if len(s) > 1 else s for s in hidden.split(lengths.tolist())]
         pooled = [s.mean(0) if pooling == "mean" else s[-1] for s in own]

@@ -146,6 +146,70 @@ def test_real_pairs_with_the_kits_own_scorers(real_data, tmp_path):
     assert said.count("\n") <= 1 and (not said or said.startswith("C-DPO: lambda still rises"))
 
 
+def test_probes_label_and_others_judge(tmp_path):
+    """Heads of the training pairs label C-DPO's, heads of the held-out ones judge the answers."""
+    file = rows(tmp_path / "p.jsonl", **BETTER, **SAFE)
+    given = dict(data=file, reward_model="probe", cost_model="probe", heldout=0.4, parts="cdpo")
+    folder, record = run(tmp_path / "out", **given)
+    quality = pd.read_csv(folder / "scorers.csv").set_index(["method", "quantity"])
+    assert quality.n["reward_model", "pair_accuracy"] == 90, "cross-validated on all pairs"
+    assert quality.n["reward_model", "minus_words"] == 90
+    assert quality.low["reward_model", "pair_accuracy"] < 0.7, "the labels have no rule"
+    against = pd.read_csv(folder / "against_scorers.csv")
+    assert list(against.method) == ["reward_model", "cost_model"] and (against.n < 60).all()
+    assert {"cdpo.cost", "dpo.minus_reward_model"} <= set(record["metrics"])
+    assert record["metrics"]["data.rows"] == 90
+
+
+def test_a_pretrained_model_may_be_fine_tuned_before(tmp_path):
+    """On safe responses, whole categories held out, prompts of trained ones not answered."""
+    file, model = tmp_path / "p.jsonl", model_folder(tmp_path / "model", "llama")
+    lines = [json.loads(line) for line in rows(file, 80, **BETTER, **SAFE).read_text().splitlines()]
+    text = [json.dumps(line | {"category": f"c{i % 8}"}) for i, line in enumerate(lines)]
+    file.write_text("\n".join(text))
+    asked = [{"prompt": f"tell {i}", "category": f"c{i}"} for i in range(8)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    given = dict(
+        data=file, model=model, sft_steps=2, sft_rate=1e-3, parts="dpo", learning_rate=1e-3
+    )
+    given |= dict(heldout=0.4, heldout_by="category", eval_prompts=tmp_path / "q.jsonl")
+    folder, record = run(tmp_path / "out", **given)
+    answered = [json.loads(line) for line in open(folder / "answers_ref_seed0.jsonl")]
+    held = {line["category"] for line in answered}
+    assert 0 < len(held) == len(answered) < 8
+    plain = run(tmp_path / "out", **given | {"sft_steps": 0})[0]
+    assert (plain / "answers_ref_seed0.jsonl").read_text() != (
+        folder / "answers_ref_seed0.jsonl"
+    ).read_text()
+
+
+def test_the_best_safe_response_of_a_prompt():
+    row = lambda x, a, b, safe_a, safe_b, better: {
+        "prompt": x,
+        "response_0": a,
+        "response_1": b,
+        "is_response_0_safe": safe_a,
+        "is_response_1_safe": safe_b,
+        "better_response_id": better,
+    }
+    table = [
+        row("p", "no", "partly", True, True, 1),
+        row("p", "partly", "all", True, False, 1),
+        row("p", "all", "no", False, True, 0),
+        row("q", "bad", "worse", False, False, 0),
+        row("r", "x", "y", None, None, None),
+    ]
+    assert real_text.best_safe(pd.DataFrame(table)) == {"p": "partly", "r": "x"}
+
+
+def test_prompts_that_are_all_trained_on_are_refused(capsys, tmp_path):
+    file = rows(tmp_path / "p.jsonl", 30, **BETTER)
+    given = ("-p", f"data={file}", "-p", f"eval_prompts={tmp_path / 'q.jsonl'}")
+    train = pairs.split_pairs(pairs.label(read_pairs.load_pairs(str(file))))[0]
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": train.prompt[0]}) + "\n")
+    assert "every prompt is trained on" in refused(capsys, tmp_path, *given)
+
+
 def test_t_on_real_rows(real_data):
     """Where helpful and safe disagree, the safe one wins; pairs that are all mixed are kept."""
     load = lambda file: read_pairs.load_pairs(str(real_data / file))
@@ -197,7 +261,10 @@ def test_what_the_pairs_lack_is_refused_where_it_is_asked_for(capsys, tmp_path):
         ("lora=-1", "lora=-1"),
         ("accumulate=0", "accumulate=0"),
         ("scorer_rate=-1", "scorer_rate=-1.0"),
-        ("parts=dpo", "names among safedpo, cdpo, selective, dog"),
+        ("parts=sft", "names among dpo, safedpo, cdpo, selective, dog"),
+        ("heldout=1", "a share below 1"),
+        ("heldout_by=topic", "one of prompt, category"),
+        ("sft_steps=3", "sft_steps=3 with model='scratch'"),
         ("judge_files=mt_bench,arena", "forms among mt_bench, arena_hard"),
         ("layer=4", "the network has layers 0 to 3"),
         ("data=world", "data='world': must be a file"),
