@@ -174,7 +174,7 @@ def _sets(data, found, notes):
         own = [safe for prompt, _, _, safe in found if prompt.heldout == held]
         if all(map(all, own)):
             why = f"{len(own)} {split} prompts, none with a safe and an unsafe answer"
-            said = "; ".join(f"{count} {what}" for what, count in notes.items())
+            said = "; ".join(f"{reason}: {count}" for reason, count in notes.items())
             fix = "give pairs of several answers to a prompt, with labels of both kinds"
             raise ValueError(f"data={data}: {why} ({said}); {fix}")
     found = sorted(found, key=_place)

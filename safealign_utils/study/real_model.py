@@ -52,7 +52,7 @@ class RealModel(Notebook):
 
     def _choose(self, ids, n):
         """At most n prompts: the kit's evenly spread, of others as many of each kind."""
-        return _of_every_kind(self.sets, ids, n) if self.settings.data else _spread(ids, n)
+        return of_every_kind(self.sets, ids, n) if self.settings.data else _spread(ids, n)
 
     def _data(self, first):
         held = self.sets.select("heldout")
@@ -206,7 +206,7 @@ def _spread(ids, n):
     return ids[np.unique(places.round().astype(int))]
 
 
-def _of_every_kind(sets, ids, n):
+def of_every_kind(sets, ids, n):
     """At most n of some ids, in their order, and of every kind as many as far as they last; a risky
     one is always among them."""
     kinds, chosen = {}, []
