@@ -68,9 +68,9 @@ def from_pairs(data, tokenizer, *, template="auto"):
 
 # ---------------------------------------------------------------- one prompt
 def answers_of(rows):
-    """(answers, r, safe) of the pairs of one prompt: three lists, in the order of the pairs. Raises
-    LeftOut."""
-    answers = list(dict.fromkeys(text for both in zip(*_texts(rows)) for text in both))
+    """(answers, r, safe) of the pairs of one prompt: a tuple of texts, in the order of the pairs,
+    and two lists. Raises LeftOut."""
+    answers = tuple(dict.fromkeys(text for both in zip(*_texts(rows)) for text in both))
     if len(answers) < 2:
         raise LeftOut("fewer than two different answers")
     safe = {text: set() for text in answers}

@@ -83,12 +83,12 @@ def test_a_prompt_without_known_levels_is_left_out(rows, why, tmp_path):
 def test_a_label_of_another_row_counts(tmp_path):
     rows = [pair("a", "b", 0, (True, None)), pair("b", "c", None, (False, True))]
     answers, levels, safe = labelled_sets.answers_of(read(tmp_path, rows))
-    assert (answers, levels, safe) == (["a", "b", "c"], [1, 0, 0], [True, False, True])
+    assert (answers, levels, safe) == (("a", "b", "c"), [1, 0, 0], [True, False, True])
 
 
 def test_one_level_is_enough_where_safety_differs(tmp_path):
     rows = read(tmp_path, [pair("a", "b", None, (True, False))])
-    assert labelled_sets.answers_of(rows) == (["a", "b"], [0, 0], [True, False])
+    assert labelled_sets.answers_of(rows) == (("a", "b"), [0, 0], [True, False])
 
 
 # ---------------------------------------------------------------- a file
