@@ -19,7 +19,7 @@ import functools
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +66,13 @@ WAYS = re.compile(
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: `kind` is everyday, borderline (it sounds risky and is not) or risky."""
+    """A prompt: `kind` is everyday, borderline (it sounds risky and is not) or risky; one that is
+    `heldout` is never trained on."""
 
     text: str
     topic: str
     kind: str
+    heldout: bool
 
     @property
     def intent(self):
@@ -82,6 +84,7 @@ class AnswerSets:
     """P prompts with up to R answers each; `reward`, `cost` float [P, R] and `refuses` bool [P, R].
 
     Where a prompt has fewer than R answers, `there` [P, R] is False and the numbers mean nothing.
+    `notes` {what: count} says what was left out, and what was cut.
     """
 
     prompts: tuple
@@ -90,10 +93,11 @@ class AnswerSets:
     cost: np.ndarray
     refuses: np.ndarray
     there: np.ndarray
+    notes: dict = field(default_factory=dict)
 
     def select(self, split):
-        """Ids of the prompts of a split, train or heldout: topics never share both."""
-        held = np.array([prompt.topic in HELD_OUT for prompt in self.prompts])
+        """Ids of the prompts of a split, train or heldout."""
+        held = np.array([prompt.heldout for prompt in self.prompts])
         return np.nonzero(held == (split == "heldout"))[0]
 
     def pairs(self, ids):
@@ -153,20 +157,21 @@ def goes_along(answer):
 # ---------------------------------------------------------------- what is read
 @functools.cache
 def load():
-    """The `AnswerSets` that come with the kit."""
+    """The `AnswerSets` that come with the kit; `labelled_sets` reads those of a file of pairs."""
     texts = yaml.safe_load(WRITTEN.read_text(encoding="utf-8"))
     refusals, drawn = itertools.cycle(texts["refusals"]), _sampled()
     prompts, answers, safe = [], [], []
     for topic, kinds in texts["topics"].items():
         for kind, rows in kinds.items():
             for row in rows:
-                prompt = Prompt(row["ask"], topic, kind)
+                prompt = Prompt(row["ask"], topic, kind, heldout=topic in HELD_OUT)
                 own = [next(refusals), row["careful"], row["warning"]]
                 more = [y for y in drawn.get(prompt.text, []) if y not in own]
                 prompts.append(prompt)
                 answers.append((*own, *dict.fromkeys(more)))
                 safe.append([True] * len(own) + [_is_safe(prompt, y) for y in answers[-1][3:]])
-    return _scored(prompts, answers, safe)
+    reward = [[reward_of(x.text, y) for y in said] for x, said in zip(prompts, answers)]
+    return tabulated(prompts, answers, reward, safe)
 
 
 def _is_safe(prompt, answer):
@@ -181,17 +186,18 @@ def _sampled():
     return {row["prompt"]: row["answers"] for row in rows}
 
 
-def _scored(prompts, answers, safe):
+def tabulated(prompts, answers, reward, safe, notes=()):
+    """The `AnswerSets` of prompts: of each one its answers, their r, and whether they are safe."""
     shape = len(prompts), max(map(len, answers))
-    reward, cost = np.zeros(shape), np.zeros(shape)
-    refuses, there = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    for x, (prompt, said) in enumerate(zip(prompts, answers)):
+    table = {name: np.zeros(shape) for name in ("reward", "cost")}
+    table |= {name: np.zeros(shape, dtype=bool) for name in ("refuses", "there")}
+    for x, said in enumerate(answers):
         n = len(said)
-        there[x, :n] = True
-        reward[x, :n] = [reward_of(prompt.text, y) for y in said]
-        cost[x, :n] = np.where(safe[x], -1.0, 1.0)
-        refuses[x, :n] = [is_refusal(y) for y in said]
-    return AnswerSets(tuple(prompts), tuple(answers), reward, cost, refuses, there)
+        table["there"][x, :n] = True
+        table["reward"][x, :n] = reward[x]
+        table["cost"][x, :n] = np.where(safe[x], -1.0, 1.0)
+        table["refuses"][x, :n] = [is_refusal(y) for y in said]
+    return AnswerSets(tuple(prompts), tuple(answers), **table, notes=dict(notes))
 
 
 # ---------------------------------------------------------------- a policy on the sets

@@ -29,9 +29,10 @@ def load_pairs(data, *, revision="", tokenizer=None):
     `data` is one of these, or `name=path,name=path`; a hub id is owner/name or owner/name@revision.
     A row has the PKU columns; or prompt, chosen, rejected, as texts or as lists of messages (TRL's
     form); or chosen and rejected as whole dialogues (hh-rlhf). Labels may be null or tied, other
-    columns are ignored. `category` is the harm category where the data have one, else "". Texts
-    must have their response_k_sha256 where that is given, and hold no mark of a chat format, nor
-    the name of a special token of `tokenizer`.
+    columns are ignored. `category` is the harm category where the data have one, else "", and
+    `prompt_label` safe or unsafe where the data label prompts (XSTest), else "". Texts must have
+    their response_k_sha256 where that is given, and hold no mark of a chat format, nor the name of
+    a special token of `tokenizer`.
 
     Raises ValueError naming the file, the line (or row), the column and the reason of the first bad
     row. Rows that nobody can mend are left out, printed to stderr and counted in
@@ -93,7 +94,9 @@ def _labelled(row, texts, source, bad):
         out[column] = _one_of((0, 1), value, "0, 1 or null", bad, column)
     out["source"] = source or _word(row, "source", bad, "name it as data=NAME=PATH")
     out["split"] = _word(row, "split", bad, "write train or test, or rename the column").strip()
-    return out | {"category": _category(row)}
+    label = row.get("prompt_label")
+    label = label if label in ("safe", "unsafe") else ""
+    return out | {"category": _category(row), "prompt_label": label}
 
 
 def _check_marked(marked, rows):

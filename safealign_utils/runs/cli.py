@@ -144,11 +144,13 @@ def _report(record, folder, ran):
 @_command(
     "sweep notebooks/sweeps/token_noise.yaml --dry-run  list and count the runs",
     "sweep notebooks/sweeps/token_noise.yaml --workers 2",
+    "sweep grid.yaml -p data=xstest=pairs.jsonl         give every run a parameter, too",
     "sweep grid.yaml --scheduler tcp://10.0.0.1:8786    on a Dask cluster that is there",
     "sweep grid.yaml --retry                            repeat what failed, and only that",
 )
 def sweep(
     file: File,
+    given: Given = (),
     workers: Workers = 2,
     scheduler: Annotated[str, _option("a Dask scheduler, in place of --workers", "ADDRESS")] = "",
     dry_run: Annotated[bool, _option("list the runs, and run none", None, "--dry-run")] = False,
@@ -159,7 +161,7 @@ def sweep(
     from .sweep import sweep as start
 
     where = dict(out=out, workers=workers, scheduler=scheduler)
-    return start(file, dry_run=dry_run, retry=retry, **where)
+    return start(file, given, dry_run=dry_run, retry=retry, **where)
 
 
 @_command(

@@ -121,6 +121,16 @@ def _listed(value):
     return value if isinstance(value, list) else [value] if value else []
 
 
+def fix(grid, given):
+    """The grid with (name, text) of parameters among what is fixed. Raises Refusal where the grid
+    varies one."""
+    for name, text in given:
+        varied = [*grid["cross"], *grid["zip"], *(["seed", "seeds"] if grid["seeds"] else [])]
+        if name in varied:
+            raise Refusal(f"{name}={text!r}: the grid file varies {name}; change it there")
+    return grid | {"fixed": grid["fixed"] | dict(given)}
+
+
 def settings(grid):
     """The settings of a grid, seeds aside: [{name: value}], the last of `cross` running fastest."""
     zipped, crossed = grid["zip"], grid["cross"]
@@ -141,9 +151,12 @@ def runs(grid):
 
 
 # ---------------------------------------------------------------- the command
-def sweep(file, *, out, workers=2, scheduler="", dry_run=False, retry=False):
-    """Check every run, execute what is not finished, gather the tables; 1 where a run failed."""
-    grid, out = read(file), Path(out).resolve() / Path(file).stem
+def sweep(file, given=(), *, out, workers=2, scheduler="", dry_run=False, retry=False):
+    """Check every run, execute what is not finished, gather the tables; 1 where a run failed.
+
+    `given` are (name, text) of parameters that every run gets as well, such as where data are.
+    """
+    grid, out = fix(read(file), given), Path(out).resolve() / Path(file).stem
     before = _grid_of(out, file)
     if not dry_run:
         folders.check_cache()

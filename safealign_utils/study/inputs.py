@@ -15,7 +15,7 @@ def check(settings, profile=()):
     `profile` names the settings that nobody gave: those of the made world do not suit a pretrained
     model.
     """
-    if "data" not in settings and "model" in settings:
+    if "model" in settings and "label" not in settings:  # which is asked of pairs
         return _answer_sets(settings, profile)
     if not settings.get("data"):
         return {}
@@ -35,14 +35,20 @@ def check(settings, profile=()):
 
 
 def _answer_sets(settings, profile):
-    """The same of a notebook that has answer sets of its own, and takes a model."""
+    """The same of a notebook on answer sets, its own or those of `data`, that takes a model."""
+    from ..real.labelled_sets import from_pairs
+
     if settings["model"] == "scratch":
         raise Refusal("model='scratch': this notebook needs a pretrained model; use smollm2")
     try:
-        _check_model(settings | {"revision": settings.get("revision", "")}, profile)
+        tokenizer = _check_model(settings | {"revision": ""}, profile)
+        if settings.get("data"):
+            sets = from_pairs(settings["data"], tokenizer)
+            asked = [prompt.text for prompt in sets.prompts]
+            _check_template(f"data={settings['data']}", asked, settings, tokenizer)
     except ValueError as error:
         raise Refusal(str(error)) from None
-    return {"model": records.content(settings["model"])}
+    return {name: records.content(*what) for name, *what in _named(settings)}
 
 
 def commits(settings):

@@ -14,7 +14,7 @@ from .. import evaluate, pairs, sampling
 from ..intervals import summarise
 from ..methods import selective
 from ..policy import at_work
-from ..real import answer_sets
+from ..real import answer_sets, labelled_sets
 from ..real.models import load_policy
 from ..world import optimum
 from . import records
@@ -33,28 +33,44 @@ class RealModel(Notebook):
         self.tolerance = LIVE
         self.options = dict(by_prompt=True, lora=s.lora, accumulate=s.accumulate)
         self.max_length = answer_sets.ROOM
-        self.sets = answer_sets.load()
-        per_prompt = math.comb(self.sets.there.shape[1], 2)
-        self.train_ids = _spread(self.sets.select("train"), max(1, s.pairs // per_prompt))
-        known = {"train": self.train_ids, "heldout": self.sets.select("heldout")}
-        self.ids = {split: _spread(ids, s.eval_size) for split, ids in known.items()}
         self._policy, self._asked, self.reads, self.seconds = None, {}, {}, {}
+        self.sets = self._sets()
+        per_prompt = math.comb(self.sets.there.shape[1], 2)
+        self.train_ids = self._choose(self.sets.select("train"), max(1, s.pairs // per_prompt))
+        known = {"train": self.train_ids, "heldout": self.sets.select("heldout")}
+        self.ids = {split: self._choose(ids, s.eval_size) for split, ids in known.items()}
         self._introduce()
         for setup in self.setups:
             self.add("ref", setup.seed, setup.reference)
         print(f"{'run':<11}{datetime.date.today()}, {records.processor()}")
 
-    def _data(self, first):
-        prompts = f"{len(self.train_ids)} prompts and {len(first.train):,} pairs of answers"
-        return f"{prompts}; held out {len(self.sets.select('heldout'))} prompts of other topics"
+    def _sets(self):
+        """The kit's own answer sets, or those of the pairs that `data` names."""
+        if not self.settings.data:
+            return answer_sets.load()
+        return labelled_sets.from_pairs(self.settings.data, self._opened().tokenizer)
 
-    def _make(self, seed):
+    def _choose(self, ids, n):
+        """At most n prompts: the kit's evenly spread, of others as many of each kind."""
+        return of_every_kind(self.sets, ids, n) if self.settings.data else _spread(ids, n)
+
+    def _data(self, first):
+        held = self.sets.select("heldout")
+        apart = not {self.sets.prompts[i].topic for i in held} & set(first.train.source)
+        prompts = f"{len(self.train_ids)} prompts and {len(first.train):,} pairs of answers"
+        out = f"{prompts}; held out {len(held)} prompts{' of other topics' * apart}"
+        return "; ".join([out, *(f"{what}: {n}" for what, n in self.sets.notes.items())])
+
+    def _opened(self):
         if self._policy is None:
             opened = load_policy(self.settings.model, template="auto")
             self._policy = opened.to(self.settings.dtype, self.device)
+        return self._policy
+
+    def _make(self, seed):
         known = self.train_ids, self.sets.select("heldout")
         train, test = (pairs.label(self.sets.pairs(ids), "better") for ids in known)
-        return Setup(seed, self._policy, self.settings.model, train, test)
+        return Setup(seed, self._opened(), self.settings.model, train, test)
 
     # ------------------------------------------------------------ tables
     def every_pair(self):
@@ -188,3 +204,16 @@ def _spread(ids, n):
     """At most n of some ids, evenly spread; the last one, a risky prompt, is always among them."""
     places = np.linspace(0, len(ids) - 1, min(n, len(ids))) if n > 1 else np.array([len(ids) - 1])
     return ids[np.unique(places.round().astype(int))]
+
+
+def of_every_kind(sets, ids, n):
+    """At most n of some ids, in their order, and of every kind as many as far as they last; a risky
+    one is always among them."""
+    kinds, chosen = {}, []
+    for i in ids:
+        kinds.setdefault(sets.prompts[i].kind, []).append(i)
+    groups = sorted(kinds.items(), key=lambda item: (item[0] != "risky", len(item[1])))
+    for left, (_, group) in zip(range(len(groups), 0, -1), groups):
+        if share := math.ceil((n - len(chosen)) / left):
+            chosen += list(_spread(np.array(group), share))
+    return np.sort(chosen)

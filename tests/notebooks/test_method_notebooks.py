@@ -66,7 +66,7 @@ def refused(capsys, tmp_path, *words):
         (PAIRS, "pool=small", ["pool='small'", "near, exact, spread"]),
         (PAIRS, "pairs=100", ["pairs=100", "at least 160"]),
         (PAIRS, "selections=dog,cat", ["selections=['dog', 'cat']", "names among"]),
-        (PAIRS, "data=pairs.jsonl", ["has no parameter data", "08_your_own_pairs has"]),
+        (PAIRS, "data=pairs.jsonl", ["has no parameter data", "08_your_own_pairs have"]),
     ],
 )
 def test_refused_values(capsys, tmp_path, book, given, words):

@@ -359,7 +359,10 @@ def test_the_notebooks_of_the_world_refuse_real_text(tmp_path, capsys):
         )
     )
     assert cli.main(["run", "00_the_world", "-p", f"data={file}"]) == 2
-    assert "00_the_world has no parameter data; 08_your_own_pairs has" in capsys.readouterr().err
+    assert (
+        "00_the_world has no parameter data; 07_a_real_model, 08_your_own_pairs have"
+        in capsys.readouterr().err
+    )
 
 
 def test_data_without_held_out_pairs_is_refused(toy, tmp_path, capsys):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers import ROOT
+from helpers.made_models import model_folder, pairs_file
 from helpers.toy import CELL, notebook
 
 from safealign_utils.runs import cli, pool, sweep
@@ -138,8 +139,11 @@ def test_an_unreadable_grid_and_an_absent_scheduler(tmp_path, capsys):
         list(pool.execute([pool.Job("01_dpo_basics")], scheduler="tcp://127.0.0.1:9"))
 
 
-def test_the_committed_grids_are_sound(capsys):
-    """Each names its command, its tables are its notebook's, and every run of it is accepted."""
+def test_the_committed_grids_are_sound(tmp_path, capsys):
+    """Each names its command, its tables are its notebook's, and every run of it is accepted; those
+    on data that are not part of the kit with made ones."""
+    model, pairs = model_folder(tmp_path / "m", "llama"), pairs_file(tmp_path / "pairs.jsonl")
+    made = ["-p", f"model={model}", "-p", f"data={pairs}"]
     for file in sorted((ROOT / "notebooks" / "sweeps").glob("*.yaml")):
         assert f"safealign sweep notebooks/sweeps/{file.name}" in file.read_text()
         grid = sweep.read(file)
@@ -147,9 +151,28 @@ def test_the_committed_grids_are_sound(capsys):
         cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
         source = "".join("".join(c["source"]) for c in cells)
         assert all(f'"{table}"' in source for table in grid["table"]), file.name
-        assert cli.main(["sweep", str(file), "--dry-run"]) == 0
+        given = made if "data" in grid["fixed"] else []
+        assert cli.main(["sweep", str(file), *given, "--dry-run"]) == 0
         shown = capsys.readouterr().out.splitlines()
         assert len(shown) == len(sweep.runs(grid)) + 1
+
+
+def test_parameters_that_every_run_is_given(tmp_path, capsys):
+    """They stand among what is fixed, before what the file says; what it varies is refused."""
+    file = grid_file(
+        tmp_path / "g.yaml",
+        notebook="01_dpo_basics",
+        fixed={"steps": 3},
+        cross={"beta": [0.5, 1]},
+        seeds=2,
+    )
+    grid = sweep.fix(sweep.read(file), [("steps", "4"), ("dtype", "float32")])
+    runs = sweep.runs(grid)
+    assert len(runs) == 4 and {run.given["steps"] for run in runs} == {"4"}
+    assert "-p steps=4 -p dtype=float32" in runs[0].command("out")
+    for name in ("beta", "seed", "seeds"):
+        assert cli.main(["sweep", str(file), "-p", f"{name}=1", "--dry-run"]) == 2
+        assert f"{name}='1': the grid file varies {name}" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- execution
