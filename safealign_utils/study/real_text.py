@@ -25,7 +25,7 @@ from ..templates import format_prompt
 from ..tokens import show_row
 from . import bug_zoo, inputs
 from .settings import PARTS
-from .study import Notebook, Setup
+from .study import Notebook, Setup, show_template
 
 SHOWN = (
     "reward cost harmless_ratio refusal over_refusal unsafe_compliance win_rate_by_reward_model "
@@ -52,6 +52,7 @@ class OwnPairs(Notebook):
         for name, count in self._report.items():
             self.metrics[f"data.{name}"] = count
             print(f"{'':<11}{name.replace('_', ' ')}: {count:,}")
+        show_template(first.reference)
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
         self.parts = ("dpo", *(p for p in s.parts or PARTS if not lacking(first.train, p, s)))
 
