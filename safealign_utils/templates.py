@@ -76,6 +76,16 @@ def dialogue(messages):
     return "\n\n".join([*said, "Assistant:"])
 
 
+def outline(tokenizer, template="auto"):
+    """A row as the template writes it, with {prompt} and {response} in their places: all that it
+    adds is there to be read, a default system prompt too."""
+    template, bos = check_template(tokenizer, template), tokenizer.bos_token or ""
+    (text,) = write_prompts(["{prompt}"], tokenizer, template)
+    start = "" if template == "chat" or bos and text.startswith(bos) else bos
+    (said,) = _chat_answers(tokenizer, ["{response}"]) if template == "chat" else ["{response}"]
+    return start + text + said + tokenizer.convert_ids_to_tokens(end_id(tokenizer, template))
+
+
 # ---------------------------------------------------------------- ids
 def encode_prompts(prompts, policy):
     """Ids of the prompts in the policy's template, up to where the answer begins: a list of int
@@ -105,14 +115,14 @@ def encode_responses(responses, tokenizer, template="dialogue"):
     """Ids of the responses and of the token that ends each: a list of int arrays.
 
     Where a sentencepiece tokenizer puts a space before a text, `dialogue` keeps that space; the
-    others continue the prompt as it stands (`ASSISTANT:` is followed by the answer itself), with
-    the blank that a chat template writes before an answer, if any.
+    others continue the prompt as it stands (`ASSISTANT:` is followed by the answer itself). A chat
+    template writes its answers: what it trims is trimmed, and the blanks that it puts around an
+    answer are there. Raises ValueError where it writes one otherwise than the last turn of a chat.
     """
     template, responses = check_template(tokenizer, template), [str(y) for y in responses]
     end = end_id(tokenizer, template)
     if template == "chat":
-        blank = _around_answer(tokenizer)[1]
-        responses = [blank + y for y in responses]
+        responses = _chat_answers(tokenizer, responses)
     ids = _ids(tokenizer, responses)
     if template != "dialogue":
         mark, bare, after = _ids(tokenizer, ["\n", "a", "\na"])
@@ -127,10 +137,16 @@ def end_id(tokenizer, template):
     """The id that ends a response: EOS; in a chat the special token that the template puts behind
     an answer, if any."""
     if check_template(tokenizer, template) == "chat":
-        end = _ids(tokenizer, [_around_answer(tokenizer)[2].strip()], special=True)[0][:1]
-        if end and tokenizer.convert_ids_to_tokens(end[0]) in _special_tokens(tokenizer):
-            return end[0]
+        end = _end_of_turn(tokenizer, _around_answer(tokenizer)[2])
+        return tokenizer.eos_token_id if end is None else end
     return tokenizer.eos_token_id
+
+
+def _end_of_turn(tokenizer, behind):
+    """The id of the special token that a text begins with, blanks aside; None for none."""
+    end = _ids(tokenizer, [behind.strip()], special=True)[0][:1]
+    special = end and tokenizer.convert_ids_to_tokens(end[0]) in _special_tokens(tokenizer)
+    return end[0] if special else None
 
 
 def _ids(tokenizer, texts, special=False):
@@ -184,6 +200,25 @@ def _chat(tokenizer, chats):
     _check_markers(said, "chat", re.compile(special))
     lead = _around_answer(tokenizer)[0].removeprefix(render(tokenizer, PROBE[:1]))
     return [render(tokenizer, messages) + lead for messages in chats]
+
+
+def _chat_answers(tokenizer, answers):
+    """The texts of answers as a chat template writes them, up to the token that ends them."""
+    before, lead, behind = _around_answer(tokenizer)
+    ends = _end_of_turn(tokenizer, behind) is not None
+    blank = behind[: len(behind) - len(behind.lstrip())] if ends else ""
+    out = []
+    for answer in answers:
+        chat = [PROBE[0], {"role": "assistant", "content": answer}]
+        whole = render(tokenizer, chat, ask=False)
+        text = whole.removeprefix(before).removesuffix(behind)
+        if before + text + behind != whole or not text.startswith(lead):
+            raise ValueError(
+                f"template='chat': the chat template rewrites the response {answer[:40]!r}, so it "
+                "cannot be told from its turn; take its marks out, or use template=dialogue"
+            )
+        out.append(text + blank)
+    return out
 
 
 def _around_answer(tokenizer):

@@ -5,32 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from helpers.made_tokenizers import CHATML, LLAMA3, SMOL, byte_level, sentencepiece
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from safealign_utils import templates, tokens
 
-TEXTS = [
-    "USER: How do I cut bread? ASSISTANT: With a knife.",
-    "BEGINNING OF CONVERSATION: user assistant system With",
-]
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
-    "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 INST = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
     "{% elif m['role'] == 'assistant' %} {{ m['content'] }} {{ eos_token }}"
@@ -47,36 +27,6 @@ ROW = dict(
     p=1.0,
     margin=0.0,
 )
-
-
-def train(bpe, special):
-    alphabet = ["\n"] if bpe.normalizer else pre_tokenizers.ByteLevel.alphabet()
-    options = dict(
-        vocab_size=360, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    trainer = trainers.BpeTrainer(**options)
-    bpe.train_from_iterator([*TEXTS, "".join(map(chr, range(32, 127)))], trainer)
-    return bpe
-
-
-def byte_level(special, **names):
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
-    train(bpe, special)
-    if "bos_token" in names:  # as Llama 3's: a plain call puts BOS before the text
-        bos = names["bos_token"]
-        bpe.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, bpe.token_to_id(bos))]
-        )
-    chat = names.pop("chat", None)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, clean_up_tokenization_spaces=False, **names
-    )
-    made.chat_template = chat
-    return made
 
 
 def llama3():
@@ -97,19 +47,7 @@ def qwen():
 
 
 def llama2():
-    """Sentencepiece's way: blanks are ▁, and one is put before every text."""
-    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    train(bpe, ["<unk>", "<s>", "</s>"])
-    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    made.chat_template = INST
-    return made
+    return sentencepiece(chat=INST)
 
 
 def gpt2(folder):
@@ -218,7 +156,9 @@ def test_exact_text_of_every_template():
     assert said("llama3", "chat") == want == said("llama3", "auto")
     want = f"<|im_start|>user\nHow do I cut bread?<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>"
     assert said("qwen", "chat") == want
-    assert said("llama2", "chat") == f"<s> [INST] How do I cut bread? [/INST] {answer}</s>"
+    assert said("llama2", "chat") == f"<s> [INST] How do I cut bread? [/INST] {answer} </s>", (
+        "the template's own blank before EOS"
+    )
 
 
 @pytest.mark.parametrize("template", ["dialogue", "safe_rlhf", "chat", "plain"])
@@ -477,14 +417,6 @@ def test_the_same_prompt_twice_and_prompts_in_any_order(tokenizer):
             np.array_equal(getattr(made, part)[i], getattr(a, part)[0]) for i, a in enumerate(alone)
         )
     assert np.array_equal(made.chosen[3], made.rejected[0])
-
-
-SMOL = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
-    "<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def test_a_chat_whose_first_token_opens_every_turn():

@@ -1,8 +1,9 @@
 """The forward of a Llama, Mistral or Qwen2 on a CPU, fast: the same function as transformers' own.
 
 No padding is computed but in attention, where prompt and responses are asked for apart; the last
-layer answers only where the loss reads; weights are cast once. `fits` says which networks and
-batches it takes: all others go through transformers (`logprobs.hidden_states`).
+layer answers only where the loss reads; weights are cast once; what LoRA adapters add is computed
+beside the weights, which then get no gradient. `fits` says which networks and batches it takes: all
+others go through transformers (`logprobs.hidden_states`).
 """
 
 import collections
@@ -17,7 +18,8 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from .batches import longest_first
 from .double import DoubleNorm
-from .fused import Attention, Head, Norm, Part, Plan, Project, SwiGLU
+from .fused import Adapted, Attention, Head, Norm, Part, Plan, Project, SwiGLU
+from .lora import parts_of
 
 BASES = (llama.LlamaModel, mistral.MistralModel, qwen2.Qwen2Model)
 LAYERS = (llama.LlamaDecoderLayer, mistral.MistralDecoderLayer, qwen2.Qwen2DecoderLayer)
@@ -33,10 +35,12 @@ CACHE = 2**15  # scores of a head that are computed at once
 
 def fits(model, batch):
     """Whether a model and a `Packed` batch are what this file computes: on a CPU, with weights in
-    float32 or better, and layers that nobody has changed."""
+    float32 or better (or the bfloat16 that is computed in), and layers that nobody has changed."""
     base, config, dtype = model.base_model, model.config, next(model.parameters()).dtype
     known = type(base) in BASES and all(type(layer) in LAYERS for layer in base.layers)
-    if not known or batch.ids.device.type != "cpu" or torch.finfo(dtype).bits < 32:
+    exact = torch.finfo(dtype).bits >= 32
+    exact |= dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu")
+    if not known or batch.ids.device.type != "cpu" or not exact:
         return False
     window = getattr(config, "sliding_window", None)
     short = not window or batch.ids.shape[1] <= window
@@ -122,6 +126,7 @@ def _layers(model, tokens, dtype):
     base = model.base_model
     ids, positions, read = map(torch.from_numpy, (tokens.ids, tokens.positions, tokens.read))
     x = embedding(ids, base.embed_tokens.weight)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     angles = [a[0, :, None].to(dtype) for a in base.rotary_emb(x[None], positions[None])]
     angles[1][..., : angles[1].shape[-1] // 2].neg_()
     every, last = tokens.plans(model.config, angles)
@@ -154,26 +159,45 @@ def _layer(layer, x, plan, asked, dtype):
 
 
 def _norm(module, x, dtype):
-    return Norm.apply(x, module.weight, module.variance_epsilon, dtype)
+    return Norm.apply(x, module.weight.to(x.dtype), module.variance_epsilon, dtype)
 
 
 def _project(x, *modules):
-    if all(type(module) is torch.nn.Linear and module.bias is None for module in modules):
-        return Project.apply(x, *(module.weight.to(x.dtype) for module in modules))
-    return tuple(_linear(module, x) for module in modules)
+    layers, adapters = zip(*map(parts_of, modules))
+    if not all(map(_has_no_bias, layers)) or any(adapters) and not all(adapters):
+        return tuple(_linear(module, x) for module in modules)
+    weights = [layer.weight.to(x.dtype) for layer in layers]
+    if not any(adapters):
+        return Project.apply(x, *weights)
+    downs, ups = ([part.to(x.dtype) for part in parts] for parts in zip(*adapters))
+    return Adapted.apply(x, *weights, *downs, *ups)
+
+
+def _has_no_bias(module):
+    return type(module) is torch.nn.Linear and module.bias is None
 
 
 def _linear(module, x):
-    if type(module) is not torch.nn.Linear:
+    layer, adapter = parts_of(module)
+    if type(layer) is not torch.nn.Linear:
         return module(x)
-    bias = None if module.bias is None else module.bias.to(x.dtype)
-    return torch.nn.functional.linear(x, module.weight.to(x.dtype), bias)
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    out = torch.nn.functional.linear(x, layer.weight.to(x.dtype), bias)
+    return out if adapter is None else _adapt(out, x, *adapter)
+
+
+def _adapt(out, x, down, up):
+    """What an adapter adds to an output [N, M] of x [N, D]: (x down') up'."""
+    return torch.addmm(out, x @ down.to(x.dtype).t(), up.to(x.dtype).t())
 
 
 def _add(x, h, module):
     """x + module(h)."""
-    plain = type(module) is torch.nn.Linear and module.bias is None and x.dtype == h.dtype
-    return torch.addmm(x, h, module.weight.t()) if plain else x + _linear(module, h).to(x.dtype)
+    layer, adapter = parts_of(module)
+    if not _has_no_bias(layer) or x.dtype != h.dtype:
+        return x + _linear(module, h).to(x.dtype)
+    out = torch.addmm(x, h, layer.weight.t())
+    return out if adapter is None else _adapt(out, h, *adapter)
 
 
 class Tokens:

@@ -31,7 +31,7 @@ class Norm(Function):
         grad = grad.to(x.dtype)
         unit = x * scale
         product = grad * unit
-        of_weight = product.sum(0)
+        of_weight = product.sum(0) if ctx.needs_input_grad[1] else None
         share = (product @ weight).unsqueeze(-1).div_(-x.shape[-1])
         of_x = torch.addcmul(grad * weight, unit, share).mul_(scale)
         return of_x, of_weight, None, None
@@ -57,6 +57,37 @@ class Project(Function):
             for grad, needed in zip(grads, ctx.needs_input_grad[1:])
         ]
         return of_x, *of_weights
+
+
+class Adapted(Function):
+    """`Project` with adapters: x W' + (x A') B' for each frozen weight W [M, D], A [r, D] and
+    B [M, r].
+
+    Called with x [N, D], then all W, all A, all B.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *tables):
+        n = len(tables) // 3
+        weights, downs, ups = tables[:n], tables[n : 2 * n], tables[2 * n :]
+        ctx.ranks, down = [len(part) for part in downs], torch.cat(downs)
+        inner = x @ down.t()
+        ctx.save_for_backward(x, inner, down, *weights, *ups)
+        inner = inner.split(ctx.ranks, 1)
+        return tuple((x @ w.t()).addmm_(u, up.t()) for w, u, up in zip(weights, inner, ups))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        x, inner, down, *tables = ctx.saved_tensors
+        weights, ups = tables[: len(grads)], tables[len(grads) :]
+        of_inner = torch.cat([grad @ up for grad, up in zip(grads, ups)], 1)
+        of_x = of_inner @ down
+        for grad, weight in zip(grads, weights):
+            of_x.addmm_(grad, weight)
+        of_ups = [grad.t() @ part for grad, part in zip(grads, inner.split(ctx.ranks, 1))]
+        of_downs = (of_inner.t() @ x).split(ctx.ranks)
+        return of_x, *[None] * len(weights), *of_downs, *of_ups
 
 
 class SwiGLU(Function):
@@ -225,8 +256,9 @@ class Head(Function):
             logits.index_put_((part.row, part.target), grad[part.every], accumulate=True)
             logits = logits.to(hidden.dtype)
             torch.mm(logits, weight, out=of_hidden[rows])
-            own = logits.t() @ hidden[rows]
-            of_weight = own if of_weight is None else of_weight.add_(own)
+            if ctx.needs_input_grad[1]:
+                own = logits.t() @ hidden[rows]
+                of_weight = own if of_weight is None else of_weight.add_(own)
         return of_hidden, of_weight, None, None, None
 
 

@@ -67,6 +67,34 @@ def described(model):
     return [configs["default"].r, float(configs["default"].lora_alpha)] if configs else []
 
 
+def parts_of(module):
+    """(linear layer, its adapter) of a layer that peft has adapted: A [rank, D], and alpha / rank
+    times B [M, rank]. The adapter is None where it is off, and for any other module, itself."""
+    if type(module) is torch.nn.Linear:
+        return module, None
+    from peft.tuners.lora import Linear
+
+    if type(module) is not Linear or not _is_usual(module):
+        return module, None
+    if module.disable_adapters:
+        return module.base_layer, None
+    (name,) = module.active_adapters
+    up = module.lora_B[name].weight * module.scaling[name]
+    return module.base_layer, (module.lora_A[name].weight, up)
+
+
+def _is_usual(module):
+    """Whether a layer has one adapter that is not merged, without dropout, bias or a variant, on a
+    frozen linear layer, and computes as peft wrote it."""
+    names, base = module.active_adapters, module.base_layer
+    as_written = type(module).forward.__module__ == type(module).__module__
+    frozen = type(base) is torch.nn.Linear and not base.weight.requires_grad
+    if not (as_written and frozen and len(names) == 1) or module.merged or module.lora_variant:
+        return False
+    quiet = type(module.lora_dropout[names[0]]) is torch.nn.Identity
+    return quiet and module.lora_B[names[0]].bias is None
+
+
 def copy_sharing(model, share):
     """A copy of a model in which the parameters that `share(p)` selects lie in the same memory, and
     are frozen."""

@@ -18,7 +18,7 @@ from ..real import answer_sets, labelled_sets
 from ..real.models import load_policy
 from ..world import optimum
 from . import records
-from .study import Notebook, Setup
+from .study import Notebook, Setup, show_template
 
 LIVE = 1e-5  # how exactly a first loss is ln 2: the reference is read in the same batch
 SPLITS = ("train", "heldout")
@@ -39,7 +39,7 @@ class RealModel(Notebook):
         self.train_ids = self._choose(self.sets.select("train"), max(1, s.pairs // per_prompt))
         known = {"train": self.train_ids, "heldout": self.sets.select("heldout")}
         self.ids = {split: self._choose(ids, s.eval_size) for split, ids in known.items()}
-        self._introduce()
+        show_template(self._introduce().reference)
         for setup in self.setups:
             self.add("ref", setup.seed, setup.reference)
         print(f"{'run':<11}{datetime.date.today()}, {records.processor()}")

@@ -28,7 +28,7 @@ from ..tokens import show_row
 from ..train import fine_tune
 from . import bug_zoo, inputs
 from .settings import PARTS
-from .study import Notebook, Setup
+from .study import Notebook, Setup, show_template
 
 SHOWN = (
     "reward cost harmless_ratio refusal over_refusal unsafe_compliance win_rate_by_reward_model "
@@ -56,6 +56,7 @@ class OwnPairs(Notebook):
         for name, count in self._report.items():
             self.metrics[f"data.{name}"] = count
             print(f"{'':<11}{name.replace('_', ' ')}: {count:,}")
+        show_template(first.reference)
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
         asked = [p for p in s.parts or PARTS if p in PARTS]
         self.parts = ("dpo", *(p for p in asked if not lacking(first.train, p, s)))

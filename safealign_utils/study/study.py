@@ -17,6 +17,7 @@ from .. import evaluate, pairs, policy, references, train
 from ..engine import cache
 from ..figures import style
 from ..methods import cdpo, ppo
+from ..templates import check_template, outline
 from ..world import optimum, redundant
 from ..world.world import World
 from . import claims, records
@@ -208,6 +209,12 @@ class Notebook:
             reference_hash=cache.digest([x.reference.hash for x in self.setups]),
             **more,
         )
+
+
+def show_template(policy):
+    """Print what a chat template writes around prompt and response: a default system prompt too."""
+    if check_template(policy.tokenizer, policy.template) == "chat":
+        print(f"{'template':<11}chat, {outline(policy.tokenizer, policy.template)!r}")
 
 
 class Study(Notebook):
