@@ -27,7 +27,7 @@ from ..engine import cache
 from ..evaluate import bag_of_words
 from ..logprobs import layer_states
 from ..packing import pack, prefix_nodes
-from ..pairs import label
+from ..pairs import label, some_of_every_source
 from .scorer import BLOCK, Scorer
 from .scorer_training import cost_labels, encode_rows, one_more, with_cost_labels, with_order
 
@@ -36,15 +36,16 @@ BATCH = 32  # responses in one pass
 # C of scikit-learn: its default. On 975 PKU pairs 0.01 to 10 order 67 to 72 % of held-out pairs.
 PENALTY = 1.0
 FOLDS = 5
+LARGEST = 4000  # pairs: of a 7B model their states take 1.3 GB
 
 
 # ---------------------------------------------------------------- hidden states
 class States:
     """Hidden states of responses under a frozen policy: (rows) -> float32 [N, H, D].
 
-    A row is [prompt ids, response ids], and H counts layers by pooling, mean and last. Each is
-    computed once and kept, in memory and on disk. Below float32 a state depends a little on what
-    it was computed with.
+    A row is [prompt ids, response ids], and H counts layers by pooling, mean and last. What heads
+    are fitted to is computed once and kept, in memory and on disk. Below float32 a state depends a
+    little on what it was computed with.
     """
 
     def __init__(self, policy, *, max_length=256):
@@ -62,24 +63,27 @@ class States:
     def of_pairs(self, table):
         """States [N, 2, H, D] of both responses of each row of a table of pairs."""
         both = [self.encode(table.prompt, table[f"response_{k}"]) for k in (0, 1)]
-        found = self([row for pair in zip(*both) for row in pair])
+        found = self([row for pair in zip(*both) for row in pair], keep=True)
         return found.reshape(len(table), 2, *found.shape[1:])
 
-    def __call__(self, rows):
+    def __call__(self, rows, *, keep=False):
         names = [_name(row) for row in rows]
         missing = {name: row for name, row in zip(names, rows) if name not in self.known}
-        order = sorted(missing, key=lambda name: _likeness(missing[name]))
+        order, found = sorted(missing, key=lambda name: _likeness(missing[name])), {}
         for start in range(0, len(order), BLOCK):
-            self._add({name: missing[name] for name in order[start : start + BLOCK]})
-        return np.stack([self.known[name] for name in names])
+            block = order[start : start + BLOCK]
+            states = self._of([missing[name] for name in block])
+            found |= zip(block, states)
+            if keep:
+                written = np.frombuffer(b"".join(block), dtype=np.uint8).reshape(len(block), -1)
+                cache.store(self.kind, cache.digest(*block), {"names": written, "states": states})
+        self.known |= found if keep else {}
+        found |= {name: self.known[name] for name in names if name in self.known}
+        return np.stack([found[name] for name in names])
 
-    def _add(self, rows):
-        names = list(rows)
-        batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
-        states = np.concatenate([self._read([rows[name] for name in batch]) for batch in batches])
-        written = np.frombuffer(b"".join(names), dtype=np.uint8).reshape(len(names), -1)
-        cache.store(self.kind, cache.digest(*names), {"names": written, "states": states})
-        self.known |= zip(names, states)
+    def _of(self, rows):
+        batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        return np.concatenate([self._read(batch) for batch in batches])
 
     @torch.no_grad()
     def _read(self, rows):
@@ -168,8 +172,16 @@ def train_probe(kind, states, table):
 
 
 def labelled(kind, table):
-    """The rows of a table that a reward or a cost can be fitted to."""
-    return label(table, "better") if kind == "reward" else with_cost_labels(table)
+    """The rows of a table that a reward or a cost can be fitted to, at most LARGEST."""
+    rows = label(table, "better") if kind == "reward" else with_cost_labels(table)
+    return some_of_every_source(rows, LARGEST)
+
+
+def tells(kind, table):
+    """Whether a table says enough to fit heads: two labelled pairs, and of a cost both labels."""
+    if kind == "reward":
+        return table.better_response_id.notna().sum() > 1
+    return {-1.0, 1.0} <= set(np.concatenate(cost_labels(table)[1:]))
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,7 @@ class OutOfFold:
 def cross_validated(kind, states, table, *, folds=FOLDS):
     """(`OutOfFold`, the rows of the table that it scores): each fold of prompts by heads of the
     others."""
-    rows = labelled(kind, table).reset_index(drop=True)
+    rows = labelled(kind, table)
     found, known = states.of_pairs(rows), {}
     for kept, out in splits(rows.prompt, folds):
         heads = fit(kind, found[kept], rows.iloc[kept])

@@ -116,10 +116,25 @@ def _check_pairs(settings, tokenizer):
     _check_template(f"data={settings['data']}", prompts, settings, tokenizer)
     if "safedpo" in settings.get("parts", ()):  # asked for by name
         transform(pairs.with_safety(training))
+    _check_probes(training, settings)
     if "cdpo" in settings.get("parts", ()):
         for name, why in unlabelled(training, settings).items():
             raise Refusal(f"{name}={settings[name]!r}: no training pair {why}")
     return training
+
+
+def _check_probes(table, settings):
+    """Refuse probes where too few prompts have their labels, or all of them the same one."""
+    from ..real import probe
+
+    for kind in ("reward", "cost"):
+        name = f"{kind}_model"
+        if settings[name] != "probe" or name in unlabelled(table, settings):
+            continue
+        prompts = probe.labelled(kind, table).prompt.nunique()
+        if prompts < probe.FOLDS or not probe.tells(kind, table):
+            why = f"{prompts} prompts have its labels, {probe.FOLDS} with two labels are needed"
+            raise Refusal(f"{name}='probe': {why}; give more pairs, or name a {name}")
 
 
 def unlabelled(table, settings):

@@ -362,13 +362,16 @@ def scorers(study, setup):
 
 def judges(study, setup, own):
     """(reward, cost) that judge answers: the two scorers `own`, but for "probe" heads that are
-    fitted to the held-out pairs, so that no policy is judged by what labelled its pairs."""
+    fitted to the held-out pairs, so that no policy is judged by what labelled its pairs. None where
+    those have no two labels to tell apart."""
+    out = []
     with study.timed("scorers"):
-        probes = [getattr(study.settings, f"{kind}_model") == "probe" for kind in KINDS]
-        return tuple(
-            _scorer(study, setup, kind, setup.test) if is_probe else scorer
-            for kind, is_probe, scorer in zip(KINDS, probes, own)
-        )
+        for kind, scorer in zip(KINDS, own):
+            if getattr(study.settings, f"{kind}_model") == "probe":
+                told = probe.tells(kind, setup.test)
+                scorer = _scorer(study, setup, kind, setup.test) if told else None
+            out.append(scorer)
+    return tuple(out)
 
 
 def _scorer(study, setup, kind, table):

@@ -59,11 +59,17 @@ def test_states_are_those_of_the_plain_forward(policy, fresh_cache):
 
 def test_states_are_computed_once(policy, fresh_cache, monkeypatch):
     rows = probe.States(policy).encode(["say red", "go"], ["blue", "leaf stone"])
-    first = probe.States(policy)([*rows, rows[0]])
+    first = probe.States(policy)([*rows, rows[0]], keep=True)
     assert np.array_equal(first[0], first[2])
     monkeypatch.setattr(probe.States, "_read", lambda *a: pytest.fail("computed again"))
     again = probe.States(policy)(rows[::-1])
     assert np.array_equal(again, first[1::-1])
+
+
+def test_answers_are_not_kept(policy, fresh_cache):
+    states = probe.States(policy)
+    states(states.encode(["go"], ["red"]))
+    assert not states.known and not probe.States(policy).known
 
 
 # ---------------------------------------------------------------- heads
@@ -113,6 +119,19 @@ def test_what_has_no_label_is_refused(policy):
     rows["better_response_id"] = pd.array([pd.NA] * len(rows), dtype="Int64")
     with pytest.raises(ValueError, match="no row has a better_response_id"):
         probe.train_probe("reward", probe.States(policy), rows)
+
+
+def test_heads_are_fitted_to_so_many_pairs(monkeypatch):
+    monkeypatch.setattr(probe, "LARGEST", 5)
+    assert len(probe.labelled("reward", table())) == len(probe.labelled("cost", table())) == 5
+
+
+def test_what_says_too_little(policy):
+    rows = table()
+    assert probe.tells("cost", rows) and probe.tells("reward", rows)
+    assert not probe.tells("cost", rows.assign(is_response_0_safe=True, is_response_1_safe=True))
+    one = rows.assign(better_response_id=pd.array([0] + [pd.NA] * 39, dtype="Int64"))
+    assert not probe.tells("reward", one)
 
 
 # ---------------------------------------------------------------- cross-validation

@@ -161,6 +161,21 @@ def test_probes_label_and_others_judge(tmp_path):
     assert record["metrics"]["data.rows"] == 90
 
 
+def test_probes_of_too_few_prompts_are_refused(capsys, tmp_path):
+    """And those whose labels are all the same."""
+    file = rows(tmp_path / "p.jsonl", 8, **BETTER, is_response_0_safe=bool, is_response_1_safe=bool)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    marked = [line | {"split": "train" if i < 4 else "test"} for i, line in enumerate(lines)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in marked))
+    given = ("-p", f"data={file}", "-p")
+    words = "reward_model='probe': 4 prompts have its labels, 5 with two labels are needed"
+    assert words in refused(capsys, tmp_path, *given, "reward_model=probe")
+    safe = {f"is_response_{k}_safe": lambda i: True for k in (0, 1)}
+    file = rows(tmp_path / "q.jsonl", 40, **BETTER, **safe)
+    given = ("-p", f"data={file}", "-p")
+    assert "cost_model='probe': " in refused(capsys, tmp_path, *given, "cost_model=probe")
+
+
 def test_a_pretrained_model_may_be_fine_tuned_before(tmp_path):
     """On safe responses, whole categories held out, prompts of trained ones not answered."""
     file, model = tmp_path / "p.jsonl", model_folder(tmp_path / "model", "llama")
