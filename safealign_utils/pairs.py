@@ -6,6 +6,7 @@ safer_response_id), `source` (the data set), `category` (of harm), and three tha
 the rows. Which *winner*: `chosen` and `p`. Which *margin*: `margin`. Missing labels are pandas' NA.
 """
 
+import math
 import re
 
 import numpy as np
@@ -40,10 +41,10 @@ HELD_OUT = (
 )
 
 
-def split_pairs(table, *, heldout=0.0, by="prompt"):
+def split_pairs(table, *, heldout=0.0, categories=()):
     """(train, test, report): by the column `split`, else 15 % by a hash of the prompt. No prompt is
-    in both. A share `heldout` above 0, or one of whole categories (`by`="category"), is held out by
-    that hash, whatever `split` says.
+    in both. A share `heldout` above 0 is held out by that hash, or `categories` are, whatever
+    `split` says.
 
     A split is held out or trained on by the word in its name (HELD_OUT, TRAINED; test_prefs is a
     test split), in any case of letters; rows without one, beside others, are trained on. Raises
@@ -53,18 +54,22 @@ def split_pairs(table, *, heldout=0.0, by="prompt"):
     """
     same = table.response_0 == table.response_1
     table = table[~same]
-    if not heldout and by == "prompt" and (table["split"] != "").any():
+    if categories:
+        test = table.category.isin(categories)
+    elif not heldout and (table["split"] != "").any():
         test = table["split"].map(_held_out_names(table["split"])).astype(bool)
     else:
         share = heldout or HELD_OUT_SHARE
-        test = table[by].map(lambda x: int(cache.digest(x)[:8], 16) / 16**8 < share)
+        test = table.prompt.map(lambda x: int(cache.digest(x)[:8], 16) / 16**8 < share)
     train, test = table[~test], table[test]
-    if train.empty or test.empty:
-        raise ValueError(
-            f"data: {len(train)} training and {len(test)} held-out pairs; both are needed, mark "
-            "rows by `split`"
-        )
     shared = test.prompt.isin(set(train.prompt))
+    if train.empty or shared.all():
+        why = f"{len(train)} training and {(~shared).sum()} held-out pairs; both are needed"
+        if categories:
+            raise ValueError(f"heldout_categories={list(categories)}: {why}; name others")
+        given, fix = ("data", "mark rows by `split`, or give heldout=0.3")
+        given, fix = (f"heldout={heldout:g}", "give another share") if heldout else (given, fix)
+        raise ValueError(f"{given}: {why}; {fix}")
     train, test = train.reset_index(drop=True), test[~shared].reset_index(drop=True)
     pairs = [(x, *sorted((a, b))) for t in (train, test) for x, a, b in zip(*(t[c] for c in TEXT))]
     report = {
@@ -121,6 +126,21 @@ def label(table, by="auto"):
         raise ValueError(f"label={by!r}: no row has a {LABELS.get(by, 'label')}; try label={other}")
     table = table[known]
     return table.assign(chosen=labels[known].astype(int), p=1.0, margin=0.0).reset_index(drop=True)
+
+
+def best_safe(table):
+    """{prompt: a response} of a table of pairs: of those that no label calls unsafe the one that
+    wins most comparisons, by `better_response_id` or, without it, by `safer_response_id`. A prompt
+    whose responses are all unsafe has none."""
+    wins, winner = {}, table.better_response_id.fillna(table.safer_response_id)
+    for number, row in zip(winner, table.itertuples()):
+        for k, response in enumerate((row.response_0, row.response_1)):
+            of = wins.setdefault(row.prompt, {})
+            safe = getattr(row, SAFE[k])
+            of[response] = of.get(response, 0) + (pd.notna(number) and number == k)
+            of[response] -= math.inf if pd.notna(safe) and not safe else 0
+    best = {prompt: max(of, key=of.get) for prompt, of in wins.items()}
+    return {prompt: y for prompt, y in best.items() if wins[prompt][y] >= 0}
 
 
 def with_safety(table):

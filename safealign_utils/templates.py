@@ -82,7 +82,7 @@ def outline(tokenizer, template="auto"):
     template, bos = check_template(tokenizer, template), tokenizer.bos_token or ""
     (text,) = write_prompts(["{prompt}"], tokenizer, template)
     start = "" if template == "chat" or bos and text.startswith(bos) else bos
-    (said,) = _chat_answers(tokenizer, ["{response}"]) if template == "chat" else ["{response}"]
+    (said,) = chat_answers(tokenizer, ["{response}"]) if template == "chat" else ["{response}"]
     return start + text + said + tokenizer.convert_ids_to_tokens(end_id(tokenizer, template))
 
 
@@ -122,7 +122,7 @@ def encode_responses(responses, tokenizer, template="dialogue"):
     template, responses = check_template(tokenizer, template), [str(y) for y in responses]
     end = end_id(tokenizer, template)
     if template == "chat":
-        responses = _chat_answers(tokenizer, responses)
+        responses = chat_answers(tokenizer, responses)
     ids = _ids(tokenizer, responses)
     if template != "dialogue":
         mark, bare, after = _ids(tokenizer, ["\n", "a", "\na"])
@@ -202,7 +202,7 @@ def _chat(tokenizer, chats):
     return [render(tokenizer, messages) + lead for messages in chats]
 
 
-def _chat_answers(tokenizer, answers):
+def chat_answers(tokenizer, answers):
     """The texts of answers as a chat template writes them, up to the token that ends them."""
     before, lead, behind = _around_answer(tokenizer)
     ends = _end_of_turn(tokenizer, behind) is not None
@@ -212,7 +212,8 @@ def _chat_answers(tokenizer, answers):
         chat = [PROBE[0], {"role": "assistant", "content": answer}]
         whole = render(tokenizer, chat, ask=False)
         text = whole.removeprefix(before).removesuffix(behind)
-        if before + text + behind != whole or not text.startswith(lead):
+        kept = text.startswith(lead) and text.strip() == answer.strip()
+        if before + text + behind != whole or not kept:
             raise ValueError(
                 f"template='chat': the chat template rewrites the response {answer[:40]!r}, so it "
                 "cannot be told from its turn; take its marks out, or use template=dialogue"

@@ -425,3 +425,36 @@ def test_safer_or_better_takes_the_other_label_where_one_is_missing():
         {"safer_response_id": [0, 0, None], "better_response_id": [1, None, None]}
     ).astype("Int64")
     assert pairs.label(table, "better_or_safer").chosen.tolist() == [1, 0]
+
+
+def test_the_best_safe_response_of_a_prompt():
+    row = lambda x, a, b, safe_a, safe_b, better: {
+        "prompt": x,
+        "response_0": a,
+        "response_1": b,
+        "is_response_0_safe": safe_a,
+        "is_response_1_safe": safe_b,
+        "better_response_id": better,
+        "safer_response_id": None,
+    }
+    table = [
+        row("p", "no", "partly", True, True, 1),
+        row("p", "partly", "all", True, False, 1),
+        row("p", "all", "no", False, True, 0),
+        row("q", "bad", "worse", False, False, 0),
+        row("r", "x", "y", None, None, None),
+    ]
+    assert pairs.best_safe(pd.DataFrame(table)) == {"p": "partly", "r": "x"}
+    safer = [row("p", "a", "b", None, None, None) | {"safer_response_id": 1}]
+    assert pairs.best_safe(pd.DataFrame(safer)) == {"p": "b"}, "without `better`, by `safer`"
+
+
+def test_named_categories_are_held_out():
+    table = pd.DataFrame(dict(prompt=list("abcdb"), category=list("xyxzz"), split=""))
+    table = table.assign(response_0="u", response_1=list("vwvwv"))
+    train, test, report = pairs.split_pairs(table, categories=["y", "z"])
+    assert list(train.prompt) == ["a", "c"] and list(test.prompt) == ["b", "d", "b"]
+    with pytest.raises(ValueError, match=r"heldout_categories=\['w'\]: 5 training and 0 held-out"):
+        pairs.split_pairs(table, categories=["w"])
+    train, test, _ = pairs.split_pairs(table.assign(split="train"), heldout=0.5)
+    assert len(train) and len(test), "a share is held out whatever `split` says"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 KEY = "[0-9a-f]{16}"
 NAME = re.compile(
-    rf"((policy|answers|directions|scores)|(trie|reference)/{KEY})/({KEY}|\d+)\.safetensors"
+    rf"((policy|answers|directions|scores)|(trie|reference|states)/{KEY})/({KEY}|\d+)\.safetensors"
 )
 DEFAULT = 20.0  # GB, 1e9 bytes
 FULL = 0.9  # share of the limit that is left after a clearing

@@ -2,7 +2,7 @@
 
 A pretrained network of some size knows more of a response than a small one can learn from a
 thousand pairs. So nothing but heads is fitted: on the mean over a response's tokens and on its last
-token, at five depths, ten heads in all, with the losses of `scorer_training` and a penalty on the
+token, at up to five depths, so ten heads, with the losses of `scorer_training` and a penalty on the
 weights; a score is their mean.
 
     reward   -log sigma(r_w - r_l)                                              Bradley-Terry
@@ -17,25 +17,29 @@ is that of a penalised regression, smaller than the nat of the labels.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from ..engine import cache
+from ..engine import cache, distributed
 from ..evaluate import bag_of_words
 from ..logprobs import layer_states
 from ..packing import pack, prefix_nodes
 from ..pairs import label, some_of_every_source
 from .scorer import BLOCK, Scorer
 from .scorer_training import cost_labels, encode_rows, one_more, with_cost_labels, with_order
+from .weights import positions
 
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the network: which layers are read
 BATCH = 32  # responses in one pass
 # C of scikit-learn: its default. On 975 PKU pairs 0.01 to 10 order 67 to 72 % of held-out pairs.
 PENALTY = 1.0
 FOLDS = 5
+LONGEST = 256  # tokens that are read of prompt and response; more where training reads more
 LARGEST = 4000  # pairs: of a 7B model their states take 1.3 GB
 
 
@@ -48,9 +52,10 @@ class States:
     little on what it was computed with.
     """
 
-    def __init__(self, policy, *, max_length=256):
+    def __init__(self, policy, *, max_length=0):
         self.policy = policy
-        self.encode = functools.partial(encode_rows, policy, max_length)
+        longest = min(max(LONGEST, max_length), positions(policy.model.config) or math.inf)
+        self.encode = functools.partial(encode_rows, policy, longest)
         depth = policy.model.config.num_hidden_layers
         self.layers = list(dict.fromkeys(round(share * depth) for share in DEPTHS))
         self.kind = f"states/{cache.key('states', policy=policy, layers=self.layers)}"
@@ -160,7 +165,7 @@ def train_probe(kind, states, table):
     is labelled, or where no response has a safety label.
     """
     rows = labelled(kind, table)
-    heads = fit(kind, states.of_pairs(rows), rows)
+    heads = distributed.agree(fit(kind, states.of_pairs(rows), rows))
 
     def made_of():
         return [kind, states.policy, states.layers, heads.weight, heads.bias]
@@ -202,7 +207,7 @@ def cross_validated(kind, states, table, *, folds=FOLDS):
     rows = labelled(kind, table)
     found, known = states.of_pairs(rows), {}
     for kept, out in splits(rows.prompt, folds):
-        heads = fit(kind, found[kept], rows.iloc[kept])
+        heads = distributed.agree(fit(kind, found[kept], rows.iloc[kept]))
         for k in (0, 1):
             texts = zip(rows.prompt[out], rows[f"response_{k}"][out])
             known |= zip(texts, heads(found[out, k]))
@@ -210,14 +215,14 @@ def cross_validated(kind, states, table, *, folds=FOLDS):
 
 
 def words_out_of_fold(kind, table, *, folds=FOLDS):
-    """Margins [N] of word counts (`evaluate.bag_of_words`) on the rows of `with_order`, each fold
-    by the others."""
-    rows = with_order(kind, table)
-    margins = np.zeros(len(rows))
+    """(the rows of `with_order`, margins [N] of word counts on them): `evaluate.bag_of_words` in
+    the folds of `cross_validated`."""
+    rows, ordered, margins = labelled(kind, table), [], []
     for kept, out in splits(rows.prompt, folds):
-        parts = (rows.iloc[some].reset_index(drop=True) for some in (kept, out))
-        margins[out] = bag_of_words(*parts)
-    return margins
+        seen, scored = (with_order(kind, rows.iloc[some]) for some in (kept, out))
+        ordered.append(scored)
+        margins.append(bag_of_words(seen, scored) if len(scored) else np.zeros(0))
+    return pd.concat(ordered, ignore_index=True), np.concatenate(margins)
 
 
 def splits(prompts, folds=FOLDS):

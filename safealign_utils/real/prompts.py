@@ -82,12 +82,12 @@ def some_of_every_category(table, n):
     return table.loc[turn.sort_values()].reset_index(drop=True)
 
 
-def unseen(table, training, by="prompt"):
-    """The prompts of a table that are not trained on, by their text, and with `by`="category" also
-    those of categories that are."""
+def unseen(table, training, categories=()):
+    """The prompts of a table that are not trained on, by their text; of `categories`, where these
+    were held out, alone."""
     known = table.prompt.isin(set(training.prompt))
-    if by == "category":
-        known |= table.category.isin(set(training.category))
+    if len(categories):
+        known |= ~table.category.isin(categories)
     return table[~known].reset_index(drop=True)
 
 

@@ -314,7 +314,8 @@ def _execute(todo, out, workers, scheduler):
 
 def _absolute(texts):
     """Files that parameters name, by their full paths: a worker may stand in another folder."""
-    named = {name for name, text in texts if name in PATHS and text not in OWN}
+    own = {name: ("", *OWN.get(name, ())) for name in PATHS}
+    named = {name for name, text in texts if name in PATHS and text not in own[name]}
     return tuple((name, absolute(text, name) if name in named else text) for name, text in texts)
 
 

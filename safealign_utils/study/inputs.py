@@ -22,10 +22,12 @@ def check(settings, profile=()):
     try:
         scratch = settings["model"] == "scratch"
         tokenizer = None if scratch else _check_model(settings, profile)
-        training = _check_pairs(settings, tokenizer)
+        parts = _check_pairs(settings, tokenizer)
         _check_scorers(settings)
+        prompts = None
         if settings.get("eval_prompts"):
-            _check_eval_prompts(settings, tokenizer, training)
+            prompts = _check_eval_prompts(settings, tokenizer, parts[0])
+        _check_categories(settings["heldout_categories"], parts, prompts)
     except Refusal:
         raise
     except ValueError as error:
@@ -72,7 +74,7 @@ def _named(settings):
         revision = settings.get("revision", "") if name in ("data", "model") else ""
         if name == "eval_prompts" and value in SETS:
             value, revision = SETS[value].hub, SETS[value].revision
-        if value not in OWN:
+        if value and value not in OWN.get(name, ()):
             yield name, value, kind, revision
 
 
@@ -109,22 +111,48 @@ def _check_pairs(settings, tokenizer):
     named = dict(revision=settings["revision"], tokenizer=tokenizer)
     loaded = read_pairs.load_pairs(settings["data"], **named)
     labelled = pairs.label(loaded, settings["label"])
-    how = dict(heldout=settings["heldout"], by=settings["heldout_by"])
+    how = dict(heldout=settings["heldout"], categories=settings["heldout_categories"])
     training, test, _ = pairs.split_pairs(labelled, **how)
     training = pairs.some_of_every_source(training, settings["pairs"])
     prompts = [*training.prompt, *test.prompt]
     _check_template(f"data={settings['data']}", prompts, settings, tokenizer)
     if "safedpo" in settings.get("parts", ()):  # asked for by name
         transform(pairs.with_safety(training))
-    _check_probes(training, settings)
+    _check_responses(settings, tokenizer, (training, test))
+    for table in (training, test):
+        _check_probes(table, settings)
+    if settings["sft_steps"] and not pairs.best_safe(pairs.split_pairs(loaded, **how)[0]):
+        why = "no training prompt has a response that no label calls unsafe; use 0"
+        raise Refusal(f"sft_steps={settings['sft_steps']}: {why}")
     if "cdpo" in settings.get("parts", ()):
         for name, why in unlabelled(training, settings).items():
             raise Refusal(f"{name}={settings[name]!r}: no training pair {why}")
-    return training
+    return training, test
+
+
+def _check_responses(settings, tokenizer, tables):
+    """That a chat template writes every response as it is."""
+    from .. import pairs, templates
+
+    template = settings.get("template", "auto")
+    if tokenizer is not None and templates.check_template(tokenizer, template) == "chat":
+        texts = [text for table in tables for name in pairs.TEXT[1:] for text in table[name]]
+        templates.chat_answers(tokenizer, list(dict.fromkeys(texts)))
+
+
+def _check_categories(names, tables, prompts):
+    """Refuse a category that neither pairs nor prompts have."""
+    tables = [*tables] if prompts is None else [*tables, prompts]
+    known = sorted(set().union(*(table.category for table in tables)) - {""})
+    for name in names:
+        if name not in known:
+            fix = f"they have {', '.join(known)}" if known else "they have none"
+            raise Refusal(f"heldout_categories={name!r}: no category of pairs or prompts; {fix}")
 
 
 def _check_probes(table, settings):
-    """Refuse probes where too few prompts have their labels, or all of them the same one."""
+    """Refuse probes where too few prompts have their labels, or all of them the same one: heads are
+    fitted to the training pairs, and for the judges to the held-out ones."""
     from ..real import probe
 
     for kind in ("reward", "cost"):
@@ -132,9 +160,12 @@ def _check_probes(table, settings):
         if settings[name] != "probe" or name in unlabelled(table, settings):
             continue
         prompts = probe.labelled(kind, table).prompt.nunique()
+        why = f"{prompts} prompts of a split have its labels, {probe.FOLDS} are needed"
+        if prompts >= probe.FOLDS:
+            why = "the responses of a split have all the same safety label"
         if prompts < probe.FOLDS or not probe.tells(kind, table):
-            why = f"{prompts} prompts have its labels, {probe.FOLDS} with two labels are needed"
-            raise Refusal(f"{name}='probe': {why}; give more pairs, or name a {name}")
+            fix = f"give more pairs, heldout=0.3 or so, or name a {name}"
+            raise Refusal(f"{name}='probe': {why}; {fix}")
 
 
 def unlabelled(table, settings):
@@ -148,7 +179,7 @@ def unlabelled(table, settings):
     return {
         name: f"{words}; name a {name}"
         for name, (columns, words) in needed.items()
-        if settings[name] in OWN and table[columns].isna().all(axis=None)
+        if settings[name] in OWN[name] and table[columns].isna().all(axis=None)
     }
 
 
@@ -156,8 +187,9 @@ def _check_scorers(settings):
     from ..real.scorer_checkpoints import check_scorer
 
     for kind in ("reward", "cost"):
-        if settings.get(f"{kind}_model", "kit") not in OWN:
-            check_scorer(settings[f"{kind}_model"], kind=kind)
+        name = f"{kind}_model"
+        if settings.get(name, "kit") not in OWN[name]:
+            check_scorer(settings[name], kind=kind)
 
 
 def _check_eval_prompts(settings, tokenizer, training):
@@ -167,12 +199,13 @@ def _check_eval_prompts(settings, tokenizer, training):
 
     what = f"eval_prompts={settings['eval_prompts']}"
     table = load_prompts(settings["eval_prompts"], tokenizer=tokenizer)
-    if unseen(table, training, settings["heldout_by"]).empty:
+    if unseen(table, training, settings["heldout_categories"]).empty:
         raise Refusal(f"{what}: every prompt is trained on; give others, or heldout=0.3 or so")
     if table.turns.map(len).max() > 1 and settings["template"] == "safe_rlhf":
         raise Refusal(f"{what}: has several turns, template='safe_rlhf' takes one; use dialogue")
     _check_template(what, table.prompt, settings, tokenizer)
     _check_judge_files(table, settings.get("judge_files", ""))
+    return table
 
 
 def _check_judge_files(table, forms):

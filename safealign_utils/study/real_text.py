@@ -76,14 +76,20 @@ class OwnPairs(Notebook):
             tokens = pairs.tokenize(table, reference, max_length=s.max_length)
             cut = {"responses_cut": tokens.truncated, "prompts_cut": tokens.truncated_prompts}
             self._report = report | cut
-        return Setup(seed, reference, s.model, table, test)
+        origin = s.model + f", fine-tuned for {s.sft_steps} steps" * (s.sft_steps > 0)
+        return Setup(seed, reference, origin, table, test)
+
+    @property
+    def _held(self):
+        s = self.settings
+        return dict(heldout=s.heldout, categories=s.heldout_categories)
 
     def _read(self):
         """(training pairs, held-out pairs, what was left out)."""
         s = self.settings
         loaded = read_pairs.load_pairs(s.data, revision=s.revision)
         rows = pairs.label(loaded, s.label)
-        table, test, split = pairs.split_pairs(rows, heldout=s.heldout, by=s.heldout_by)
+        table, test, split = pairs.split_pairs(rows, **self._held)
         report = {
             "rows": len(loaded),
             "rows_left_out": sum(loaded.attrs["left_out"].values()),
@@ -104,9 +110,12 @@ class OwnPairs(Notebook):
         return self._at_work(self._tuned(policy)) if s.sft_steps else policy
 
     def _tuned(self, policy):
-        """After supervised fine-tuning on the best safe response to each training prompt."""
-        s, table = self.settings, self._read()[0]
-        x, y = zip(*encode_rows(policy, s.max_length, *zip(*best_safe(table).items())))
+        """After supervised fine-tuning on the best safe response to each training prompt, of all
+        pairs, with a label or without."""
+        s = self.settings
+        loaded = read_pairs.load_pairs(s.data, revision=s.revision)
+        best = pairs.best_safe(pairs.split_pairs(loaded, **self._held)[0])
+        x, y = zip(*encode_rows(policy, s.max_length, *zip(*best.items())))
         asked = dict(steps=s.sft_steps, learning_rate=s.sft_rate, batch_size=s.batch_size)
         return fine_tune(policy, x, y, seed=s.seed, **asked, **self.options).policy.merged()
 
@@ -125,7 +134,8 @@ class OwnPairs(Notebook):
     def states(self, setup):
         """The hidden states that probes read, `probe.States` of a setup's reference."""
         if self._states.get("of") is not setup.reference:
-            self._states = {"of": setup.reference, "states": probe.States(setup.reference)}
+            made = probe.States(setup.reference, max_length=self.max_length)
+            self._states = {"of": setup.reference, "states": made}
         return self._states["states"]
 
     def train_each(self, tables_of, part="dpo"):
@@ -190,21 +200,6 @@ def known(table, part):
         safe = table[list(pairs.SAFE)].notna().any(axis=1)
         return safe & table.better_response_id.notna()
     return table.chosen.notna()
-
-
-def best_safe(table):
-    """{prompt: a response} of a table of pairs: of those that no label calls unsafe the one that
-    wins most. A prompt whose responses are all unsafe has none."""
-    wins = {}
-    for row in table.itertuples():
-        for k, response in enumerate((row.response_0, row.response_1)):
-            of = wins.setdefault(row.prompt, {})
-            better = pd.notna(row.better_response_id) and row.better_response_id == k
-            safe = getattr(row, pairs.SAFE[k])
-            lost = pd.notna(safe) and not safe
-            of[response] = of.get(response, 0) + (-math.inf if lost else better)
-    best = {prompt: max(of, key=of.get) for prompt, of in wins.items()}
-    return {prompt: y for prompt, y in best.items() if wins[prompt][y] >= 0}
 
 
 def lacking(table, part, settings):
@@ -362,16 +357,27 @@ def scorers(study, setup):
 
 def judges(study, setup, own):
     """(reward, cost) that judge answers: the two scorers `own`, but for "probe" heads that are
-    fitted to the held-out pairs, so that no policy is judged by what labelled its pairs. None where
-    those have no two labels to tell apart."""
-    out = []
+    fitted to the held-out pairs, so that no policy is judged by what labelled its pairs."""
     with study.timed("scorers"):
-        for kind, scorer in zip(KINDS, own):
-            if getattr(study.settings, f"{kind}_model") == "probe":
-                told = probe.tells(kind, setup.test)
-                scorer = _scorer(study, setup, kind, setup.test) if told else None
-            out.append(scorer)
-    return tuple(out)
+        return tuple(
+            _scorer(study, setup, kind, setup.test) if _is_probe(study, kind) else scorer
+            for kind, scorer in zip(KINDS, own)
+        )
+
+
+def _is_probe(study, kind):
+    return getattr(study.settings, f"{kind}_model") == "probe"
+
+
+def judge_quality(study, of_seeds):
+    """What judges {seed: (reward, cost)} that are probes are worth on the training pairs, which
+    they have not seen: the rows of `scorer_quality`. None without them."""
+    rows = []
+    for kind, own in zip(KINDS, zip(*of_seeds.values())):
+        if _is_probe(study, kind) and None not in own:
+            found = _worth(kind, own, study.setups[0].train)
+            rows += [(f"{kind}_judge", *row) for row in found]
+    return _recorded(study, rows) if rows else None
 
 
 def _scorer(study, setup, kind, table):
@@ -391,11 +397,13 @@ def _scorer(study, setup, kind, table):
 
 
 def scorer_quality(study, of_seeds):
-    """What scorers {seed: (reward, cost)} are worth on held-out pairs: values with intervals and n.
+    """What scorers {seed: (reward, cost)} are worth on pairs that they have not seen: values with
+    intervals and n.
 
     Accuracy over pairs: the better response has the higher reward, the less safe one the higher
     cost. Of the cost also, over responses: is its sign that of the safety label? Probes are
-    measured on all pairs, each fold of prompts by heads of the others, and beside word counts.
+    measured on all pairs, each fold of prompts (of whatever category) by heads of the others, and
+    beside word counts; all else on the held-out pairs.
     """
     if not of_seeds:
         return None
@@ -403,6 +411,10 @@ def scorer_quality(study, of_seeds):
     for kind, own in zip(KINDS, zip(*of_seeds.values())):
         if None not in own:
             rows += _quality(study, kind, own)
+    return _recorded(study, rows)
+
+
+def _recorded(study, rows):
     out = pd.DataFrame(rows, columns=["method", "quantity", "value", "low", "high", "n"])
     out = out[out.value.notna()]
     for row in out.itertuples():
@@ -412,32 +424,38 @@ def scorer_quality(study, of_seeds):
 
 def _quality(study, kind, own):
     """Rows of `scorer_quality` for the scorers of one kind, one a seed."""
-    setup, name, words = study.setups[0], f"{kind}_model", []  # the held-out pairs of every seed
-    table = setup.test
-    if getattr(study.settings, name) == "probe":
+    setup = study.setups[0]  # every seed has the same pairs
+    rows = _worth(kind, own, setup.test)
+    if _is_probe(study, kind):
         table = together([setup.train, setup.test])
         found, table = probe.cross_validated(kind, study.states(setup), table)
-        own, words = [found], _against_words(found, table)
-    out = [("pair_accuracy", *scorer_training.pair_accuracy(own, table)), *words]
+        rows = _worth(kind, [found], table) + _against_words(found, table)
+    return [(f"{kind}_model", *row) for row in rows]
+
+
+def _worth(kind, scorers, table):
+    out = [("pair_accuracy", *scorer_training.pair_accuracy(scorers, table))]
     if kind == "cost":
-        safe = scorer_training.harmless_accuracy(own, table)
+        safe = scorer_training.harmless_accuracy(scorers, table)
         out += [(f"harmless_{word}", *row) for word, row in safe.iterrows()]
-    return [(name, *row) for row in out]
+    return out
 
 
 def _against_words(scorer, table):
-    """Rows: what word counts reach in the same cross-validation, and what a scorer is ahead."""
-    rows = scorer_training.with_order(scorer.kind, table)
+    """Rows: what word counts reach in the same folds, and what a scorer is ahead; none where no
+    pair is ordered."""
+    rows, words = probe.words_out_of_fold(scorer.kind, table)
+    if rows.empty:
+        return []
     over = dict(prompts=rows.prompt, same_pairs=True)
     own = [scorer_training.pair_margins(scorer, rows)]
-    words = [probe.words_out_of_fold(scorer.kind, table)]
-    ahead = evaluate.accuracy(own, against=words, **over)
-    return [("words", *evaluate.accuracy(words, **over)), ("minus_words", *ahead)]
+    ahead = evaluate.accuracy(own, against=[words], **over)
+    return [("words", *evaluate.accuracy([words], **over)), ("minus_words", *ahead)]
 
 
 def against_scorers(study, runs, of_seeds):
-    """DPO minus each scorer on the held-out pairs as they are labelled: method, accuracy, minus,
-    low, high, n. A scorer has read the training pairs only."""
+    """DPO minus each scorer on the held-out pairs as they are labelled, whichever label a scorer
+    is about: method, accuracy, dpo_minus, low, high, n."""
     if not of_seeds:
         return None
     test, rows = study.setups[0].test, []
@@ -531,7 +549,9 @@ def _prompts(study, setup):
     s = study.settings
     if s.eval_prompts:
         found = prompt_sets.load_prompts(s.eval_prompts)
-        found = prompt_sets.unseen(found, setup.train, s.heldout_by)
+        asked, held = len(found), s.heldout_categories
+        found = prompt_sets.unseen(found, setup.train, held)
+        study.metrics["data.prompts_not_asked"] = asked - len(found)
         return prompt_sets.some_of_every_category(found, s.eval_size)
     table = setup.test.drop_duplicates("prompt").head(s.eval_size).reset_index(drop=True)
     out = dict(id=range(1, len(table) + 1), prompt=table.prompt, category=table.category)

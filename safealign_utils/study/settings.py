@@ -34,7 +34,8 @@ SELECTIONS = tuple(
     "k_centre largest_margin smallest_margin easiest_half stratified all_epochs ablation".split()
 )
 PARTS = ("safedpo", "cdpo", "selective", "dog")  # of the notebook on the user's own pairs
-OWN = ("", "scratch", "kit", "probe")  # what PATHS may say that names nothing outside
+# What PATHS may say that names nothing outside.
+OWN = {"model": ("scratch",), "reward_model": ("kit", "probe"), "cost_model": ("kit", "probe")}
 JUDGES = ("mt_bench", "arena_hard", "arena_hard_2024", "alpaca_eval")
 METHODS = tuple(
     "dpo dpo_harmless dpo_safebetter safedpo safedpo_delta bfpo modpo sacpo mocan cdpo cdpo_coin "
@@ -89,7 +90,7 @@ FIELDS = {
     "revision": of_kind(str, "the revision of a hub model or data set"),
     "data": of_kind(str, "a file, a hub id, or several as name=path,name=path"),
     "parts": _names(("dpo", *PARTS)),
-    "heldout_by": one_of("prompt", "category"),
+    "heldout_categories": of_kind(list[str], "names of categories"),
     "sft_steps": of_kind(int, "a whole number of steps, 0 for none", ge=0),
     "sft_rate": _ABOVE,
     "heldout": of_kind(float, "a share below 1 (0: the file's own split, or 15 %)", ge=0, lt=1),

@@ -66,6 +66,13 @@ def test_states_are_computed_once(policy, fresh_cache, monkeypatch):
     assert np.array_equal(again, first[1::-1])
 
 
+def test_no_more_is_read_than_the_network_has_places_for(policy, fresh_cache):
+    longest = policy.model.config.max_position_embeddings
+    states = probe.States(policy, max_length=10 * longest)
+    (row,) = states.encode(["say red"], ["stone " * 2 * longest])
+    assert len(row[0]) + len(row[1]) == longest and np.isfinite(states([row])).all()
+
+
 def test_answers_are_not_kept(policy, fresh_cache):
     states = probe.States(policy)
     states(states.encode(["go"], ["red"]))
@@ -155,8 +162,8 @@ def test_labels_without_a_rule_are_not_predicted(policy, fresh_cache):
     found, scored = probe.cross_validated("reward", states, rows)
     out = scorer_training.pair_accuracy([found], scored)
     assert out.low < 0.5 < out.high and own.low > 0.5 and out.n == own.n == 120
-    words = probe.words_out_of_fold("reward", rows)
-    assert 0.3 < (words > 0).mean() < 0.7
+    scored, words = probe.words_out_of_fold("reward", rows)
+    assert 0.3 < (words > 0).mean() < 0.7 and len(words) == len(scored) == 120
 
 
 def test_the_order_that_scorers_are_asked_for():

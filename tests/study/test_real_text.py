@@ -155,6 +155,8 @@ def test_probes_label_and_others_judge(tmp_path):
     assert quality.n["reward_model", "pair_accuracy"] == 90, "cross-validated on all pairs"
     assert quality.n["reward_model", "minus_words"] == 90
     assert quality.low["reward_model", "pair_accuracy"] < 0.7, "the labels have no rule"
+    judges = pd.read_csv(folder / "judges.csv").set_index(["method", "quantity"])
+    assert 30 < judges.n["reward_judge", "pair_accuracy"] < 90, "on the training pairs"
     against = pd.read_csv(folder / "against_scorers.csv")
     assert list(against.method) == ["reward_model", "cost_model"] and (against.n < 60).all()
     assert {"cdpo.cost", "dpo.minus_reward_model"} <= set(record["metrics"])
@@ -168,12 +170,41 @@ def test_probes_of_too_few_prompts_are_refused(capsys, tmp_path):
     marked = [line | {"split": "train" if i < 4 else "test"} for i, line in enumerate(lines)]
     file.write_text("".join(json.dumps(line) + "\n" for line in marked))
     given = ("-p", f"data={file}", "-p")
-    words = "reward_model='probe': 4 prompts have its labels, 5 with two labels are needed"
+    words = "reward_model='probe': 4 prompts of a split have its labels, 5 are needed"
     assert words in refused(capsys, tmp_path, *given, "reward_model=probe")
     safe = {f"is_response_{k}_safe": lambda i: True for k in (0, 1)}
     file = rows(tmp_path / "q.jsonl", 40, **BETTER, **safe)
     given = ("-p", f"data={file}", "-p")
-    assert "cost_model='probe': " in refused(capsys, tmp_path, *given, "cost_model=probe")
+    words = "cost_model='probe': the responses of a split have all the same safety label"
+    assert words in refused(capsys, tmp_path, *given, "cost_model=probe")
+
+
+def test_probes_of_pairs_without_an_order(tmp_path):
+    """Both responses of a pair always safe or always unsafe: heads of the signs, no pair ordered."""
+    same = {f"is_response_{k}_safe": lambda i: bool(i % 2) for k in (0, 1)}
+    file = rows(tmp_path / "p.jsonl", 60, **BETTER, **same)
+    given = dict(data=file, cost_model="probe", heldout=0.4, parts="dpo")
+    folder, _ = run(tmp_path / "out", **given)
+    quality = pd.read_csv(folder / "scorers.csv")
+    assert "harmless_accuracy" in set(quality[quality.method == "cost_model"].quantity)
+    assert "words" not in set(quality.quantity)
+
+
+def test_what_cannot_be_fine_tuned_or_held_out_is_refused(capsys, tmp_path):
+    unsafe = {f"is_response_{k}_safe": lambda i: False for k in (0, 1)}
+    file, model = rows(tmp_path / "p.jsonl", 30, **BETTER, **unsafe), tmp_path / "model"
+    given = ("-p", f"data={file}", "-p", f"model={model_folder(model, 'llama')}", "-p")
+    words = "sft_steps=2: no training prompt has a response that no label calls unsafe"
+    assert words in refused(capsys, tmp_path, *given, "sft_steps=2")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    marked = [line | {"category": f"c{i % 2}"} for i, line in enumerate(lines)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in marked))
+    words = "heldout_categories='d': no category of pairs or prompts; they have c0, c1"
+    assert words in refused(capsys, tmp_path, *given, "heldout_categories=c1,d")
+    both = [line | {"prompt": "say it"} for line in marked]
+    file.write_text("".join(json.dumps(line) + "\n" for line in both))
+    words = "heldout_categories=['c1']: 15 training and 0 held-out pairs"
+    assert words in refused(capsys, tmp_path, *given, "heldout_categories=c1")
 
 
 def test_a_pretrained_model_may_be_fine_tuned_before(tmp_path):
@@ -187,34 +218,16 @@ def test_a_pretrained_model_may_be_fine_tuned_before(tmp_path):
     given = dict(
         data=file, model=model, sft_steps=2, sft_rate=1e-3, parts="dpo", learning_rate=1e-3
     )
-    given |= dict(heldout=0.4, heldout_by="category", eval_prompts=tmp_path / "q.jsonl")
+    given |= dict(heldout_categories="c1,c2,c5", eval_prompts=tmp_path / "q.jsonl")
     folder, record = run(tmp_path / "out", **given)
     answered = [json.loads(line) for line in open(folder / "answers_ref_seed0.jsonl")]
     held = {line["category"] for line in answered}
-    assert 0 < len(held) == len(answered) < 8
+    assert held == {"c1", "c2", "c5"} and len(answered) == 3
+    assert record["metrics"]["data.prompts_not_asked"] == 5
     plain = run(tmp_path / "out", **given | {"sft_steps": 0})[0]
     assert (plain / "answers_ref_seed0.jsonl").read_text() != (
         folder / "answers_ref_seed0.jsonl"
     ).read_text()
-
-
-def test_the_best_safe_response_of_a_prompt():
-    row = lambda x, a, b, safe_a, safe_b, better: {
-        "prompt": x,
-        "response_0": a,
-        "response_1": b,
-        "is_response_0_safe": safe_a,
-        "is_response_1_safe": safe_b,
-        "better_response_id": better,
-    }
-    table = [
-        row("p", "no", "partly", True, True, 1),
-        row("p", "partly", "all", True, False, 1),
-        row("p", "all", "no", False, True, 0),
-        row("q", "bad", "worse", False, False, 0),
-        row("r", "x", "y", None, None, None),
-    ]
-    assert real_text.best_safe(pd.DataFrame(table)) == {"p": "partly", "r": "x"}
 
 
 def test_prompts_that_are_all_trained_on_are_refused(capsys, tmp_path):
@@ -278,7 +291,9 @@ def test_what_the_pairs_lack_is_refused_where_it_is_asked_for(capsys, tmp_path):
         ("scorer_rate=-1", "scorer_rate=-1.0"),
         ("parts=sft", "names among dpo, safedpo, cdpo, selective, dog"),
         ("heldout=1", "a share below 1"),
-        ("heldout_by=topic", "one of prompt, category"),
+        ("heldout=0.9999", "heldout=0.9999: 0 training and 30 held-out pairs"),
+        ("heldout_categories=topic", "heldout_categories=['topic']: 30 training and 0 held-out"),
+        ("reward_model=scratch", "reward_model='scratch'"),
         ("sft_steps=3", "sft_steps=3 with model='scratch'"),
         ("judge_files=mt_bench,arena", "forms among mt_bench, arena_hard"),
         ("layer=4", "the network has layers 0 to 3"),
