@@ -27,7 +27,7 @@ def check(settings, profile=()):
         prompts = None
         if settings.get("eval_prompts"):
             prompts = _check_eval_prompts(settings, tokenizer, parts[0])
-        _check_categories(settings["heldout_categories"], parts, prompts)
+        _check_categories(settings.get("heldout_categories", ()), parts, prompts)
     except Refusal:
         raise
     except ValueError as error:
@@ -111,7 +111,9 @@ def _check_pairs(settings, tokenizer):
     named = dict(revision=settings["revision"], tokenizer=tokenizer)
     loaded = read_pairs.load_pairs(settings["data"], **named)
     labelled = pairs.label(loaded, settings["label"])
-    how = dict(heldout=settings["heldout"], categories=settings["heldout_categories"])
+    how = dict(
+        heldout=settings.get("heldout", 0.0), categories=settings.get("heldout_categories", ())
+    )
     training, test, _ = pairs.split_pairs(labelled, **how)
     training = pairs.some_of_every_source(training, settings["pairs"])
     prompts = [*training.prompt, *test.prompt]
@@ -121,7 +123,7 @@ def _check_pairs(settings, tokenizer):
     _check_responses(settings, tokenizer, (training, test))
     for table in (training, test):
         _check_probes(table, settings)
-    if settings["sft_steps"] and not pairs.best_safe(pairs.split_pairs(loaded, **how)[0]):
+    if settings.get("sft_steps") and not pairs.best_safe(pairs.split_pairs(loaded, **how)[0]):
         why = "no training prompt has a response that no label calls unsafe; use 0"
         raise Refusal(f"sft_steps={settings['sft_steps']}: {why}")
     if "cdpo" in settings.get("parts", ()):
@@ -157,7 +159,7 @@ def _check_probes(table, settings):
 
     for kind in ("reward", "cost"):
         name = f"{kind}_model"
-        if settings[name] != "probe" or name in unlabelled(table, settings):
+        if settings.get(name) != "probe" or name in unlabelled(table, settings):
             continue
         prompts = probe.labelled(kind, table).prompt.nunique()
         why = f"{prompts} prompts of a split have its labels, {probe.FOLDS} are needed"
@@ -199,7 +201,7 @@ def _check_eval_prompts(settings, tokenizer, training):
 
     what = f"eval_prompts={settings['eval_prompts']}"
     table = load_prompts(settings["eval_prompts"], tokenizer=tokenizer)
-    if unseen(table, training, settings["heldout_categories"]).empty:
+    if unseen(table, training, settings.get("heldout_categories", ())).empty:
         raise Refusal(f"{what}: every prompt is trained on; give others, or heldout=0.3 or so")
     if table.turns.map(len).max() > 1 and settings["template"] == "safe_rlhf":
         raise Refusal(f"{what}: has several turns, template='safe_rlhf' takes one; use dialogue")
