@@ -155,12 +155,12 @@ def _check_categories(names, tables, prompts):
 def _check_probes(table, settings):
     """Refuse probes where too few prompts have their labels, or all of them the same one: heads are
     fitted to the training pairs, and for the judges to the held-out ones."""
-    from ..real import probe
-
     for kind in ("reward", "cost"):
         name = f"{kind}_model"
         if settings.get(name) != "probe" or name in unlabelled(table, settings):
             continue
+        from ..real import probe
+
         prompts = probe.labelled(kind, table).prompt.nunique()
         why = f"{prompts} prompts of a split have its labels, {probe.FOLDS} are needed"
         if prompts >= probe.FOLDS:

@@ -1,6 +1,7 @@
 """The cache's limit: the least recently used go first, nothing of others, also where two processes write at once."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -64,6 +65,18 @@ def test_what_is_trained_or_of_others_stays(small):
         put(number)
     assert all(path.exists() for path in keep)
     assert sum(e.size for e in room.entries(small)) <= 100 * KB and 7 in there(small)
+
+
+def test_every_kind_that_the_package_stores_counts(small):
+    """Those named where they are stored, and those that have a folder for each key."""
+    source = "".join(path.read_text() for path in (ROOT / "safealign_utils").rglob("*.py"))
+    plain = set(re.findall(r'cache\.store\("(\w+)"', source))
+    keyed = set(re.findall(r'f"(\w+)/\{(?:distributed\.agree\()?cache\.key\(', source))
+    assert {"policy", "scores"} <= plain and {"trie", "reference", "states"} <= keyed
+    kinds = [*plain, *(f"{kind}/{'a' * 16}" for kind in keyed)]
+    for kind in kinds:
+        cache.store(kind, "b" * 16, {"x": np.zeros(100)})
+    assert len(room.entries(small)) == len(kinds)
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "many", "nan", "inf"])
