@@ -121,8 +121,7 @@ def _check_pairs(settings, tokenizer):
     if "safedpo" in settings.get("parts", ()):  # asked for by name
         transform(pairs.with_safety(training))
     _check_responses(settings, tokenizer, (training, test))
-    for table in (training, test):
-        _check_probes(table, settings)
+    _check_probes((training, test), settings)
     if settings.get("sft_steps") and not pairs.best_safe(pairs.split_pairs(loaded, **how)[0]):
         why = "no training prompt has a response that no label calls unsafe; use 0"
         raise Refusal(f"sft_steps={settings['sft_steps']}: {why}")
@@ -152,22 +151,24 @@ def _check_categories(names, tables, prompts):
             raise Refusal(f"heldout_categories={name!r}: no category of pairs or prompts; {fix}")
 
 
-def _check_probes(table, settings):
-    """Refuse probes where too few prompts have their labels, or all of them the same one: heads are
-    fitted to the training pairs, and for the judges to the held-out ones."""
+def _check_probes(tables, settings):
+    """Refuse probes where too few prompts of a split have their labels, or all of them the same
+    one: heads are fitted to the training pairs, and for the judges to the held-out ones."""
     for kind in ("reward", "cost"):
         name = f"{kind}_model"
-        if settings.get(name) != "probe" or name in unlabelled(table, settings):
+        without = [name in unlabelled(table, settings) for table in tables]
+        if settings.get(name) != "probe" or all(without):
             continue
         from ..real import probe
 
-        prompts = probe.labelled(kind, table).prompt.nunique()
-        why = f"{prompts} prompts of a split have its labels, {probe.FOLDS} are needed"
-        if prompts >= probe.FOLDS:
-            why = "the responses of a split have all the same safety label"
-        if prompts < probe.FOLDS or not probe.tells(kind, table):
-            fix = f"give more pairs, heldout=0.3 or so, or name a {name}"
-            raise Refusal(f"{name}='probe': {why}; {fix}")
+        for table, is_without in zip(tables, without):
+            prompts = 0 if is_without else probe.labelled(kind, table).prompt.nunique()
+            why = f"{prompts} prompts of a split have its labels, {probe.FOLDS} are needed"
+            if prompts >= probe.FOLDS:
+                why = "the responses of a split have all the same safety label"
+            if prompts < probe.FOLDS or not probe.tells(kind, table):
+                fix = f"give more pairs, heldout=0.3 or so, or name a {name}"
+                raise Refusal(f"{name}='probe': {why}; {fix}")
 
 
 def unlabelled(table, settings):

@@ -194,6 +194,7 @@ def test_what_cannot_be_fine_tuned_or_held_out_is_refused(capsys, tmp_path):
     unsafe = {f"is_response_{k}_safe": lambda i: False for k in (0, 1)}
     file, model = rows(tmp_path / "p.jsonl", 30, **BETTER, **unsafe), tmp_path / "model"
     given = ("-p", f"data={file}", "-p", f"model={model_folder(model, 'llama')}", "-p")
+    capsys.readouterr()  # what saving a model prints
     words = "sft_steps=2: no training prompt has a response that no label calls unsafe"
     assert words in refused(capsys, tmp_path, *given, "sft_steps=2")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
