@@ -156,8 +156,10 @@ def _check_probes(tables, settings):
     one: heads are fitted to the training pairs, and for the judges to the held-out ones."""
     for kind in ("reward", "cost"):
         name = f"{kind}_model"
+        if settings.get(name) != "probe":
+            continue
         without = [name in unlabelled(table, settings) for table in tables]
-        if settings.get(name) != "probe" or all(without):
+        if all(without):
             continue
         from ..real import probe
 
