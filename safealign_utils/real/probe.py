@@ -1,7 +1,7 @@
 """Scorers on frozen hidden states: linear heads on a policy that is never trained.
 
-A pretrained network of some size knows more of a response than a small one can learn from a
-thousand pairs. So nothing but heads is fitted: on the mean over a response's tokens and on its last
+A pretrained network may know more of a response than a small one can learn from a thousand pairs.
+So nothing but heads is fitted: on the mean over a response's tokens and on its last
 token, at up to five depths, so ten heads, with the losses of `scorer_training` and a penalty on the
 weights; a score is their mean.
 
