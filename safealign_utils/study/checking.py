@@ -6,6 +6,7 @@ numbers. Answers may be numpy arrays, torch tensors, lists or plain numbers.
 """
 
 import copy
+import itertools
 import warnings
 from dataclasses import dataclass
 
@@ -72,15 +73,18 @@ class Exercise:
 
     def _at(self, case):
         """A case in words: its arguments by name, long ones by their shape."""
-        return "At " + ", ".join(map(written, self.arguments.split(), case))
+        return "At " + ", ".join(written(self.arguments.split(), case))
 
     def _why(self, got, wanted):
         """Which mistake gives these answers; a hint where it is none of the known ones."""
-        words = unlike(got, wanted) or f"Hint: {self.hints[0]}"
-        for known, slip in self.slips.items():
+        for words, slip in self.slips.items():
             made = [called(slip, case) for case in self.cases]
             if all(same(*both, nan=True) for both in zip(got, made)):
-                words = known
+                return self._more(words)
+        return self._more(unlike(got, wanted) or f"Hint: {self.hints[0]}")
+
+    def _more(self, words):
+        """Words, and where more is to be had."""
         return f'{words}. More: exercises.hint("{self.name}", 2)'
 
 
@@ -121,7 +125,7 @@ def as_tensor(value):
     """An array as a tensor of its own; any other argument as it is."""
     import torch
 
-    return torch.tensor(value) if isinstance(value, np.ndarray) else value
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
 
 def failure(error):
@@ -169,9 +173,7 @@ def no_answer(mine, right):
     try:
         numbers(mine)
     except Exception:  # whatever its conversion raises: it is no number
-        shape = np.shape(right)
-        asked = f"numbers of shape {shape}" if shape else "a number"
-        return f"wanted {asked}, got {kind(mine)}"
+        return f"wanted {form(np.shape(right))}, got {kind(mine)}"
     return ""
 
 
@@ -204,14 +206,16 @@ def squeezed(mine, right):
 def difference(mine, right):
     """Got and wanted in words, where they differ most."""
     if isinstance(right, str):
-        return f"got {kind(mine)}, wanted {right!r}"
+        return f"got {mine!r}, wanted {right!r}"
     if isinstance(right, tuple):
         part = next(k for k in range(len(right)) if not same(mine[k], right[k]))
         return f"of array {part + 1}, {difference(mine[part], right[part])}"
     mine, right = squeezed(mine, right)
     if mine.shape != right.shape:
-        return f"got the shape {mine.shape}, wanted {right.shape}"
+        return f"got {form(mine.shape)}, wanted {form(right.shape)}"
     off = np.where(mine == right, 0.0, np.abs(mine - right))
+    if np.allclose(mine, right, rtol=RTOL, atol=ATOL):  # what must be exactly 0
+        off = np.where(right == 0, off, 0.0)
     place = np.unravel_index(np.argmax(np.nan_to_num(off, nan=np.inf)), off.shape)
     where = f"entry {[int(i) for i in place]} " if place else ""
     return f"{where}got {short(mine[place])}, wanted {short(right[place])}"
@@ -219,11 +223,12 @@ def difference(mine, right):
 
 def unlike(got, wanted):
     """In what all answers differ from the right ones, where it is one simple thing; else ""."""
-    if isinstance(wanted[0], (str, tuple)) or any(isinstance(v, Failure) for v in got):
+    if isinstance(wanted[0], (str, tuple)):
         return ""
-    if any(map(no_answer, got, wanted)):
+    pairs = [(v, w) for v, w in zip(got, wanted) if not isinstance(v, Failure)]
+    if any(no_answer(*both) for both in pairs):
         return ""
-    pairs = [squeezed(*both) for both in zip(got, wanted)]
+    pairs = [squeezed(*both) for both in pairs]
     if any(mine.shape != right.shape for mine, right in pairs):
         return unlike_in_shape(*next(p for p in pairs if p[0].shape != p[1].shape))
     mine, right = (np.hstack([np.ravel(pair[k]) for pair in pairs]) for k in (0, 1))
@@ -236,9 +241,7 @@ def unlike_in_shape(mine, right):
         return "Rows and columns are exchanged"
     if mine.ndim == right.ndim and abs(mine.size - right.size) == 1:
         return f"Off by one: an entry too {'many' if mine.size > right.size else 'few'}"
-    if mine.ndim != right.ndim or mine.shape != right.shape:
-        return "Look at the axis of each sum and mean, and at keepdims"
-    return ""
+    return "Look at the axis of each sum and mean, and at keepdims"
 
 
 def unlike_in_size(mine, right):
@@ -249,6 +252,8 @@ def unlike_in_size(mine, right):
     mine, right = mine[known], right[known]
     if np.allclose(mine, -right, rtol=RTOL, atol=ATOL):
         return "The sign is turned"
+    if np.allclose(mine, right, rtol=RTOL, atol=ATOL):
+        return "What is wanted as 0 must be exactly 0"
     if len(mine) < 2:
         return ""
     factor = (mine * right).sum() / max((right * right).sum(), 1e-300)
@@ -261,13 +266,26 @@ def unlike_in_size(mine, right):
 
 
 # ---------------------------------------------------------------- values in words
-def written(name, value):
-    """An argument in words: numbers and short arrays in full, longer ones by their shape."""
-    if np.ndim(value) == 0:
-        return f"{name} {short(value)}"
-    if np.size(value) == 0 or np.size(value) > LONGEST:
-        return f"{name} of shape {np.shape(value)}"
-    return f"{name} {np.array2string(np.asarray(value), separator=', ')}".replace("\n", "")
+def written(names, values):
+    """Arguments in words: numbers and short arrays in full, longer ones by the shape they share."""
+    pairs = zip(names, map(value_or_shape, values))
+    for _, group in itertools.groupby(pairs, lambda pair: pair[pair[1].startswith("of shape")]):
+        group = list(group)
+        yield f"{', '.join(name for name, _ in group)} {group[0][1]}"
+
+
+def value_or_shape(value):
+    """A number or a short array in full, a longer one by its shape."""
+    value = np.asarray(value)
+    if value.ndim and not 0 < value.size <= LONGEST:
+        return f"of shape {value.shape}"
+    text = np.array2string(value, separator=", ", formatter={"float_kind": short})
+    return text.replace("\n", "")
+
+
+def form(shape):
+    """A shape in words."""
+    return f"numbers of shape {shape}" if shape else "a number"
 
 
 def short(number):

@@ -415,7 +415,7 @@ dual_step = Exercise(
 
 def scored_pairs(seed, N):
     """Rewards and costs [N, 2] of pairs."""
-    return tuple(values[:, :2] for values in tables(seed, N, 3)[1:])
+    return tuple(values[:, :2].round(1) for values in tables(seed, N, 3)[1:])
 
 
 def first_wins(score):

@@ -1,4 +1,4 @@
-"""Combinations of levers: the factorial's arithmetic, the exact optimum of a margin, notebook 06's exercises and drawings."""
+"""Combinations of levers: the factorial's arithmetic, the exact optimum of a margin and drawings."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from safealign_utils import pairs
 from safealign_utils.figures import side_by_side
 from safealign_utils.methods import dog, safedpo
 from safealign_utils.runs import cli
-from safealign_utils.study import exercises, factorial
+from safealign_utils.study import factorial
 from safealign_utils.study import settings as parameters
 from safealign_utils.world import optimum, tabular
 
@@ -146,39 +146,6 @@ def test_what_cannot_be_used_is_refused(given, words, capsys, tmp_path):
     )
     err = capsys.readouterr().err
     assert status == 2 and all(word in err for word in words), err
-
-
-# ---------------------------------------------------------------- exercises
-
-SOLVED = {
-    "labels_needed": (
-        lambda unsafe: 1 - unsafe.max(axis=1),
-        lambda unsafe: unsafe[:, 0] == unsafe[:, 1],
-    ),
-    "interaction": (
-        lambda y: (y[1, 1] - y[1, 0] - y[0, 1] + y[0, 0]) / 2,
-        lambda y: y[1, 1] - y[1, 0] - y[0, 1] + y[0, 0],
-    ),
-    "margin_optimum": (
-        lambda logp, r, c, delta, beta: np.exp(
-            optimum.optimal(logp, r - delta * (c > 0), beta=beta)
-        ),
-        lambda logp, r, c, delta, beta: np.exp(optimum.optimal(logp, r - delta * c, beta=beta)),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SOLVED)
-def test_an_exercise_knows_right_from_wrong(name, capsys):
-    right, wrong = SOLVED[name]
-    check = getattr(exercises, name)
-    check(right), check(wrong), check(lambda *given: None)
-    first, second, third = capsys.readouterr().out.splitlines()
-    assert (
-        first.endswith(": correct")
-        and "not right yet. Hint: " in second
-        and "not answered yet. Hint: " in third
-    )
 
 
 # ---------------------------------------------------------------- drawings
