@@ -144,6 +144,47 @@ def test_what_is_no_number_is_refused_in_one_line(answer):
     assert "wanted numbers of shape (4,), got " in text and len(text.splitlines()) == 1
 
 
+ODD = [
+    None,
+    True,
+    0,
+    float("inf"),
+    10**400,
+    "",
+    "keep",
+    b"x",
+    [],
+    (),
+    {},
+    {1},
+    [[]],
+    [1, [2]],
+    (1.0, None),
+    range(4),
+    len,
+    type,
+    np.zeros(0),
+    np.zeros((3, 7)),
+    np.full((3, 7), np.nan),
+    np.zeros((4, 1)),
+    np.array(["a"]),
+    np.array([1j]),
+    torch.zeros(4, dtype=torch.bfloat16),
+    torch.eye(3).to_sparse(),
+    torch.zeros(4, dtype=torch.complex64),
+    [torch.zeros(3), torch.zeros(2)],
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("error")
+def test_whatever_an_answer_returns_is_judged_and_never_right(name):
+    for value in ODD:
+        text = said(name, lambda *given, value=value: value)
+        assert ": correct" not in text, (value, text)
+        assert said(name, value)
+
+
 @pytest.mark.parametrize(
     "error",
     [ValueError("a\nb"), SystemExit(3), KeyError("x"), AssertionError(), RecursionError("deep")],
