@@ -53,11 +53,10 @@ def whole(path, put=None, flushed=True):
 
 @contextlib.contextmanager
 def whole_folder(final):
-    """A new folder beside a folder's place, for its owner alone. It is removed as the block ends:
-    `put` it in its place before."""
+    """A new folder beside a folder's place. It is removed as the block ends: `put` it in its place
+    before."""
     with _removed(final.with_name(hidden(final.name, "partial"))) as beside:
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        beside.mkdir(mode=0o700)
+        beside.mkdir(parents=True)
         yield beside
 
 
