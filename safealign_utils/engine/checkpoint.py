@@ -109,7 +109,9 @@ class Checkpoint:
         start, first = time.monotonic(), distributed.rank() == 0
         final = self.folder / f"state-{self.step:08d}"
         beside = self.folder / distributed.agree(live.hidden("state", "partial"))
-        failed = self._save(beside, final.name) if distributed.agree(not final.exists()) else ""
+        failed = (
+            self._save(beside, final.name) if distributed.agree(not os.path.exists(final)) else ""
+        )
         if failed:
             cache.say(
                 f"the state of a training cannot be written ({failed}); going on without it. "

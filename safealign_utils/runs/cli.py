@@ -194,7 +194,7 @@ def reproduce(
     from . import folders, runner
     from .report import write
 
-    started, out = time.perf_counter(), Path(out).resolve() / profile
+    started, out = time.perf_counter(), Path(os.path.realpath(out)) / profile
     folders.check_cache()
     folders.check_out(out)
     runner.remove_leftovers(out)

@@ -88,7 +88,7 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect="
         why = f"{expect} where the sweep was started: package, notebook or data differ"
         fix = "use the same version everywhere, and do not edit it while a sweep runs"
         raise Refusal(f"run_id={id} here, {why}; {fix}")
-    final = Path(out).resolve() / (name or id)
+    final = Path(os.path.realpath(out)) / (name or id)
     record = records.read(final)
     complete = bool(record and record["run_id"] == id)
     if distributed.agree_apart(f"{final} is complete as {id}", complete):

@@ -2,8 +2,11 @@
 
 import os
 import pickle
+import resource
 import shutil
 import stat
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,3 +251,38 @@ def test_the_state_of_several_processes_is_put_together(monkeypatch):
 
 def shape_only(shape):
     return type("Slice", (), dict(get_shape=lambda self: list(shape)))()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="another user needs root")
+def test_the_state_of_another_user_is_neither_read_nor_needed(monkeypatch):
+    """In a cache that both may write to: the training goes on without a state on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        monkeypatch.setenv("SAFEALIGN_CACHE", folder)
+        straight = one(use_cache=False)
+        interrupted(monkeypatch, 8)
+        for path in Path(folder).iterdir():
+            path.chmod(0o777)
+        os.seteuid(65534)
+        try:
+            run, start = resumed(monkeypatch)
+        finally:
+            os.seteuid(0)
+        assert start == 0 and same(run, straight) and state_of(Path(folder)).exists()
+        assert len(list(Path(folder).glob("policy/*"))) == 1
+
+
+@pytest.mark.parametrize("limit", [0, 1, 10_000])
+def test_a_full_disk_costs_the_state_and_nothing_else(limit, fresh_cache, monkeypatch, capsys):
+    """Files may have `limit` bytes; the state of before stays, and the weights are the same."""
+    straight = one(use_cache=False)
+    interrupted(monkeypatch, 8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        interrupted(monkeypatch, 11)
+        run, start = resumed(monkeypatch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert start == 5 and same(run, straight) and not list(fresh_cache.glob("policy/*.safetensors"))
+    assert not list(fresh_cache.rglob(".*")), "nothing half-written stays"
