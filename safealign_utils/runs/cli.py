@@ -365,10 +365,12 @@ def _status(words):
     try:
         _check_text(words)
         status = app(words, prog_name="safealign", standalone_mode=False) or 0
+    except SystemExit:  # typer's answer where nobody reads what is printed
+        status = ending.NOT_READ
     except Exception as raised:
         error = raised
         status, line = _in_one_line(error)
-    if lost := ending.lost_output():
+    if lost := ending.lost_output(error):
         status, line = lost
     elif error and ("--debug" in words or not line):
         raise error

@@ -58,10 +58,15 @@ def open_standard_files():
     sys.stderr = sys.stderr or open(os.devnull, "w")
 
 
-def lost_output():
-    """(exit status, words) where standard output takes no more, None where it does."""
+def lost_output(error=None):
+    """(exit status, words) where standard output takes no more, None where it does.
+
+    `error` is what ended the command, if anything did: one that names no file may be of a `print`,
+    so that one more is tried.
+    """
+    unnamed = isinstance(error, OSError) and error.filename is None
     try:
-        sys.stdout.flush()
+        print(end="\n" if unnamed else "", flush=True)
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # Python flushes once more at its end
