@@ -1,6 +1,7 @@
 """Faults of a machine, one after another: what a run says, and what is lost.
 
-    python tests/faults.py --write          the table notebooks/tables/faults.txt
+    python tests/faults.py --write           the table notebooks/tables/faults.txt
+    python tests/faults.py --write SIGTERM   these lines of it again
 
 Each fault befalls `safealign run` of a toy notebook that stores an entry in the cache, saves a table and a record.
 Afterwards the same command runs without the fault: it must end with status 0 and the record of an undisturbed run,
@@ -289,6 +290,18 @@ def table(folder, names=()):
         yield f"{fault.name}\n  status {status}; lost: {'; '.join(lost) or 'nothing'}\n  {words}"
 
 
+def write(lines):
+    """Put lines into the table, each in the place of its fault; the others stay as they are."""
+    known, name = {}, ""
+    for line in TABLE.read_text().splitlines()[1:] if TABLE.is_file() else ():
+        name = name if line.startswith(" ") else line
+        known.setdefault(name, []).append(line)
+    known |= {line.partition("\n")[0]: [line] for line in lines}
+    rows = ["\n".join(known[fault.name]) for fault in FAULTS if fault.name in known]
+    head = f"{len(rows)} faults, one run each, {time.strftime('%Y-%m-%d')}"
+    TABLE.write_text("\n".join([head, *rows]) + "\n")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true")
@@ -302,5 +315,4 @@ if __name__ == "__main__":
             print(line, flush=True)
             lines.append(line)
     if given.write:
-        head = f"{len(lines)} faults, one run each, {time.strftime('%Y-%m-%d')}"
-        TABLE.write_text("\n".join([head, *lines]) + "\n")
+        write(lines)

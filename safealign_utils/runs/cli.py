@@ -365,8 +365,8 @@ def _status(words):
     try:
         _check_text(words)
         status = app(words, prog_name="safealign", standalone_mode=False) or 0
-    except SystemExit:  # typer's answer where nobody reads what is printed
-        status = ending.NOT_READ
+    except SystemExit as asked:  # 1 is typer's answer where nobody reads what is printed
+        status = ending.NOT_READ if asked.code == 1 else asked.code
     except Exception as raised:
         error = raised
         status, line = _in_one_line(error)
