@@ -69,7 +69,8 @@ def same(one, other):
 
 
 def state_of(cache, step=5):
-    (state,) = cache.glob(f"partial/*/state-{step:08d}")
+    found = cache.glob(f"partial/*/state-{step:08d}")
+    (state,) = (path for path in found if path.parent.name != "other")
     return state
 
 
