@@ -18,9 +18,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .engine import cache, distributed
+from .engine import cache, distributed, live
 from .engine import lora as adapters
-from .engine.checkpoint import Checkpoint, Damaged, accelerator_for, whole
+from .engine.checkpoint import Checkpoint, accelerator_for, whole
 from .engine.streams import generator
 from .engine.torch_setup import give_back
 from .logprobs import LogProbs, ReferenceTable, log_ratios, reads_alike, reference_logprobs
@@ -245,12 +245,8 @@ def run_training(policy, loss_of, order, training, *, asked, name, wrap=LogProbs
             return Trained(replace(policy, model=module.model), log, True, info["seconds"], module)
     accelerator = accelerator_for(policy)
     give_back()  # what was read before is no longer needed
-    try:
-        with seeded(training.seed), _mode(module, dropout, training.checkpointing):
-            net, log = _optimise(module, loss_of, order, training, accelerator, folder, name)
-    except Damaged:  # the state on disk; it is gone by now
-        again = dict(asked=asked, name=name, wrap=wrap, dropout=dropout)
-        return run_training(policy, loss_of, order, training, **again)
+    with seeded(training.seed), _mode(module, dropout, training.checkpointing):
+        net, log = _optimise(module, loss_of, order, training, accelerator, folder, name)
     module = whole(accelerator, net, lambda: wrap(policy.copy())).eval()
     accelerator.free_memory()
     give_back()
@@ -269,7 +265,7 @@ def _optimise(module, loss_of, order, training, accelerator, folder, name):
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=BETAS, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps))
     net, optimizer = accelerator.prepare(module, optimizer)
-    state = Checkpoint(accelerator, schedule, folder, training.save_every)
+    state = Checkpoint(accelerator, net, optimizer, schedule, folder, training.save_every)
     for step in _progress(name, state.step, steps):
         sums = one_batch(net, loss_of, order[step], accelerator, training.accumulate)
         norm = _number(accelerator.clip_grad_norm_(net.parameters(), CLIP))
@@ -375,7 +371,9 @@ def store_trained(key, module, log, **info):
     `info`."""
     arrays = {name: tensor.cpu().numpy() for name, tensor in adapters.trained_state(module).items()}
     arrays |= {f"log.{c}": log[c].to_numpy(np.float64) for c in log}
-    cache.store("policy", key, arrays, log=list(log), **info)
+    file = cache.store("policy", key, arrays, log=list(log), **info)
+    if file:  # the states, which could make it again, are removed next
+        live.flush(file)
 
 
 def load_trained(key, policy):

@@ -1,16 +1,19 @@
-"""Kill a sweep at random moments, again and again, and see that nothing is lost or half-written.
+"""Kill a sweep, and single runs, at random moments, again and again: nothing is lost or half-written.
 
     python tests/kill_sweep.py --kills 100
+    python tests/kill_sweep.py --kills 100 --single
 
 A sweep of toy runs is started; after a random time one process is killed with SIGKILL: the parent, a worker or
-kernel below it, or the process that they are forked from; sometimes Ctrl-C is sent to the parent. When the
-parent is gone, the same command starts again. At every kill each folder in sight must be a complete record, and
+kernel below it, or the process that they are forked from; sometimes Ctrl-C or SIGTERM is sent to the parent. When
+the parent is gone, the same command starts again. At every kill each folder in sight must be a complete record, and
 no finished run may vanish. When the kills are used up the same command must finish with status 0, with every
-run there, nothing else in the folder, and no process left.
+run there, nothing else in the folder, and no process left. With `--single` it is one `safealign run` after another,
+each repeated until it is finished.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -55,20 +58,21 @@ def whole(folder):
     return runs
 
 
-def main(kills, runs, pause, seed, folder):
-    rng = random.Random(seed)
-    book = notebook(folder / "toy.ipynb", CELL, BODY.replace("PAUSE", str(pause)))
+def commands(folder, book, runs, single):
+    """The command of the sweep, or one after another those of single runs."""
+    start = [sys.executable, "-m", "safealign_utils.runs.cli"]
+    out = ["--out", str(folder / "out")]
+    if single:
+        out = ["--out", str(folder / "out" / "grid")]
+        yield from ([*start, "run", str(book), "-p", f"seed={n}", *out] for n in itertools.count())
     grid = folder / "grid.yaml"
     grid.write_text(f"notebook: {book}\nseeds: {runs}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "safealign_utils.runs.cli",
-        "sweep",
-        str(grid),
-        "--out",
-        str(folder / "out"),
-    ]
+    yield [*start, "sweep", str(grid), *out]
+
+
+def main(kills, runs, pause, seed, folder, single=False):
+    rng = random.Random(seed)
+    book = notebook(folder / "toy.ipynb", CELL, BODY.replace("PAUSE", str(pause)))
     place, seen, counts, starts = folder / "out" / "grid", set(), {}, 0
     family, log = {}, (folder / "log.txt").open("w")
 
@@ -76,7 +80,10 @@ def main(kills, runs, pause, seed, folder):
         for p in (me, *me.children(recursive=True)):
             family.setdefault(p.pid, p)
 
-    while True:
+    todo, status = commands(folder, book, runs, single), 0
+    while kills or status or single and len(seen) < runs or not starts:
+        if single and not status or not starts:
+            command = next(todo)
         parent = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
@@ -95,7 +102,7 @@ def main(kills, runs, pause, seed, folder):
                     note()
             if parent.poll() is not None or not kills:
                 continue
-            kind = rng.choice(["parent", "below", "below", "below", "ctrl-c"])
+            kind = rng.choice(["parent", "below", "below", "below", "ctrl-c", "sigterm"])
             try:
                 alive = [
                     p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE
@@ -106,6 +113,7 @@ def main(kills, runs, pause, seed, folder):
                 os.killpg(
                     parent.pid, signal.SIGINT
                 ) if kind == "ctrl-c" else None  # as a terminal does
+                me.terminate() if kind == "sigterm" else None
                 me.kill() if kind == "parent" else None
             except (psutil.NoSuchProcess, ProcessLookupError):
                 continue
@@ -117,16 +125,15 @@ def main(kills, runs, pause, seed, folder):
         now = whole(place)
         assert seen <= now, f"lost: {seen - now}"
         seen = now
-        if not kills and status == 0:
-            break
         assert starts < 1000, "it does not finish"
     left = [p for p in family.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     gone, left = psutil.wait_procs(left, timeout=10)
     assert not left, f"processes left: {left}"
     hidden = [p.name for p in place.glob(".*")]
-    assert len(seen) == runs and not hidden, (len(seen), hidden)
+    assert (single or len(seen) == runs) and not hidden, (len(seen), hidden)
     print(
-        f"{sum(counts.values())} kills ({counts}), {starts} starts: {len(seen)} runs of {runs}, all whole, nothing else"
+        f"{sum(counts.values())} kills ({counts}), {starts} starts: {len(seen)} runs of {max(runs, len(seen))},"
+        " all whole, nothing else"
     )
 
 
@@ -136,10 +143,11 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--pause", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--single", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         try:
-            main(given.kills, given.runs, given.pause, given.seed, Path(name))
+            main(given.kills, given.runs, given.pause, given.seed, Path(name), given.single)
         except BaseException:
             print(Path(name, "log.txt").read_text()[-5000:], file=sys.stderr)
             raise

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from safealign_utils import evaluate, logprobs, train
-from safealign_utils.engine import cache
+from safealign_utils.engine import cache, sealed
 from safealign_utils.logprobs import LogProbs
 from safealign_utils.references import SFT, reference_policy, train_reference
 from safealign_utils.world import optimum
@@ -132,7 +132,7 @@ def test_preference_training_has_dropout_off(reference, tokens):
 def test_a_damaged_state_starts_over(tokens, reference, fresh_cache, monkeypatch):
     interrupt(reference, tokens, monkeypatch)
     (state,) = fresh_cache.glob("partial/*/state-*")
-    (state / "optimizer.bin").write_bytes(b"")
+    (state / "0.safetensors").write_bytes(b"")
     again = train.align(reference, tokens, save_every=5, **SETTING)
     assert torch.equal(
         weights(again.policy),
@@ -310,8 +310,10 @@ def test_cache_is_whole_or_absent(fresh_cache, monkeypatch, capsys):
     arrays, info = cache.load("kind", "key")
     assert arrays["a"].tolist() == [0, 1, 2] and info == {"note": 1}
     file.write_bytes(file.read_bytes()[:20])
-    assert cache.load("kind", "key") is None and "cannot be read" in capsys.readouterr().err
-    monkeypatch.setattr(cache, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    assert cache.load("kind", "key") is None and "is damaged" in capsys.readouterr().err
+    assert not file.exists(), "removed"
+    file = cache.store("kind", "key", {"a": np.arange(3)}, note=1)
+    monkeypatch.setattr(sealed, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     assert cache.store("kind", "other", {"a": np.arange(3)}) is None
     assert "SAFEALIGN_CACHE" in capsys.readouterr().err
     assert sorted(p.name for p in fresh_cache.rglob("*.*")) == ["key.safetensors"]

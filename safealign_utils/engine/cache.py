@@ -1,16 +1,17 @@
 """One cache on disk, keyed by content: the same question is never computed twice, nor half stored.
 
 Root: the environment variable SAFEALIGN_CACHE, else ~/.cache/safealign. Every entry is one
-safetensors file, written beside its place and renamed, so that it is there in full or not at all.
+safetensors file with a digest of its content, written beside its place and renamed, so that it is
+there in full or not at all; one that is damaged counts as absent and is removed.
 `key` makes every key: an entry is found again only where all that decides it is the same, down to
 the source of the package and a constant changed at run time.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import platform
 import sys
@@ -18,10 +19,9 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
-from . import live, room
+from . import live, room, sealed
 from .content import content, is_not_science, source_is_in_key
 
 PACKAGE = Path(__file__).parents[1]
@@ -43,6 +43,11 @@ _said = set()
 def root():
     """The cache's folder; not made before something is stored."""
     return Path(os.environ.get("SAFEALIGN_CACHE") or Path.home() / ".cache" / "safealign")
+
+
+def own_root():
+    """Make the cache's folder, for its owner alone; one that is there stays as it is."""
+    root().mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def digest(*parts):
@@ -229,19 +234,21 @@ def path(kind, key):
 
 
 def load(kind, key):
-    """The stored arrays and their metadata, or None; a file that is damaged or cannot be read
-    counts as absent."""
+    """The stored arrays and their metadata, or None. What is damaged is removed, and counts as
+    absent; so does what cannot be read."""
     file = path(kind, key)
     try:
         if not file.is_file():
             return None
         room.use(file)
-        with safe_open(file, framework="numpy") as f:
-            info = json.loads((f.metadata() or {}).get("info", "{}"))
-            return {k: f.get_tensor(k) for k in f.keys()}, info
-    except (SafetensorError, OSError, ValueError) as error:
+        return sealed.read(file, f"{kind}/{key}")
+    except sealed.Damaged as error:
+        say(f"{file} is damaged ({error}); removed, it is computed again")
+        with contextlib.suppress(OSError):
+            file.unlink()
+    except OSError as error:
         say(f"{file} cannot be read ({error}); computing it again")
-        return None
+    return None
 
 
 def store(kind, key, arrays, **info):
@@ -250,7 +257,7 @@ def store(kind, key, arrays, **info):
     A full or unwritable disk, or an entry larger than the cache may be (`room`), costs the entry
     and nothing else: what was computed is in the caller's hands. Then returns None and says so.
     """
-    file, arrays = path(kind, key), {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    file, arrays = path(kind, key), {k: np.asarray(v, order="C") for k, v in arrays.items()}
     try:
         size = sum(array.nbytes for array in arrays.values())
         if not room.make(root(), size):
@@ -258,9 +265,10 @@ def store(kind, key, arrays, **info):
                 f"{file} is larger than SAFEALIGN_CACHE_GB allows ({size / 1e9:.2g} GB); not stored"
             )
             return None
+        own_root()
         _tidy(file.parent)
-        with live.whole(file) as beside:
-            save_file(arrays, beside, {"info": json.dumps(info)})
+        with live.whole(file, flushed=False) as beside:  # the digest tells what a power cut tore
+            sealed.write(beside, f"{kind}/{key}", arrays, info)
     except (SafetensorError, OSError) as error:
         say(f"{file} cannot be written ({error}); going on without it. {ROOM}")
         return None

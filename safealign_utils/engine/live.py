@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -22,25 +23,91 @@ from pathlib import Path
 
 LOCK = ".lock"  # in a folder in the making; the system lets go of it as its owner ends in any way
 WEEK = 7 * 24 * 3600.0
+_making = set()  # paths of this process
 
 
 def hidden(name, kind):
-    """A name for a file or folder in the making, `kind` "partial" or "old"; it says whose it is."""
-    return f".{name}.{uuid.uuid4().hex[:8]}.{_space()}.{os.getpid()}.{kind}"
+    """A name for a file or folder in the making, `kind` "partial" or "old"; it says whose it is,
+    and nobody can guess it."""
+    return f".{name}.{secrets.token_hex(8)}.{_space()}.{os.getpid()}.{kind}"
 
 
 @contextlib.contextmanager
-def whole(path, put=None):
+def whole(path, put=None, flushed=True):
     """A path beside a file's, to write it to: it is put in its place as the block ends well, else
-    removed."""
+    removed.
+
+    It is flushed to the disk before, so that a power cut leaves the old file or the new one; what
+    can be told from a torn one and made again need not be.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(hidden(path.name, "partial"))
-    try:
+    with _removed(path.with_name(hidden(path.name, "partial"))) as beside:
         yield beside
+        if flushed:
+            flush(beside)
         (put or os.replace)(beside, path)
+        if flushed:
+            _sync(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(final):
+    """A new folder beside a folder's place. It is removed as the block ends: `put` it in its place
+    before."""
+    with _removed(final.with_name(hidden(final.name, "partial"))) as beside:
+        beside.mkdir(parents=True)
+        yield beside
+
+
+def put(beside, final):
+    """Rename a finished folder, all in it on the disk: a power cut leaves it whole, or not there.
+    Raises OSError where something is in its place."""
+    flush(beside)
+    beside.rename(final)
+    _sync(final.parent)
+
+
+def flush(path):
+    """Have a file, or a folder with all in it, on the disk itself."""
+    path = Path(path)
+    for one in (*path.rglob("*"), path):
+        if one.is_dir() or one.is_file():
+            _sync(one)
+
+
+def _sync(path):
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot flush a folder
+            raise
     finally:
-        beside.unlink(missing_ok=True)
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _removed(path):
+    """A file or folder in the making, removed as the block ends, and by `abandon`."""
+    _making.add(path)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        _making.discard(path)
+
+
+def abandon():
+    """Remove all that this process has in the making: it is about to end."""
+    for path in list(_making):
+        _remove(path)
+
+
+def _remove(path):
+    with contextlib.suppress(OSError):
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -70,10 +137,7 @@ def remove_leftovers(folder):
     for path in Path(folder).glob(".*.*.*.*.*"):
         *_, pid, kind = path.name.rsplit(".", 2)
         if kind in ("partial", "old") and pid.isdigit() and not is_live(path):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
 
 
 @once

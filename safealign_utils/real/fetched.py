@@ -126,7 +126,7 @@ def _make(model, target):
     try:
         made = _convert(model, _unpack(model, _download(model, work)))
         shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
+        live.put(made, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

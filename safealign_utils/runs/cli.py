@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from . import ending
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*=")  # how a refusal of an environment variable begins
-INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="safealign",
@@ -194,7 +194,7 @@ def reproduce(
     from . import folders, runner
     from .report import write
 
-    started, out = time.perf_counter(), Path(out).resolve() / profile
+    started, out = time.perf_counter(), Path(os.path.realpath(out)) / profile
     folders.check_cache()
     folders.check_out(out)
     runner.remove_leftovers(out)
@@ -214,12 +214,13 @@ def reproduce(
 
 def _run_all(paths, profile, out, workers):
     """Run what is not complete in the folder `out`: (busy seconds, {notebook: what failed})."""
-    from . import pool, runner
+    from ..engine import live
+    from . import pool
 
-    parts, busy, problems = out / runner.hidden("parts", "partial"), 0.0, {}
+    busy, problems = 0.0, {}
     longest = reversed(paths)  # the last notebook first: it has the longest parts
-    jobs = [job for path in longest for job in _jobs(path, profile, out, parts)]
-    try:
+    with live.whole_folder(out / "parts") as parts:
+        jobs = [job for path in longest for job in _jobs(path, profile, out, parts)]
         for outcome in pool.execute(jobs, workers=workers) if jobs else ():
             job, busy = outcome.job, busy + outcome.seconds
             if not job.name:
@@ -229,8 +230,6 @@ def _run_all(paths, profile, out, workers):
                 _report(outcome.record, outcome.folder, outcome.ran)
             else:
                 problems[job.name] = outcome.error
-    finally:
-        shutil.rmtree(parts, ignore_errors=True)
     return busy, problems
 
 
@@ -356,20 +355,30 @@ def notebooks(names: Notebooks = ()):
 # ---------------------------------------------------------------- from words to an exit status
 def main(argv=None):
     """Run a command line, without `argv` the process's own; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
+    ending.open_standard_files()
+    with ending.on_sigterm():
+        return _status(sys.argv[1:] if argv is None else argv)
+
+
+def _status(words):
+    status, line, error = 0, "", None
     try:
         _check_text(words)
-        status = app(words, prog_name="safealign", standalone_mode=False)
-    except Exception as error:
+        status = app(words, prog_name="safealign", standalone_mode=False) or 0
+    except SystemExit as asked:  # 1 is typer's answer where nobody reads what is printed
+        status = ending.NOT_READ if asked.code == 1 else asked.code
+    except Exception as raised:
+        error = raised
         status, line = _in_one_line(error)
-        if "--debug" in words or not line:
-            raise
+    if lost := ending.lost_output(error):
+        status, line = lost
+    elif error and ("--debug" in words or not line):
+        raise error
+    if line:
         print(f"safealign: {line}", file=sys.stderr)
-    if status == INTERRUPTED:
-        from .pool import leave
-
-        leave()
-    return status or 0
+    if status == ending.INTERRUPTED:  # what typer makes of Ctrl-C
+        ending.leave()
+    return status
 
 
 def _in_one_line(error):

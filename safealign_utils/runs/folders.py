@@ -1,14 +1,23 @@
-"""Folders that a run writes to, tried before a kernel starts. Nothing is left behind by a look."""
+"""What a run needs of the machine, tried before a kernel starts: folders that it can write to, and
+limits that leave it room. Nothing is left behind by a look."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
+
+with contextlib.suppress(ImportError):  # Windows has no such limits
+    import resource
 
 from ..engine import cache
 from ..study.settings import Refusal
 
 # what kernels write to, at home unless these are set
 HOMES = ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR")
+LIMITS = {  # of a process: {name: (what a run needs of it, the command that shows and sets it)}
+    "RLIMIT_NOFILE": (256, "ulimit -n"),  # with fewer a kernel may wait for ever
+    "RLIMIT_AS": (4 * 2**30, "ulimit -v"),  # addresses; torch and a kernel's threads take 3 GB
+}
 _instead = {}  # folders that stand in for those, gone at exit
 
 
@@ -31,7 +40,10 @@ def check_out(out):
 
 
 def check_cache():
-    """Refuse a cache that cannot be written, or of which a part belongs to somebody else."""
+    """Refuse a cache that cannot be written, or of which a part belongs to somebody else; a machine
+    without a temporary folder; limits under which no kernel runs."""
+    _check_temporary()
+    _check_limits()
     fix = "set SAFEALIGN_CACHE to a folder of yours"
     asked = f"SAFEALIGN_CACHE={os.environ.get('SAFEALIGN_CACHE', '')!r}"
     try:
@@ -43,6 +55,23 @@ def check_cache():
     for part in root.glob("*/"):
         if not os.access(part, os.W_OK | os.X_OK):
             raise Refusal(f"{asked}: {part} cannot be written (it belongs to somebody else); {fix}")
+
+
+def _check_temporary():
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        asked, fix = f"TMPDIR={os.environ.get('TMPDIR', '')!r}", "set it to a folder of yours"
+        raise Refusal(f"{asked}: no temporary folder can be written; {fix}") from None
+
+
+def _check_limits():
+    for name, (needed, command) in LIMITS.items() if "resource" in globals() else ():
+        allowed = resource.getrlimit(getattr(resource, name))[0]
+        if allowed != resource.RLIM_INFINITY and allowed < needed:
+            unit = 1 if name == "RLIMIT_NOFILE" else 1024
+            few = f"{command}: {allowed // unit} is too little for a kernel"
+            raise Refusal(f"{few}; allow at least {needed // unit}: {command} {needed // unit}")
 
 
 def stand_in_for_home():

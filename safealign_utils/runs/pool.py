@@ -8,8 +8,7 @@ costs the runs in progress and nothing else.
 import contextlib
 import contextvars
 import logging
-import os
-import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ from jupyter_core.utils import ensure_event_loop
 
 from ..engine import distributed
 from ..study.settings import Refusal
-from . import folders, fresh_kernel, runner
+from . import ending, folders, fresh_kernel, runner
 
 DEATHS = 3  # of its kernel, before a run is given up
 
@@ -76,7 +75,8 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
     """Run jobs; yields an Outcome for each as it ends. At most `workers` at once, without a
     scheduler.
 
-    `say` prints the address of Dask's dashboard. Raises Refusal where no scheduler answers.
+    `say` prints what a scheduler that is there already tells of itself. Raises Refusal where none
+    answers.
     """
     from dask.distributed import CancelledError, as_completed
 
@@ -84,9 +84,8 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
         words = "a sweep places its own processes; launch `safealign run`, one run at a time"
         raise Refusal(f"accelerate launch: {words}")
     with runner.quiet(), _client(min(workers, len(jobs)), scheduler) as client:
-        here = len(client.scheduler_info(n_workers=-1)["workers"])
-        waiting = "" if here else "; it has no worker yet, and the runs wait for one"
-        say(f"Dask's dashboard: {client.dashboard_link}{waiting}")
+        if scheduler:
+            say(_greeting(client, scheduler))
         futures = {}
         for n, job in enumerate(jobs):  # Dask would take jobs that come together in any order
             before = [futures[b] for b in job.after]
@@ -99,7 +98,7 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
             try:
                 outcome = future.result()
             except KeyboardInterrupt:
-                leave()
+                ending.leave()
             except CancelledError:
                 lost = "the connection to the Dask scheduler was lost; the same command goes on"
                 outcome = Outcome(job, error=lost, died=True)
@@ -109,24 +108,16 @@ def execute(jobs, *, workers=2, scheduler="", say=print):
             yield outcome
 
 
-def leave():
-    """End at once after Ctrl-C: kernels end with this process, and Dask is slow to take apart."""
-    print("safealign: interrupted; finished runs are kept, none is half-written", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(130)
-
-
 @contextlib.contextmanager
 def _client(workers, scheduler):
     """A client of the scheduler, or of threads of this process."""
-    from dask.distributed import Client, LocalCluster
+    from dask.distributed import Client
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if scheduler:
         try:
             client = Client(scheduler, timeout=10)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:  # TypeError: no certificate
             why, fix = f"no Dask scheduler answers ({error})", "start one with `dask scheduler`"
             raise Refusal(f"--scheduler {scheduler}: {why}; {fix}") from None
         with client:
@@ -134,7 +125,30 @@ def _client(workers, scheduler):
         return
     folders.stand_in_for_home()
     fresh_kernel.fork_server()  # from the main thread, and while Dask starts
+    with tempfile.TemporaryDirectory(prefix="safealign.") as own, _cluster(workers, own) as cluster:
+        with Client(cluster) as client:
+            yield client
+
+
+def _cluster(workers, folder):
+    """Dask in threads of this process, on 127.0.0.1. Whatever reaches a scheduler may have it run
+    code: a certificate made for this sweep keeps the other users of the machine out."""
+    import dask
+    from dask.distributed import LocalCluster, Security
+
     local = dict(n_workers=1, threads_per_worker=workers, processes=False, memory_limit=0)
-    local |= dict(protocol="tcp://", dashboard_address="127.0.0.1:0")  # both on 127.0.0.1
-    with LocalCluster(**local, silence_logs=logging.CRITICAL) as cluster, Client(cluster) as client:
-        yield client
+    local |= dict(protocol="tls://", security=Security.temporary(), local_directory=folder)
+    local |= dict(dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False})
+    pages = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}
+    with dask.config.set(pages):  # Dask's web pages know no certificate: there are none
+        return LocalCluster(**local, silence_logs=logging.CRITICAL)
+
+
+def _greeting(client, scheduler):
+    """What is to be known of a scheduler that is there already."""
+    here = len(client.scheduler_info(n_workers=-1)["workers"])
+    waiting = "" if here else "; it has no worker yet, and the runs wait for one"
+    words = f"Dask's dashboard: {client.dashboard_link}{waiting}"
+    if not client.scheduler.address.startswith("tls://"):
+        words += f"\n{scheduler} is not encrypted: whoever reaches it may run code as you"
+    return words

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 from ..engine import cache, distributed, room
-from ..engine.live import claim, hidden, remove_leftovers, whole
+from ..engine.live import claim, hidden, put, remove_leftovers, whole, whole_folder
 from ..engine.torch_setup import threads
 from ..study import inputs, records
 from ..study import settings as parameters
@@ -88,7 +88,7 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect="
         why = f"{expect} where the sweep was started: package, notebook or data differ"
         fix = "use the same version everywhere, and do not edit it while a sweep runs"
         raise Refusal(f"run_id={id} here, {why}; {fix}")
-    final = Path(out).resolve() / (name or id)
+    final = Path(os.path.realpath(out)) / (name or id)
     record = records.read(final)
     complete = bool(record and record["run_id"] == id)
     if distributed.agree_apart(f"{final} is complete as {id}", complete):
@@ -97,20 +97,17 @@ def run(notebook, given=(), files=(), *, out="results/runs", name=None, expect="
     folders.check_out(out)
     folders.stand_in_for_home()
     remove_leftovers(final.parent)
-    partial = final.parent / hidden(final.name, "partial")
     try:
-        partial.mkdir(parents=True)
-        with claim(partial):
-            _execute(path, {**settings, "out_dir": str(partial)}, partial, final)
-            if distributed.rank() > 0:
-                return final, records.read(partial), True
-            record = _complete(partial, id)
-        _replace(partial, final)
+        with whole_folder(final) as partial:
+            with claim(partial):
+                _execute(path, {**settings, "out_dir": str(partial)}, partial, final)
+                if distributed.rank() > 0:
+                    return final, records.read(partial), True
+                record = _complete(partial, id)
+            _replace(partial, final)
     except OSError as error:
         why = f"cannot be written ({error.strerror or error}); make room, or name another --out"
         raise Failed(f"{path.stem}: {final.parent} {why}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return final, record, True
 
 
@@ -193,7 +190,7 @@ def _replace(partial, final):
     id = records.read(partial)["run_id"]
     for left in reversed(range(10)):  # other processes may put theirs there between two steps
         try:
-            return partial.rename(final)
+            return put(partial, final)
         except OSError:
             there = records.read(final)
             if there and there["run_id"] == id:

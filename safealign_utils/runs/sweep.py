@@ -156,7 +156,7 @@ def sweep(file, given=(), *, out, workers=2, scheduler="", dry_run=False, retry=
 
     `given` are (name, text) of parameters that every run gets as well, such as where data are.
     """
-    grid, out = fix(read(file), given), Path(out).resolve() / Path(file).stem
+    grid, out = fix(read(file), given), Path(os.path.realpath(out)) / Path(file).stem
     before = _grid_of(out, file)
     if not dry_run:
         folders.check_cache()

@@ -119,7 +119,7 @@ def test_what_a_user_can_mend_is_one_line(error, status, said, monkeypatch, caps
 
 
 def test_ctrl_c_leaves_at_once(monkeypatch):
-    from safealign_utils.runs import pool
+    from safealign_utils.runs import ending
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -131,7 +131,7 @@ def test_ctrl_c_leaves_at_once(monkeypatch):
         raise Left
 
     monkeypatch.setattr(runner, "run", interrupted)
-    monkeypatch.setattr(pool, "leave", leave)
+    monkeypatch.setattr(ending, "leave", leave)
     with pytest.raises(Left):
         cli.main(["run", "x"])
 
