@@ -21,7 +21,9 @@ TEXT = 2**26  # bytes of a file that is read as one JSON value: a record, a note
 ROWS = 2**31  # of a file of rows that is one JSON value
 LINE = 2**26  # of a line of a file of rows
 WORD = re.compile(r"\S{201,}")
-FORM = re.compile(r"(eval_)?[A-Za-z_]\w*(\[[^\]]*\])?(=|: )|-[-\w]+|grid file |.*(ya?ml|json|ipynb)\b")
+FORM = re.compile(
+    r"(eval_)?[A-Za-z_]\w*(\[[^\]]*\])?(=|: )|-[-\w]+|grid file |.*(ya?ml|json|ipynb)\b"
+)
 STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
@@ -72,7 +74,7 @@ def reason(error):
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
-        return f"{error.reason}, byte {error.start}"
+        return f"no {error.encoding}: {error.reason}, byte {error.start}"
     said = getattr(error, "strerror", None) or str(error).strip()
     said = said if type(error) is not KeyError else f"it lacks {said}"
     return _cut((said.splitlines() or [""])[0]) or type(error).__name__
@@ -167,7 +169,7 @@ def read_text(file, what="", limit=TEXT):
         return read_bytes(file, what, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         why = f"cannot be read ({reason(error)}); save it as UTF-8"
-        raise Refusal(f"{what or file}: {why}") from None
+        raise Refusal(f"{what or file}: {why}") from error
 
 
 def read_json(file, what="", limit=TEXT, **options):
@@ -184,7 +186,7 @@ def parse_json(text, what, **options):
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if hasattr(error, "lineno") else ""
         why = getattr(error, "msg", "") or reason(error)
-        raise Refusal(f"{what}{line}: not JSON ({why}); write it again") from None
+        raise Refusal(f"{what}{line}: not JSON ({why}); write it again") from error
     if is_deep(found):
         raise Refusal(f"{what}: is nested more than {DEEPEST} times; write it flat")
     return found

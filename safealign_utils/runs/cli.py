@@ -17,6 +17,7 @@ import typer
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*=")  # how a refusal of an environment variable begins
+STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ def _pairs(words):
     """(name, value) of each word `name=value`."""
     for word in words:
         if word.find("=") < 1:
-            raise typer.BadParameter(f"{word!r}: write name=value")
+            raise typer.BadParameter(f"{word[:200]!r}: write name=value")
     return [tuple(word.split("=", 1)) for word in words]
 
 
@@ -45,8 +46,9 @@ def _expanded(folder):
 
 def _workers(given):
     text = str(given)  # the default is a number
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise typer.BadParameter(f"{text!r}: a whole number of processes, at least 1")
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text)):
+        words = "a whole number of processes, at least 1, at most 99999"
+        raise typer.BadParameter(f"{text[:200]!r}: {words}")
     return int(text)
 
 
@@ -134,7 +136,8 @@ def _report(record, folder, ran):
     if not ran:
         print(f"{record['notebook']}: already complete, not run again\n  {folder}")
         return
-    seconds, memory = record["timings"]["total"], record["timings"]["peak_memory_bytes"] / 2**20
+    spent = record["timings"]
+    seconds, memory = spent.get("total", 0), spent.get("peak_memory_bytes", 0) / 2**20
     print(f"{record['notebook']}: complete in {seconds:.0f} s, {memory:.0f} MB\n  {folder}")
     for claim in record["claims"]:
         value = "" if claim["value"] is None else f": {claim['value']:.4f} (n = {claim['n']})"
@@ -357,14 +360,18 @@ def notebooks(names: Notebooks = ()):
 def main(argv=None):
     """Run a command line, without `argv` the process's own; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
+    _write_any_sign()
     try:
         _check_text(words)
         status = app(words, prog_name="safealign", standalone_mode=False)
-    except Exception as error:
-        status, line = _in_one_line(error)
-        if "--debug" in words or not line:
+        sys.stdout.flush()
+    except STOPS:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        if "--debug" in words:
             raise
-        print(f"safealign: {line}", file=sys.stderr)
+        status, line = _in_one_line(error)
+        _say(f"safealign: {line}")
     if status == INTERRUPTED:
         from .pool import leave
 
@@ -372,14 +379,40 @@ def main(argv=None):
     return status or 0
 
 
+def _write_any_sign():
+    """Let signs that a terminal's encoding lacks be printed as escapes, and not stop a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _say(line):
+    """Print to stderr; where it is closed or full nobody can be told."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def _in_one_line(error):
-    """(exit status, line for stderr) of an error that a user can mend; (1, "") of any other."""
+    """(exit status, what stderr says) of an error: 2 for what a user gave, 1 for all else."""
+    status, line = _said(error)
+    if line:
+        from ..engine.boundary import brief
+
+        return status, brief(line, lines=status == 1)
+    from ..engine.boundary import reason
+
+    fix = "add --debug before the command for the traceback, and report it"
+    return 1, f"stopped by {type(error).__name__}: {reason(error)}; {fix}"
+
+
+def _said(error):
+    """(exit status, line) of an error that a user can mend; (1, "") of any other."""
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "safealign"
         words = " ".join(error.format_message().split()).rstrip(".")
         return 2, f"{words}; `{command} --help` shows how"
-    from ..study.settings import Refusal
+    from ..engine.boundary import Refusal
     from .runner import Failed
 
     if isinstance(error, Refusal) or isinstance(error, ValueError) and VARIABLE.match(str(error)):
@@ -397,7 +430,7 @@ def _check_text(words):
             word.encode()
         except UnicodeEncodeError:
             fix = "is no UTF-8 text; rename the file or folder"
-            raise typer.BadParameter(f"{word!r}: {fix}") from None
+            raise typer.BadParameter(f"{word[:200]!r}: {fix}") from None
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def _names(known):
 
 
 # Larger numbers would fill any memory or run for years: they are slips.
-_MOST, _SEEDS, _WIDEST, _ENTRIES, _LETTERS = 10**7, 10**4, 10**5, 1000, 4096
+_MOST, _SEEDS, _WIDEST, _ENTRIES, _LETTERS = 10**7, 10**4, 10**5, 1000, 2**14
 _UP_TO = f", at most {_MOST}"
 _COUNT = of_kind(int, f"a whole number above 0{_UP_TO} (0: the profile's)", ge=0, le=_MOST)
 _FACTOR = of_kind(float, "a number above 0 (0: the profile's)", ge=0)

@@ -15,7 +15,7 @@ from ..engine.boundary import Refusal, shown
 QUOTES = "or text in quotes"
 DIGITS = r"[-+]?[0-9][0-9_]*"
 NUMBER = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
-LARGEST = 300_000  # bytes; the loader reads some 50,000 a second, and an anchor cannot multiply them
+LARGEST = 300_000  # bytes, of which the loader reads some 50,000 a second
 DEEPEST = 20  # lists and mappings in one another
 LONGEST_NUMBER = 400  # digits
 MISREAD = {  # a bare value, and why it is none, with the fix
