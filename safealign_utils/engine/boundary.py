@@ -21,9 +21,7 @@ TEXT = 2**26  # bytes of a file that is read as one JSON value: a record, a note
 ROWS = 2**31  # of a file of rows that is one JSON value
 LINE = 2**26  # of a line of a file of rows
 WORD = re.compile(r"\S{201,}")
-FORM = re.compile(
-    r"(eval_)?[A-Za-z_]\w*(\[[^\]]*\])?(=|: )|-[-\w]+|grid file |.*(ya?ml|json|ipynb)\b"
-)
+FORM = re.compile(r"[A-Za-z_]\w*(\[[^\]]*\])?(=|: )|-[-\w]+|grid file |.*(ya?ml|json|ipynb)\b")
 STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
@@ -115,7 +113,7 @@ def reading(what, fix, kind=Refusal):
 def reader(name, fix):
     """A decorator of functions that read what a parameter names, their first argument: `reading`.
 
-    The parameter is called `name`, or as the function's argument `parameter` says.
+    `name` may hold other arguments of the function, "{kind}_model".
     """
 
     def around(function):
@@ -124,8 +122,7 @@ def reader(name, fix):
         @functools.wraps(function)
         def read(value, *more, **given):
             bound = signature.bind(value, *more, **given)
-            called = bound.arguments.get("parameter", name)
-            with reading(f"{called}={shown(value)}", fix):
+            with reading(f"{name.format_map(bound.arguments)}={shown(value)}", fix):
                 return function(value, *more, **given)
 
         return read

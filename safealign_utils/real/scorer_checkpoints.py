@@ -70,7 +70,7 @@ class BeaverScorer(LlamaPreTrainedModel):
         return (score - shift) / (var.sqrt() + 1e-8)
 
 
-@boundary.reader("scorer", weights.FIX)
+@boundary.reader("{kind}_model", weights.FIX)
 def load_scorer(name, *, kind, dtype="float32", device="cpu", sign_check=True):
     """A `Scorer` from a folder or hub id: Safe RLHF's score model, or a classifier with one label.
 
@@ -112,7 +112,7 @@ def _scores(model, rows):
     return out if isinstance(model, BeaverScorer) else out.logits[:, 0].float()
 
 
-@boundary.reader("scorer", weights.FIX)
+@boundary.reader("{kind}_model", weights.FIX)
 def check_scorer(name, *, kind):
     """(`weights.Opened`, `Encoder`) of a scorer: refuses by headers what could not be used."""
     if kind not in KNOWN_PAIRS:
