@@ -68,6 +68,7 @@ def prepare(notebook, given=(), files=()):
         raise Refusal(f"notebook={path.name}: its parameters cell {faults[0]}; {fix}")
     values = parameters.collect(cell, given, files, path.stem)
     settings = parameters.resolve(values, path.stem)
+    parameters.check_used(settings, cell, values, given)
     if settings["device"] == "cuda":
         parameters.pick_device("cuda")
     contents = inputs.check(settings, {name for name, value in values.items() if not value})

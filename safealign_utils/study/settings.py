@@ -430,6 +430,53 @@ def pick_device(wanted):
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+# ---------------------------------------------------------------- what has no effect
+OF_TEXT = (
+    "model revision sft_steps sft_rate heldout heldout_categories label template max_length "
+    "accumulate checkpointing lora parts reward_model cost_model scorer_steps scorer_rate "
+    "round_samples eval_prompts eval_size new_tokens temperature judge_files".split()
+)
+OF_PART = {
+    "safedpo": ("delta",),
+    "cdpo": "cost_limit dual_lr rounds round_steps round_samples relabel fixed_lambda".split(),
+    "selective": ("keep", "score_reference", "token_rules"),
+    "dog": "budget layer pooling anchor_rank residual_rank ridge selections".split(),
+}
+
+
+def unused(settings):
+    """{parameter: why} of those that a run with these settings would ignore."""
+    out, parts = {}, settings.get("parts") or PARTS
+    if "label" in settings and not settings["data"]:
+        out |= dict.fromkeys(OF_TEXT, "there is no data; give data=FILE")
+    if settings.get("sft_steps", 1) == 0:
+        out["sft_rate"] = "sft_steps=0 does no fine-tuning; give sft_steps"
+    if "kit" not in (settings.get("reward_model", "kit"), settings.get("cost_model", "kit")):
+        why = "neither reward_model nor cost_model is kit, which is trained here"
+        out |= dict.fromkeys(("scorer_steps", "scorer_rate"), why)
+    if settings.get("heldout_categories"):
+        out["heldout"] = "heldout_categories says which prompts are held out"
+    for part in OF_PART if "parts" in settings else ():
+        if part not in parts:
+            out |= dict.fromkeys(OF_PART[part], f"parts has no {part}")
+    if "methods" in settings and "ppo_lagrangian" not in settings["methods"]:
+        out["ppo_iterations"] = "methods has no ppo_lagrangian"
+    return out
+
+
+def check_used(settings, cell, values, given):
+    """Refuse a value of `-p` that the run would ignore, and say so of a file's, which may serve
+    several runs. `values` are those of `collect`; the default of the cell passes."""
+    named = {name for name, _ in given}
+    for name, why in unused(settings).items():
+        if name not in cell or values[name] == cell[name][1]:
+            continue
+        words = f"{name}={shown(values[name])}: has no effect, as {why}"
+        if name in named:
+            raise Refusal(f"{words}, or leave {name} out")
+        print(words, file=sys.stderr)
+
+
 # ---------------------------------------------------------------- what does not go together
 def _check_text(settings):
     """Refuse the made world, a template that the tokenizer does not have, texts of few tokens."""
