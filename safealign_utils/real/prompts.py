@@ -249,4 +249,5 @@ def _csv_rows(texts, what):
                 raise Refusal(f"{where}: {why} names; quote texts with commas")
             yield row
     except csv.Error as error:
-        raise Refusal(f"{what}, line {reader.line_num}: no csv ({error})") from None
+        where = f"{what}, line {reader.line_num + 1}"
+        raise Refusal(f"{where}: no csv ({error}); save it as csv again") from None

@@ -168,8 +168,7 @@ def _has_bracket(column):
 
 
 def _listed(column):
-    known = column.astype(str).unique()
-    return ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return boundary.some(dict.fromkeys(map(str, column)), 8)
 
 
 def _is_scale(column):

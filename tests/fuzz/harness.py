@@ -36,6 +36,7 @@ from safealign_utils.engine import boundary  # noqa: E402
 
 BAD = ("message", "uncaught", "hang", "death", "half")
 VERDICTS = ("taken", "refused", *BAD)
+HALF = re.compile(r"(^|/)\.|partial|^tmp/")  # what is written beside its place, or left in TMPDIR
 SECONDS, WALL, MEMORY = 10.0, 60.0, 12 * 2**30
 
 
@@ -53,7 +54,7 @@ def judged(call, folder):
         raise
     except BaseException:
         verdict, words = "uncaught", traceback.format_exc()
-    left = {name for name in _files(folder) - before if re.search(r"(^|/)\.|partial|/tmp/", name)}
+    left = {name for name in _files(folder) - before if HALF.search(name)}
     return ("half", f"{sorted(left)[:3]} after {verdict}") if left else (verdict, words)
 
 
@@ -65,7 +66,8 @@ def _of_message(text):
 
 
 def _files(folder):
-    return {os.path.join(here, n) for here, dirs, names in os.walk(folder) for n in names + dirs}
+    found = {os.path.join(here, n) for here, dirs, names in os.walk(folder) for n in dirs + names}
+    return {os.path.relpath(name, folder) for name in found}
 
 
 def one(reader, index, seed, work):
@@ -218,6 +220,7 @@ def main():
     given.add_argument("--workers", type=int, default=2)
     given.add_argument("--reader", default="")
     given.add_argument("--only", default="")
+    given.add_argument("--show", action="store_true", help="what each input was answered")
     asked = given.parse_args()
     if asked.only:
         reader, _, index = asked.only.rpartition("/")
@@ -231,7 +234,7 @@ def main():
     ]
 
     def say(name, verdict, words):
-        if verdict in BAD:
+        if verdict in BAD or asked.show:
             print(f"{name}: {verdict}: {words[-1500:]}", file=sys.stderr, flush=True)
 
     found, bad = fuzz(names, asked.seed, asked.workers, say)

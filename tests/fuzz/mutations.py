@@ -23,6 +23,11 @@ NUMBERS = [0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**30, 10**4299, 0.0, -0.0, 5e
 NUMBERS += [float("inf"), float("-inf"), float("nan"), 2_000_000_000, 3, 0.5]
 
 
+PLAUSIBLE = "0 1 2 3 10 100 10000 10000000 10000001 -1 0.5 0.25 1.0 1e-3 5.0e-4 -0.8 float32 auto small [0.5,1.0] [] dpo [dpo] 02_safedpo [1] safe true".split(
+    " "
+)
+
+
 def nested(depth, of=0, name=""):
     """`of` inside `depth` lists, or objects with one name."""
     for _ in range(depth):
@@ -77,11 +82,8 @@ def _places(of, depth=0):
 
 
 def dumped(rng, of):
-    """A value as JSON, most of the time as it should be."""
-    text = json.dumps(of, ensure_ascii=rng.random() < 0.7)
-    if rng.random() < 0.05:
-        text = text.replace('"', "'", 1)
-    return text.encode("utf-8", "surrogatepass")
+    """A value as JSON."""
+    return json.dumps(of, ensure_ascii=rng.random() < 0.7).encode("utf-8", "surrogatepass")
 
 
 def damaged(rng, content):
@@ -177,20 +179,20 @@ DAMAGE = [
 
 
 def yaml(rng, text):
-    """YAML with values replaced, names doubled or renamed, or any other damage."""
+    """YAML with values replaced, plausible ones or odd, names doubled or renamed, or other damage."""
     lines = text.split("\n")
     for _ in range(rng.choice([1, 1, 2, 3])):
-        at = rng.randrange(len(lines))
+        at = rng.choice([n for n, line in enumerate(lines) if ": " in line] or [0])
         name, colon, _ = lines[at].partition(": ")
-        how = rng.randrange(5)
-        if how < 3 and colon:
-            lines[at] = f"{name}: {rng.choice(TEXTS)}"
-        elif how == 3:
+        how = rng.randrange(10)
+        if how < 8:
+            lines[at] = f"{name}: {rng.choice(PLAUSIBLE if how < 5 else TEXTS)}"
+        elif how == 8:
             lines.insert(at, lines[rng.randrange(len(lines))])
         else:
             lines[at] = f"{rng.choice(TEXTS)[:60]}: {rng.choice(TEXTS)}"
     content = "\n".join(lines).encode("utf-8", "surrogatepass")
-    return damaged(rng, content) if rng.random() < 0.3 else content
+    return damaged(rng, content) if rng.random() < 0.2 else content
 
 
 def safetensors(rng, content):

@@ -4,6 +4,7 @@ A reader takes (rng, folder), writes its damaged input into the folder and retur
 """
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -83,7 +84,7 @@ def prepare(folder):
     folder.mkdir()
     os.environ["SAFEALIGN_CACHE"] = str(folder / "cache")
     SEEDS.pairs = [
-        json.loads(line) for line in pairs_file(folder / "p.jsonl", 24).read_text().splitlines()
+        json.loads(line) for line in pairs_file(folder / "p.jsonl", 48).read_text().splitlines()
     ]
     SEEDS.models = [
         model_folder(folder / kind, kind, chat=chat) for kind, chat in (("llama", ""), ("gpt2", ""))
@@ -129,20 +130,37 @@ def _resolved(book, cell, given, files=()):
 
 def words(rng, folder):
     book, cell = _cell(rng)
-    names = [
-        rng.choice([*cell, *cell, *parameters.FIELDS, *mutations.TEXTS])
-        for _ in range(rng.choice([1, 1, 1, 2, 3]))
-    ]
-    given = [(name, _word(rng)) for name in names]
+    odd = [*parameters.FIELDS, *mutations.TEXTS]
+    given = []
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        name = rng.choice([*cell]) if rng.random() < 0.85 else rng.choice(odd)
+        given.append((name, _word(rng, name)))
     return lambda: _resolved(book, cell, given)
 
 
-def _word(rng):
-    if rng.random() < 0.7:
+def _word(rng, name=""):
+    """A text for a parameter: one that may be meant, an odd one, or a damaged one."""
+    how = rng.random()
+    if how < 0.55:
+        return rng.choice(_meant(name))
+    if how < 0.85:
         return rng.choice(mutations.TEXTS)
-    return mutations.damaged(
-        rng, rng.choice([b"[0.5, 1.0]", b"safedpo,dpo", b"0.25", b"17", b"true"])
-    ).decode("utf-8", "replace")
+    sound = [b"[0.5, 1.0]", b"safedpo,dpo", b"0.25", b"17", b"true"]
+    return mutations.damaged(rng, rng.choice(sound)).decode("utf-8", "replace")
+
+
+def _meant(name):
+    """Texts that a parameter of this name may be given, some of them beyond its range."""
+    if name not in parameters.FIELDS:
+        return mutations.PLAUSIBLE
+    kind, known = parameters.kind(name), parameters._words(name).replace(",", " ").split()
+    return {
+        "int": "0 1 2 3 10 100 640 10000 10001 10000000 10000001 2000000000 9223372036854775808".split(),
+        "float": "0 0.0 0.1 0.5 1 0.999 1e-3 1e-400 1e308 5 1000 -0.5 .5 1.".split(),
+        "bool": ["true", "false"],
+        "list": ["0.5,1.0", "[0.25]", "[]", *known[2:], ",".join(known[2:5])],
+        "str": [*known[2:], *known[-3:]],
+    }[kind]
 
 
 def parameter_file(rng, folder):
@@ -234,7 +252,7 @@ def cell(rng, folder):
     def read():
         found = parameters.read_cell(folder / "b.ipynb")
         records.run_id(folder / "b.ipynb", {name: value for name, (_, value) in found.items()})
-        sweep._check_tables(["betas"], folder / "b.ipynb")
+        sweep._check_tables([], folder / "b.ipynb")
         verify.cells(folder / "b.ipynb")
 
     return read
@@ -265,8 +283,9 @@ def _run(folder, record=None):
 
 
 def _record(rng):
-    if rng.random() < 0.75:
-        return mutations.dumped(rng, mutations.values(rng, RECORD))
+    if rng.random() < 0.8:
+        odd = mutations.values(rng, RECORD, times=1)
+        return mutations.dumped(rng, odd if rng.random() < 0.8 else RECORD)
     return mutations.damaged(rng, json.dumps(RECORD).encode())
 
 
@@ -367,15 +386,24 @@ def manifest(rng, folder):
 def _pairs(rng):
     """(ending, content) of a damaged file of pairs."""
     ending = rng.choice([".jsonl", ".jsonl", ".json", ".csv", ".parquet"])
+    rows = rng.choice([SEEDS.pairs, SEEDS.pairs, DIALOGUES * 12])
+    if rng.random() < 0.7:
+        rows = mutations.values(rng, rows, times=1)
+        rows = rows if isinstance(rows, list) else [rows]
+    content = _written(rows, ending, rng)
+    return ending, content if rng.random() < 0.6 else mutations.damaged(rng, content)
+
+
+def _written(rows, ending, rng):
     if ending in (".csv", ".parquet"):
-        content = SEEDS.csv if ending == ".csv" else SEEDS.parquet
-        return ending, mutations.damaged(rng, content)
-    rows = rng.choice([SEEDS.pairs, DIALOGUES * 3])
-    if rng.random() < 0.6:
-        rows = mutations.values(rng, rows)
-    parts = [mutations.dumped(rng, row) for row in (rows if isinstance(rows, list) else [rows])]
-    content = b"\n".join(parts) if ending == ".jsonl" else b"[" + b",".join(parts) + b"]"
-    return ending, content if rng.random() < 0.5 else mutations.damaged(rng, content)
+        try:
+            frame, out = pd.DataFrame([row for row in rows if isinstance(row, dict)]), io.BytesIO()
+            frame.to_csv(out, index=False) if ending == ".csv" else frame.to_parquet(out)
+            return out.getvalue()
+        except Exception:  # such rows no table can hold
+            return SEEDS.csv if ending == ".csv" else SEEDS.parquet
+    parts = [mutations.dumped(rng, row) for row in rows]
+    return b"\n".join(parts) if ending == ".jsonl" else b"[" + b",".join(parts) + b"]"
 
 
 def _labelled(data):
@@ -404,13 +432,13 @@ def data_folder(rng, folder):
 
 def prompt_file(rng, folder):
     ending = rng.choice([".txt", ".csv", ".json", ".jsonl"])
-    rows = mutations.values(rng, PROMPTS * 2) if rng.random() < 0.6 else PROMPTS
-    rows = rows if isinstance(rows, list) else [rows]
-    parts = [mutations.dumped(rng, row) for row in rows]
-    content = b"\n".join(parts) if ending == ".jsonl" else b"[" + b",".join(parts) + b"]"
+    rows = mutations.values(rng, PROMPTS, times=1) if rng.random() < 0.7 else PROMPTS
+    content = _written(
+        rows if isinstance(rows, list) else [rows], ending.replace("txt", "json"), rng
+    )
     if ending in (".txt", ".csv"):
         content = b'prompt,category,id\nHello,a,1\n"Say, what",b,2\n'
-    content = content if rng.random() < 0.4 else mutations.damaged(rng, content)
+    content = content if rng.random() < 0.5 else mutations.damaged(rng, content)
     mutations.put(rng, folder / f"q{ending}", content)
     name = rng.choice(["", "", "xstest=", "harmbench=", "mt_bench="]) + str(folder / f"q{ending}")
     return lambda: prompts.load_prompts(name, limit=rng.choice([0, 3]), tokenizer=SEEDS.tokenizer)
@@ -599,32 +627,24 @@ COMMANDS = [
 def command(rng, folder):
     (folder / "g.yaml").write_text(_grid(rng), encoding="utf-8")
     (folder / "t.csv").write_text(TABLE)
-    options = [
-        "-p",
-        "-f",
-        "--out",
-        "--workers",
-        "--profile",
-        "--x",
-        "--y",
-        "--hue",
-        "--only",
-        "--where",
-        "--dry-run",
-    ]
     own = {
-        "sweep": ["g.yaml", "--dry-run"],
-        "plot": ["t.csv", "--x", "delta", "--y", "unsafe"],
-        "run": ["02_safedpo"],
+        "sweep": (["g.yaml", "--dry-run"], ["-p", "-p", "--out", "--workers", "--scheduler"]),
+        "plot": (
+            ["t.csv", "--x", "delta", "--y", "unsafe"],
+            ["--hue", "--only", "--where", "--out", "--x", "--y"],
+        ),
+        "run": (["02_safedpo"], ["-p", "-p", "-p", "-f", "--out"]),
+        "report": ([], ["--results", "--profile", "--out"]),
     }
-    first = rng.choice(COMMANDS[:3] * 4 + COMMANDS)
-    said = [first, *own.get(first, [])]
-    for _ in range(rng.choice([0, 1, 2, 4])):
-        more = [
-            rng.choice(options),
-            rng.choice([_word(rng), f"{rng.choice([*parameters.FIELDS])}={_word(rng)}"]),
-        ]
-        said[rng.randrange(len(said) + 1) :] = more + said[rng.randrange(len(said) + 1) :]
+    first = rng.choice([*own] * 4 + COMMANDS)
+    words, options = own.get(first, ([], ["-p", "--out", "--debugged"]))
+    said = [first, *words]
+    for _ in range(rng.choice([0, 1, 1, 2, 4])):
+        name = rng.choice([*parameters.FIELDS])
+        named = f"{name}={_word(rng, name)}"
+        said += [rng.choice(options), rng.choice([_word(rng), named, named])]
+    if rng.random() < 0.1:
+        rng.shuffle(said)
     said = [word.replace("\0", "") for word in said]
     if set(said) & {
         "verify",
