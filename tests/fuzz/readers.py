@@ -105,7 +105,8 @@ def prepare(folder):
     SEEDS.png = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000100000001008060000001ff3ff61")
     read_pairs.load_pairs(str(folder / "p.parquet"))
     models.check_model(str(SEEDS.models[0]))
-    runner.prepare("02_safedpo")
+    for name in ("03_cdpo_dual_gradient_descent", "05_dog_selection"):
+        runner.prepare(name)
 
 
 def _scorer_folder(folder):
