@@ -53,8 +53,8 @@ def brief(text, lines=False):
     one line unless `lines`."""
     text = str(text)
     text = text if len(text) < 10 * LONGEST else f"{text[: 5 * LONGEST]} {text[-LONGEST:]}"
-    text = WORD.sub(lambda found: _cut(found[0]), text)
     text = "".join(c if c.isprintable() or lines and c == "\n" else _escaped(c) for c in text)
+    text = WORD.sub(lambda found: _cut(found[0]), text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 605]} ... {text[-600:]}"
 
 

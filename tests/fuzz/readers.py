@@ -470,11 +470,11 @@ def answers(rng, folder):
 
 
 def names(rng, folder):
-    value = (
-        _word(rng)
-        if rng.random() < 0.5
-        else mutations.damaged(rng, b"one=a/b, two=c/d@main").decode("utf-8", "replace")
-    )
+    there = f"one={folder}/p.jsonl,two={SEEDS.models[0].parent}/p.jsonl"
+    sound = rng.choice(["one=a/b, two=c/d@main", there, there])
+    value = _word(rng) if rng.random() < 0.4 else mutations.damaged(rng, sound.encode())
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    shutil.copy(SEEDS.models[0].parent / "p.jsonl", folder / "p.jsonl")
 
     def read():
         sources.sources(value)
@@ -496,16 +496,16 @@ SETTINGS = dict(
 def plotted(rng, folder):
     kind = rng.choice([".csv", ".csv", ".parquet"])
     content = SEEDS.table if kind == ".parquet" else TABLE.encode()
-    mutations.put(rng, folder / f"t{kind}", mutations.damaged(rng, content))
-    columns = ["delta", "unsafe", "method", "seed", "reward", rng.choice(mutations.TEXTS)]
-    asked = dict(x=rng.choice(columns[:3]), y=rng.choice(columns[1:]), hue=rng.choice(columns[2:4]))
-    where = [(rng.choice(columns), _word(rng))] if rng.random() < 0.1 else []
-    only = rng.choice(["", "", "", "dpo", *mutations.TEXTS[:60]])
-    out = rng.choice(
-        ["", str(folder / "o.png"), str(folder / "o.svg"), _word(rng).replace("/", "")[:80]]
-    )
-    out = str(folder / out) if out else out
-    return lambda: plot.plot(folder / f"t{kind}", **asked, where=where, only=only, out=out)
+    content = mutations.damaged(rng, content) if rng.random() < 0.6 else content
+    mutations.put(rng, folder / f"t{kind}", content)
+    asked = dict(x="delta", y="unsafe", hue="method", where=[], only="", out="")
+    if rng.random() < 0.5:
+        name = rng.choice([*asked])
+        odd = rng.choice([*"delta unsafe method seed reward dpo safedpo,dpo".split(), _word(rng)])
+        asked[name] = [("seed", odd)] if name == "where" else odd
+    if asked["out"]:
+        asked["out"] = str(folder / asked["out"].replace("/", "")[:80])
+    return lambda: plot.plot(folder / f"t{kind}", **asked)
 
 
 def _copied(rng, folder, source):
