@@ -11,10 +11,10 @@ import time
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import FiniteFloat, TypeAdapter
+from pydantic import Field, FiniteFloat, TypeAdapter
 from typing_extensions import NotRequired, TypedDict  # pydantic's own; typing's is too old in 3.10
 
 from ..engine import boundary, cache
@@ -47,7 +47,7 @@ class _Provenance(TypedDict):
 class _Record(TypedDict):
     """What `write` writes, as `read` takes it; names beside these are left alone."""
 
-    schema: Literal[SCHEMA]
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]  # for a Literal True is 1
     status: Literal["complete"]
     notebook: str
     run_id: str
