@@ -219,6 +219,7 @@ def main():
     given.add_argument("--seed", type=int, default=0)
     given.add_argument("--workers", type=int, default=2)
     given.add_argument("--reader", default="")
+    given.add_argument("--part", default="0/1", help="k/n: the k-th of n parts, k from 0")
     given.add_argument("--only", default="")
     given.add_argument("--show", action="store_true", help="what each input was answered")
     asked = given.parse_args()
@@ -237,9 +238,13 @@ def main():
         if verdict in BAD or asked.show:
             print(f"{name}: {verdict}: {words[-1500:]}", file=sys.stderr, flush=True)
 
+    part, parts = map(int, asked.part.split("/"))
+    names = names[part::parts]
     found, bad = fuzz(names, asked.seed, asked.workers, say)
     print(table(found))
-    print(f"{len(names):,} inputs, seed {asked.seed}, {time.perf_counter() - started:.0f} s")
+    print(
+        f"{len(names):,} inputs, seed {asked.seed}, part {asked.part}, {time.perf_counter() - started:.0f} s"
+    )
     return int(bool(bad))
 
 
