@@ -112,7 +112,7 @@ def check_folder(what, folder):
     if not isinstance(config, dict):
         raise Refusal(f"{what}: config.json holds no names; save the model again")
     for name, value in _numbers(config):
-        most = MOST_LAYERS if re.search("layers?$|experts|blocks", name) else MOST_WIDE
+        most = MOST_LAYERS if re.search("layers?$|experts|blocks|labels", name) else MOST_WIDE
         if not abs(value) <= most:
             words = f"{shown(name)[1:-1]}={shown(value)}, at most {most} is read"
             raise Refusal(f"{what}: config.json has {words}; copy or download it again")

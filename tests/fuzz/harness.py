@@ -6,7 +6,7 @@
 
 Verdicts: `taken`; `refused` in one message of the kit's form; and what must never be: `message`
 (a refusal without form: of several lines, too long, with more of the input than a message repeats,
-or empty), `uncaught` (any other exception), `hang` (more than 10 s of processor time, or 60 s on
+or empty), `uncaught` (any other exception), `hang` (more than 10 s of processor time, or 300 s on
 the clock), `death` (of the process) and `half` (a half-written file is left behind).
 """
 
@@ -37,7 +37,7 @@ from safealign_utils.engine import boundary  # noqa: E402
 BAD = ("message", "uncaught", "hang", "death", "half")
 VERDICTS = ("taken", "refused", *BAD)
 HALF = re.compile(r"(^|/)\.|partial|^tmp/")  # what is written beside its place, or left in TMPDIR
-SECONDS, WALL, MEMORY = 10.0, 60.0, 12 * 2**30
+SECONDS, WALL, MEMORY = 10.0, 300.0, 12 * 2**30
 
 
 # ---------------------------------------------------------------- one input
