@@ -10,6 +10,8 @@ import contextlib
 import os
 from datetime import timedelta
 
+from .boundary import Refusal, shown
+
 LAUNCH = "start several processes with `accelerate launch`, which numbers them"
 OFF = ("0", "false", "f", "no", "n", "off")
 ENGINE = "the kit trains with DDP or FSDP; see notebooks/profiles/accelerate_*.yaml"
@@ -63,13 +65,14 @@ def local_rank():
 
 
 def _number(name, usual, *, fix, low=0, below=None):
-    text = os.environ.get(name) or str(usual)
-    if not text.strip().isdecimal() or int(text) < low or below is not None and int(text) >= below:
+    text = os.environ.get(name, "").strip() or str(usual)
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+    if number < low or below is not None and number >= below:
         what = f"a whole number of at least {low}" + (
             f", below {below}" if below is not None else ""
         )
-        raise ValueError(f"{name}={text!r}: {what}; {fix}")
-    return int(text)
+        raise Refusal(f"{name}={shown(text)}: {what}; {fix}")
+    return number
 
 
 def own_device(name):
@@ -90,7 +93,7 @@ def check_environment():
     for name, (harmless, fix) in CHANGING.items():
         text = os.environ.get(name, "").strip()
         if text and text.lower() not in harmless:
-            raise ValueError(f"{name}={text}: {fix}")
+            raise Refusal(f"{name}={shown(text)[1:-1]}: {fix}")
     if count() > 1 and is_on("ACCELERATE_USE_FSDP"):
         for name in UNSUPPORTED:
             if is_on(name):

@@ -8,17 +8,18 @@ closed it.
 """
 
 import contextlib
-import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import boundary
+
 KEY = "[0-9a-f]{16}"
 NAME = re.compile(
     rf"((policy|answers|directions|scores)|(trie|reference|states)/{KEY})/({KEY}|\d+)\.safetensors"
 )
-DEFAULT = 20.0  # GB, 1e9 bytes
+DEFAULT, MOST = 20.0, 1e6  # GB, 1e9 bytes
 FULL = 0.9  # share of the limit that is left after a clearing
 _free = {}  # {folder: bytes that this process may write before it looks again}
 
@@ -41,10 +42,10 @@ def limit():
     it."""
     given = os.environ.get("SAFEALIGN_CACHE_GB") or str(DEFAULT)
     with contextlib.suppress(ValueError):
-        if 0 < float(given) < math.inf:
+        if 0 < float(given) <= MOST:
             return int(float(given) * 1e9)
-    fix = f"a number of GB above 0; unset it for {DEFAULT:g}"
-    raise ValueError(f"SAFEALIGN_CACHE_GB={given!r}: {fix}")
+    fix = f"a number of GB above 0, at most {MOST:g}; unset it for {DEFAULT:g}"
+    raise boundary.Refusal(f"SAFEALIGN_CACHE_GB={boundary.shown(given)}: {fix}")
 
 
 def entries(root):

@@ -2,21 +2,20 @@
 
 import ctypes
 import logging
-import os
 import sys
 from functools import cache as once
 
+from . import boundary
+
+MOST_THREADS = 1024
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def threads():
     """How many threads `SAFEALIGN_THREADS` asks for, 1 by default. Raises ValueError, which
     names it."""
-    given = os.environ.get("SAFEALIGN_THREADS") or "1"
-    if not given.isascii() or not given.isdigit() or not int(given):
-        words = "a whole number of at least 1; unset it for 1"
-        raise ValueError(f"SAFEALIGN_THREADS={given!r}: {words}")
-    return int(given)
+    asked = dict(low=1, most=MOST_THREADS, fix="unset it for 1")
+    return boundary.whole_number("SAFEALIGN_THREADS", 1, **asked)
 
 
 @once

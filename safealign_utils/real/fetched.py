@@ -17,7 +17,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine import cache, live
+from ..engine import boundary, cache, live
 
 ORIGIN = "origin.json"  # written last: a folder without it is not whole
 SPACE = 1.2e9  # bytes that a conversion needs for a while
@@ -77,13 +77,13 @@ def place(name, parameter="model"):
 def _damage(of):
     """What of a folder is not as it was written, in words; "" where all is."""
     try:
-        files = json.loads((of / ORIGIN).read_text(encoding="utf-8"))["files"]
+        files = boundary.read_json(of / ORIGIN)["files"]
         for name, expected in files.items():
             stat = (of / name).stat()
             if _hash(of / name, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size) != expected:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return f"a file cannot be read ({error})"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"a file cannot be read ({boundary.reason(error)})"
     return ""
 
 
@@ -105,7 +105,8 @@ def fetch(name):
     fix.
     """
     if name not in MODELS:
-        raise ValueError(f"model={name!r}: nothing to fetch; choose {', '.join(MODELS)}")
+        what = f"model={boundary.shown(name)}"
+        raise ValueError(f"{what}: nothing to fetch; choose {', '.join(MODELS)}")
     target = folder(name)
     if is_there(name) and not _damage(target):
         return target, False

@@ -5,6 +5,7 @@ decides for the process (`unreachable`): is there an answer within PATIENCE seco
 the local cache is used, and what is not in it is refused with the way to go on.
 """
 
+import collections
 import glob
 import json
 import os
@@ -15,12 +16,16 @@ import threading
 import time
 from pathlib import Path
 
+from ..engine import boundary
+from ..engine.boundary import Refusal, shown
+
 PATIENCE = 4.0  # seconds that the hub has for an answer
 REMEMBER = 60.0  # seconds that the answer counts for
 SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 READERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}  # of `datasets`, by ending
 # An escape in JSON that may be no character; others need no second look.
 ODD_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 # When the hub was asked, and why it could not be reached ("": it could).
 _answer = (float("-inf"), "")
 
@@ -63,7 +68,7 @@ def _ask():
 
 def pinned(name, revision=""):
     """(hub id, revision) of `owner/name@revision`, or of a name and the revision beside it."""
-    id, _, own = name.partition("@") if not Path(name).exists() else (name, "", "")
+    id, _, own = name.partition("@") if not os.path.exists(name) else (name, "", "")
     return id, own or revision
 
 
@@ -77,8 +82,9 @@ def located(name, revision="", *, kind="model", parameter="model"):
     """
     id, revision = pinned(name, revision)
     options = dict(revision=None, local_files_only=True, trust_remote_code=False)
-    if Path(id).exists():
+    if os.path.exists(id):
         return id, options
+    check_revision(revision)
     if not unreachable(kind):
         return id, options | dict(revision=revision or None, local_files_only=False)
     from huggingface_hub import snapshot_download
@@ -96,6 +102,13 @@ def located(name, revision="", *, kind="model", parameter="model"):
     return folder, options
 
 
+def check_revision(revision):
+    """Refuse a revision that can be none: it becomes part of a path in the cache."""
+    if revision and not REVISION.fullmatch(revision) or ".." in revision:
+        fix = "give a branch, a tag or a commit: letters, digits and . _ - /"
+        raise Refusal(f"revision={shown(revision)}: is no name of a revision; {fix}")
+
+
 def absent(parameter, name, revision="", kind="model"):
     """The ValueError, with the ways to go on, for what neither hub nor local cache gives."""
     id, revision = pinned(name, revision)
@@ -107,7 +120,8 @@ def absent(parameter, name, revision="", kind="model"):
     more += f" --revision {revision}" if revision else ""
     why = f"{reason}, and the local Hugging Face cache does not hold it{held}"
     fix = f"name a local {what}, or run `hf download {id}{more}` where there is network"
-    return ValueError(f"{parameter}={name!r}: {why}; {fix}: a copy in the cache is used without")
+    what = f"{parameter}={shown(name)}"
+    return Refusal(f"{what}: {why}; {fix}: a copy in the cache is used without")
 
 
 # ---------------------------------------------------------------- revisions
@@ -118,13 +132,14 @@ def commit(name, kind="model", revision=""):
     owner/name.
     """
     name, revision = pinned(name, revision)
-    if Path(name).exists():
+    if os.path.exists(name):
         return ""
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
+    check_revision(revision)
     ref = _folder(name, kind) / "refs" / (revision or "main")
-    if ref.is_file():
-        return ref.read_text(encoding="utf-8").strip()
+    if os.path.isfile(ref):
+        return boundary.read_text(ref, limit=200).strip()
     if "/" not in name or unreachable(kind):
         return ""
     from huggingface_hub import HfApi
@@ -154,14 +169,15 @@ def load_rows(path, revision="", *, split="", config="", name="data"):
     """
     id, revision = pinned(path, revision)
     file, what = Path(id), f"{name}={path}"
-    if file.is_file() and file.suffix in (".jsonl", ".json"):
+    is_there, is_folder = os.path.exists(id), os.path.isdir(id)
+    if is_there and not is_folder and file.suffix in (".jsonl", ".json"):
         yield from json_rows(file, what)
         return
-    if file.is_file() and file.suffix not in READERS:
-        raise ValueError(f"{what}: unknown ending; use .jsonl, {', '.join(READERS)}")
+    if is_there and not is_folder and file.suffix not in READERS:
+        raise Refusal(f"{what}: unknown ending; use .jsonl, {', '.join(READERS)}")
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", id) and file.suffix not in (*READERS, ".jsonl")
-    if not file.exists() and not is_id:
-        raise ValueError(f"{what}: no such file; give a path, a hub id as owner/name, or 'world'")
+    if not is_there and not is_id:
+        raise Refusal(f"{what}: no such file; give a path, a hub id as owner/name, or 'world'")
     parts = _load(name, path, revision, split=split or None, name=config or None)
     for part, table in parts.items() if isinstance(parts, dict) else [(split, parts)]:
         for number, row in enumerate(table, start=1):
@@ -176,16 +192,20 @@ def lines(file, what):
 
     Raises ValueError, calling the file `what`, naming the line that is in another encoding.
     """
-    with Path(file).open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+    with boundary.open_file(file, what) as stream:
+        parts = iter(lambda: stream.readline(boundary.LINE + 1), b"")
+        for number, line in enumerate(parts, start=1):
             where = f"{what}, line {number}"
+            if len(line) > boundary.LINE:
+                most = f"more than {boundary.LINE:,} bytes in one line"
+                raise Refusal(f"{where}: {most}; write a row a line")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 shown = line[error.start : error.start + 4]
-                raise ValueError(f"{where}: not UTF-8 ({shown!r}); save it as UTF-8") from None
+                raise Refusal(f"{where}: not UTF-8 ({shown!r}); save it as UTF-8") from None
             if "\0" in text:
-                raise ValueError(f"{where}: holds a NUL byte, as UTF-16 does; save it as UTF-8")
+                raise Refusal(f"{where}: holds a NUL byte, as UTF-16 does; save it as UTF-8")
             yield number, text
 
 
@@ -198,11 +218,15 @@ def json_rows(file, what):
     for place, row, is_odd in _rows_by_line(file, what) if whole is None else whole:
         if is_odd:
             _check_characters(row, f"{what}, {place}")
+        if boundary.is_deep(row):
+            words = f"is nested more than {boundary.DEEPEST} times; write it flat"
+            raise Refusal(f"{what}, {place}: {words}")
         yield place, row
 
 
 def _rows_of_one_value(file, what):
     """[(place, row, may hold what is no character)] of one list or object; None for several."""
+    boundary.open_file(file, what, boundary.ROWS).close()
     text = "".join(text for _, text in lines(file, what))
     try:
         found = json.loads(text) if text.strip() else []
@@ -211,7 +235,7 @@ def _rows_of_one_value(file, what):
             return None
         at = f", line {error.lineno}" if hasattr(error, "lineno") else ""
         fix = "a list of objects, or one a line"
-        raise ValueError(f"{what}{at}: not JSON ({_reason(error)}); {fix}") from None
+        raise Refusal(f"{what}{at}: not JSON ({_reason(error)}); {fix}") from None
     rows, is_odd = found if isinstance(found, list) else [found], bool(ODD_ESCAPE.search(text))
     return [(f"row {number}", row, is_odd) for number, row in enumerate(rows, start=1)]
 
@@ -225,7 +249,7 @@ def _rows_by_line(file, what):
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             why = f"not JSON ({_reason(error)}); one object a line"
-            raise ValueError(f"{what}, line {number}: {why}") from None
+            raise Refusal(f"{what}, line {number}: {why}") from None
         yield f"line {number}", row, bool(ODD_ESCAPE.search(text))
 
 
@@ -247,7 +271,7 @@ def _check_characters(value, where, column=""):
             words = "half an emoji (a lone surrogate)" if bad != "\0" else "the character NUL"
             found = f"{words} in {ascii(value[max(0, value.index(bad) - 20) :][:40])}"
             where = f"{where}, column {ascii(column)}"
-            raise ValueError(f"{where}: {found}; take it out, or write it whole")
+            raise Refusal(f"{where}: {found}; take it out, or write it whole")
 
 
 # ---------------------------------------------------------------- the library `datasets`
@@ -264,18 +288,19 @@ def _load(parameter, path, revision, **which):
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     here = Path(pinned(path)[0])
     try:
-        if here.exists():
+        if os.path.exists(here):
             return _load_local(here, f"{parameter}={path}", which)
         place, options = located(path, revision, kind="dataset", parameter=parameter)
-        if not Path(place).exists():
+        if not os.path.exists(place):
             return datasets.load_dataset(place, revision=options["revision"], **which)
         return _load_local(Path(place), f"{parameter}={path}", which, is_whole=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if str(error).startswith(f"{parameter}="):
             raise
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        fix = "is it as its ending says?" if here.exists() else "a local file works offline"
-        raise ValueError(f"{parameter}={path}: cannot be read ({reason}); {fix}") from error
+        fix = "a local file works offline"
+        fix = "is it as its ending says?" if os.path.exists(here) else fix
+        raise Refusal(f"{parameter}={path}: cannot be read ({reason}); {fix}") from error
 
 
 def _load_local(path, what, which, is_whole=False):
@@ -313,12 +338,20 @@ def _linked(path, folder):
 
 
 def _check_encodings(path, what):
-    """Refuse what `datasets` would misread in silence: encodings, and half an emoji."""
+    """Refuse what `datasets` would misread in silence: encodings, and half an emoji; and what would
+    hold or end the process."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if os.path.exists(file) and not os.path.isdir(file):
+            boundary.open_file(file, f"{what}: {file.name}", boundary.ROWS * 64).close()
         if file.is_file() and file.suffix in (".csv", ".json", ".jsonl"):
             named = f"{what}/{file.relative_to(path)}" if path.is_dir() else what
-            for _ in lines(file, named) if file.suffix == ".csv" else json_rows(file, named):
-                pass
+            if file.suffix == ".csv":
+                collections.deque(lines(file, named), maxlen=0)
+                continue
+            for place, row in json_rows(file, named):
+                if not isinstance(row, dict):  # which would end the process there
+                    words = f"the row is not an object with named columns, found {shown(row)}"
+                    raise Refusal(f"{named}, {place}: {words}")
 
 
 def _check_all_read(builder, folder, what):
@@ -331,4 +364,4 @@ def _check_all_read(builder, folder, what):
         if file.is_file() and file.suffix in (*READERS, ".jsonl") and file.name not in read:
             why = "would not be read, as its name says no split and others do"
             fix = "begin its name with train, validation or test, or move it out of the folder"
-            raise ValueError(f"{what}: {str(file.relative_to(folder))!r} {why}; {fix}")
+            raise Refusal(f"{what}: {str(file.relative_to(folder))!r} {why}; {fix}")

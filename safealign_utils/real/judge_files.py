@@ -11,7 +11,8 @@ import json
 import re
 from pathlib import Path
 
-from ..engine import cache
+from ..engine import boundary, cache
+from ..engine.boundary import Refusal, shown
 
 
 def write_mt_bench(folder, answers, model):
@@ -25,7 +26,7 @@ def write_mt_bench(folder, answers, model):
     ids = _checked_ids(answers, model, most=2)
     if not all(isinstance(i, int) for i in ids):
         fix = "load the questions from FastChat's question.jsonl"
-        raise ValueError(f"answers: ids of MT-Bench are integers; {fix}")
+        raise Refusal(f"answers: ids of MT-Bench are integers; {fix}")
     rows = [_choices(i, model, list(said)) for i, said in zip(ids, answers.answers)]
     return _write(folder, model, sorted(rows, key=lambda row: row["question_id"]))
 
@@ -93,20 +94,27 @@ def _choices(i, model, turns):
 
 def _checked_ids(answers, model, most=1):
     """The ids of a table of answers, which must have at most `most` turns a prompt."""
-    if not re.fullmatch(r"[\w.+-]*\w", model):
+    with boundary.reading("answers", "give a table of `sampling.answer`"):
+        return _ids(answers, model, most)
+
+
+def _ids(answers, model, most):
+    if not isinstance(model, str) or not re.fullmatch(r"[\w.+-]{0,199}\w", model):
         fix = "use letters, digits, '.', '_', '+' and '-'"
-        raise ValueError(f"model={model!r}: it names the file; {fix}")
+        raise Refusal(f"model={shown(model)}: it names the file; {fix}")
     if answers.empty:
-        raise ValueError("answers: the table is empty")
+        raise Refusal("answers: the table is empty")
     if answers.id.duplicated().any():
         twice = answers.id[answers.id.duplicated()].tolist()[0]
-        raise ValueError(f"answers: id {twice!r} is there twice")
+        raise Refusal(f"answers: id {shown(twice)} is there twice")
     for i, turns, said in zip(answers.id, answers.turns, answers.answers):
-        what = f"answers: prompt {i!r} has {len(turns)} turns"
+        if isinstance(i, bool) or not isinstance(i, (int, str, float)):
+            raise Refusal(f"answers: an id must be a text or a number, found {shown(i)}")
+        what = f"answers: prompt {shown(i)} has {len(turns)} turns"
         if len(turns) != len(said) or not all(isinstance(y, str) for y in said):
-            raise ValueError(f"{what} and {len(said)} answers; they must match")
+            raise Refusal(f"{what} and {len(said)} answers; they must match")
         if len(turns) > most:
-            raise ValueError(f"{what}; the format holds {most}")
+            raise Refusal(f"{what}; the format holds {most}")
     return answers.id.tolist()
 
 

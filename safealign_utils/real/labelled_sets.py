@@ -26,6 +26,8 @@ import pandas as pd
 from scipy.sparse.csgraph import connected_components
 
 from .. import pairs
+from ..engine import boundary
+from ..engine.boundary import Refusal
 from ..templates import encode_prompts, encode_responses
 from . import answer_sets, read_pairs
 
@@ -39,6 +41,7 @@ class LeftOut(Exception):
     """Why a prompt is left out."""
 
 
+@boundary.reader("data", read_pairs.FIX)
 def from_pairs(data, tokenizer, *, template="auto"):
     """The `answer_sets.AnswerSets` of what `data` names (see `read_pairs.load_pairs`): the answers
     to a prompt are those of all its pairs.
@@ -52,7 +55,7 @@ def from_pairs(data, tokenizer, *, template="auto"):
     table = read_pairs.load_pairs(data, tokenizer=tokenizer)
     if table[list(pairs.SAFE)].isna().all(axis=None):
         need = " and ".join(pairs.SAFE)
-        raise ValueError(f"data={data}: no row has a safety label; c needs {need}")
+        raise Refusal(f"data={data}: no row has a safety label; c needs {need}")
     table, is_cut = _cut_all(table, tokenizer)
     policy = SimpleNamespace(tokenizer=tokenizer, template=template)
     found, notes = [], Counter({"answers cut": is_cut})
@@ -176,7 +179,7 @@ def _sets(data, found, notes):
             why = f"{len(own)} {split} prompts, none with a safe and an unsafe answer"
             said = "; ".join(f"{reason}: {count}" for reason, count in notes.items())
             fix = "give pairs of several answers to a prompt, with labels of both kinds"
-            raise ValueError(f"data={data}: {why} ({said}); {fix}")
+            raise Refusal(f"data={data}: {why} ({said}); {fix}")
     found = sorted(found, key=_place)
     return answer_sets.tabulated(*zip(*found), notes=notes)
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import transformers
 
+from ..engine import boundary
+from ..engine.boundary import Refusal
 from ..logprobs import LogProbs
 from ..packing import pack
 from ..policy import Policy
@@ -13,6 +15,7 @@ from ..templates import check_template
 from . import weights
 
 
+@boundary.reader("model", weights.FIX)
 def load_policy(name, *, revision="", template="dialogue"):
     """Load a folder or a hub id (owner/name@revision too) in float32, safetensors only.
 
@@ -26,6 +29,7 @@ def load_policy(name, *, revision="", template="dialogue"):
     return policy
 
 
+@boundary.reader("model", weights.FIX)
 def check_model(name, *, revision="", template="dialogue", max_length=0, new_tokens=0):
     """The `weights.Opened` of a model: refuses early what could not be used; reads headers only.
 
@@ -37,13 +41,13 @@ def check_model(name, *, revision="", template="dialogue", max_length=0, new_tok
     what, room = opened.what, weights.positions(opened.config)
     if opened.tokenizer.eos_token_id is None:
         why = "its tokenizer has no end-of-sequence token"
-        raise ValueError(f"{what}: {why}; set eos_token in its tokenizer_config.json")
+        raise Refusal(f"{what}: {why}; set eos_token in its tokenizer_config.json")
     if room and max_length > room:
         why = f"{what} has {room} positions"
-        raise ValueError(f"max_length={max_length}: {why}; use {room} or less")
+        raise Refusal(f"max_length={max_length}: {why}; use {room} or less")
     if room and new_tokens >= room:
         why = f"{what} has {room} positions for prompt and answer"
-        raise ValueError(f"new_tokens={new_tokens}: {why}; use fewer")
+        raise Refusal(f"new_tokens={new_tokens}: {why}; use fewer")
     check_template(opened.tokenizer, template)
     return opened
 
@@ -60,6 +64,7 @@ def _check_readable(what, policy):
         plain = logits.float().log_softmax(-1)[range(3), reply]
         error = float((plain - packed).abs().max())
     except (TypeError, ValueError, RuntimeError, AttributeError) as reason:
-        raise ValueError(f"{what}: {kind} models take no packed rows ({reason}); {use}") from reason
+        said = boundary.reason(reason)
+        raise Refusal(f"{what}: {kind} models take no packed rows ({said}); {use}") from reason
     if not error < 1e-3:
-        raise ValueError(f"{what}: {kind} models are misread by {error:.2g} nats; {use}")
+        raise Refusal(f"{what}: {kind} models are misread by {error:.2g} nats; {use}")

@@ -8,6 +8,7 @@ what they draw from a model in files.
 import csv
 import difflib
 import functools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import pandas as pd
 import yaml
 
 from .. import templates
+from ..engine import boundary
+from ..engine.boundary import Refusal, shown
 from . import hub
 from .read_pairs import is_a_dialogue
 from .sources import sources
@@ -53,6 +56,7 @@ def _published():
 SETS = _published()
 
 
+@boundary.reader("prompts", "give a set by name, a file, or set=path")
 def load_prompts(name, *, limit=0, tokenizer=None):
     """A prompt set as a table: prompt (text), turns (tuple of texts), category, unsafe, id.
 
@@ -69,7 +73,7 @@ def load_prompts(name, *, limit=0, tokenizer=None):
     """
     name, path = (name, "") if name in SETS else _named_file(name)
     if not isinstance(limit, int) or limit < 0:
-        raise ValueError(f"limit={limit!r}: a whole number of prompts, or 0 for all")
+        raise Refusal(f"limit={limit!r}: a whole number of prompts, or 0 for all")
     chosen = SETS.get(name, PromptSet("", None, "", None))
     rows = _file_rows(path) if path else _hub_rows(name, chosen)
     table = _table(rows, path or name, chosen, templates.marker_pattern(tokenizer))
@@ -95,13 +99,13 @@ def _named_file(name):
     """(name of the set, path) of what names no set alone: `set=path`, or a path."""
     if len(named := sources(name, "prompts")) > 1:
         fix = "give one, as set=path or as a path"
-        raise ValueError(f"prompts={name!r}: names {len(named)} files; {fix}")
+        raise Refusal(f"prompts={shown(name)}: names {len(named)} files; {fix}")
     ((own, file),) = named
-    if own or Path(file).suffix or Path(file).exists():
+    if own or Path(file).suffix or os.path.exists(file):
         return own or Path(file).stem, file
-    near = difflib.get_close_matches(name, SETS, n=1)
+    near = difflib.get_close_matches(name[:80], SETS, n=1)
     why = "no set of this name" + (f" (did you mean {near[0]}?)" if near else "")
-    raise ValueError(f"prompts={name!r}: {why}; choose {', '.join(SETS)}, or give a file")
+    raise Refusal(f"prompts={shown(name)}: {why}; choose {', '.join(SETS)}, or give a file")
 
 
 def _table(rows, place, chosen, marks):
@@ -115,20 +119,20 @@ def _table(rows, place, chosen, marks):
         seen.add(turns)
         marked += [(where, turn, found[0]) for turn in turns if (found := marks.search(turn))][:1]
         found = dict(prompt=turns[0], turns=turns, category=category)
-        out.append(found | dict(unsafe=_unsafe(row, chosen), id=_id(row, number)))
+        out.append(found | dict(unsafe=_unsafe(row, chosen), id=_id(row, number, where)))
     if not out:
         of = f" of {' or '.join(chosen.keep)}" if chosen.keep else ""
-        raise ValueError(f"prompts={place}: holds no prompts{of}")
+        raise Refusal(f"prompts={place}: holds no prompts{of}")
     if marked:
         where, text, mark = marked[0]
         fix = "give each as a list of messages, or take the marks out"
         count = f"{len(marked)} of {len(out)} prompts"
         words = f"{text[:40]!r} holds {mark!r} of a chat format, and so do {count}"
-        raise ValueError(f"{where}: {words}; {fix}")
+        raise Refusal(f"{where}: {words}; {fix}")
     table = pd.DataFrame(out).astype({"unsafe": "boolean"})
     if table.id.duplicated().any():
         twice = table.id[table.id.duplicated()].tolist()[0]
-        raise ValueError(f"prompts={place}: two rows have the id {twice!r}")
+        raise Refusal(f"prompts={place}: two rows have the id {shown(twice)}")
     return table
 
 
@@ -141,15 +145,15 @@ def _turns(row, where):
     """The user's turns of a row (a tuple of texts), in the first of them what stands before it."""
     name = _named(row, ASKED)
     if name is None:
-        has = ", ".join(map(str, row))
-        raise ValueError(f"{where}: no text in a column called {', '.join(ASKED)}; it has {has}")
+        has = boundary.some(row)
+        raise Refusal(f"{where}: no text in a column called {', '.join(ASKED)}; it has {has}")
     given = row[name] if isinstance(row[name], list) else [row[name]]
     messages = [_message(turn, name, where) for turn in given]
     if not messages or messages[-1]["role"] != "user":
         found = f"no text in a column called {name}"
         if messages:
             found = f"last in a column called {name} is a message of the {messages[-1]['role']}"
-        raise ValueError(f"{where}: {found}, so nothing is asked; end with a message of the user")
+        raise Refusal(f"{where}: {found}, so nothing is asked; end with a message of the user")
     others = [n for n, m in enumerate(messages) if m["role"] != "user"]
     asked = messages[others[-1] + 1 :] if others else messages
     turns = [m["content"] for m in asked]
@@ -158,12 +162,12 @@ def _turns(row, where):
         if not is_a_dialogue(told):
             why = f"the messages in a column called {name} cannot be told apart as one dialogue"
             fix = "begin with system or user, let user and assistant alternate"
-            raise ValueError(f"{where}: {why}; {fix}, and write no 'Human:' or 'Assistant:'")
+            raise Refusal(f"{where}: {why}; {fix}, and write no 'Human:' or 'Assistant:'")
         turns[0] = templates.dialogue(told)
     context = row.get(_named(row, CONTEXT))
     if context is not None:
         if not isinstance(context, str):
-            raise ValueError(f"{where}: the context must be text, found {repr(context)[:40]}")
+            raise Refusal(f"{where}: the context must be text, found {repr(context)[:40]}")
         turns[0] = f"{context}\n\n---\n\n{turns[0]}"
     return tuple(turns)
 
@@ -175,7 +179,7 @@ def _message(turn, name, where):
     if role not in templates.ROLES.values() or not isinstance(text, str) or not text.strip():
         found = f"no text in a column called {name}: found {repr(turn)[:60]}"
         known = "messages with role (system, user, assistant) and content"
-        raise ValueError(f"{where}: {found}; it holds a text, a list of texts, or {known}")
+        raise Refusal(f"{where}: {found}; it holds a text, a list of texts, or {known}")
     return {"role": role, "content": text}
 
 
@@ -188,9 +192,11 @@ def _category(row):
     return str(category or "")
 
 
-def _id(row, number):
+def _id(row, number, where):
     """A row's own id, or its number. A csv file has the text "81" where the hub has the number."""
     own = row.get(_named(row, ID), number)
+    if isinstance(own, bool) or not isinstance(own, (str, int, float)):
+        raise Refusal(f"{where}: an id must be a text or a number, found {shown(own)}")
     return int(own) if isinstance(own, str) and re.fullmatch(r"[1-9]\d{0,8}", own) else own
 
 
@@ -207,19 +213,19 @@ def _unsafe(row, chosen):
 def _hub_rows(name, chosen):
     fix = f"file as {name}=PATH ({chosen.file})"
     if not chosen.hub:
-        raise ValueError(f"prompts={name!r}: not known on the hub; give its {fix}")
+        raise Refusal(f"prompts={name!r}: not known on the hub; give its {fix}")
     which = dict(split=chosen.split, config=chosen.config, name="prompts")
     try:
         for _, row in hub.load_rows(chosen.hub, chosen.revision, **which):
             yield row
     except ValueError as error:
-        raise ValueError(f"{error}; or give the set's {fix}") from error
+        raise Refusal(f"{error}; or give the set's {fix}") from error
 
 
 def _file_rows(path):
     file, what = Path(path), f"prompts={path}"
-    if not file.is_file():
-        raise ValueError(f"{what}: no such file")
+    if not os.path.exists(path):
+        raise Refusal(f"{what}: no such file")
     if file.suffix in (".json", ".jsonl"):
         for _, row in hub.json_rows(file, what):
             for one in row if isinstance(row, list) else [row]:
@@ -231,7 +237,7 @@ def _file_rows(path):
     elif file.suffix == ".csv":
         yield from _csv_rows(texts, what)
     else:
-        raise ValueError(f"{what}: unknown ending; use .txt, .csv, .json or .jsonl")
+        raise Refusal(f"{what}: unknown ending; use .txt, .csv, .json or .jsonl")
 
 
 def _csv_rows(texts, what):
@@ -240,7 +246,8 @@ def _csv_rows(texts, what):
         for row in reader:
             if None in row:
                 where, why = f"{what}, line {reader.line_num}", "more cells than the first line has"
-                raise ValueError(f"{where}: {why} names; quote texts with commas")
+                raise Refusal(f"{where}: {why} names; quote texts with commas")
             yield row
     except csv.Error as error:
-        raise ValueError(f"{what}, line {reader.line_num}: no csv ({error})") from None
+        where = f"{what}, line {reader.line_num + 1}"
+        raise Refusal(f"{where}: no csv ({error}); save it as csv again") from None

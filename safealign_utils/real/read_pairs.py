@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..engine import boundary
+from ..engine.boundary import Refusal, shown
 from ..pairs import LABELS, SAFE, TEXT
 from ..templates import ROLES, dialogue, marker_pattern, turns
 from . import hub
@@ -19,10 +21,14 @@ ANSWER = "\n\nAssistant:"
 PARTED = "the two dialogues part before the last answer"
 
 
+FIX = "give a file of pairs, a folder of them, or a hub id"
+
+
 class LeftOut(Exception):
     """Why a row that nobody can mend is left out."""
 
 
+@boundary.reader("data", FIX)
 def load_pairs(data, *, revision="", tokenizer=None):
     """Pairs of a file (.jsonl, .json, .csv, .parquet), a folder or a hub id, or of several of them.
 
@@ -58,7 +64,7 @@ def _rows(path, revision, name, marks):
         bad = functools.partial(_refusal, f"data={path}, {place}")
         try:
             texts = _texts(row, bad)
-            if not Path(path).exists():
+            if not os.path.exists(path):
                 _check_not_empty(texts)
         except LeftOut as reason:
             left_out[str(reason)] += 1
@@ -73,14 +79,14 @@ def _rows(path, revision, name, marks):
     reasons = [f"{count} of {rows} rows left out: {reason}" for reason, count in left_out.items()]
     if not out:
         found = "no pairs: " + "; ".join(reasons) if reasons else "holds no pairs"
-        raise ValueError(f"data={path}: {found}")
+        raise Refusal(f"data={path}: {found}")
     for reason in reasons:
         print(f"data={path}: {reason}", file=sys.stderr)
     return out, left_out
 
 
 def _refusal(where, column, reason):
-    return ValueError(f"{where}, column {column!r}: {reason}")
+    return Refusal(f"{where}, column {shown(column)}: {reason}")
 
 
 def _labelled(row, texts, source, bad):
@@ -157,7 +163,7 @@ def _one_of(allowed, value, words, bad, column):
         return None
     kind = type(allowed[0])
     if isinstance(value, str) or isinstance(value, bool) != (kind is bool) or value not in allowed:
-        raise bad(column, f"must be {words}, found {value!r}")
+        raise bad(column, f"must be {words}, found {shown(value)}")
     return kind(value)
 
 
@@ -201,7 +207,7 @@ def _present(row, columns, bad):
     """The values of columns that must be there; a refusal says which ones are."""
     if missing := [column for column in columns if column not in row]:
         known = f"pairs have the columns {', '.join(TEXT)}, or prompt, chosen, rejected"
-        has = f"these have {', '.join(map(str, row)) or 'none'}"
+        has = f"these have {boundary.some(row) or 'none'}"
         raise bad(missing[0], f"found nothing: {known}; {has}")
     return [row[column] for column in columns]
 
@@ -243,7 +249,7 @@ def _check_messages(messages, column, bad):
         is_message = isinstance(m, dict) and isinstance(m.get("content"), str)
         if not is_message or m.get("role") not in ROLES.values():
             words = "a message has a role (system, user, assistant) and a text as content"
-            raise bad(column, f"{words}, found {m!r}")
+            raise bad(column, f"{words}, found {shown(m)}")
 
 
 def _answered(prompt, answers):

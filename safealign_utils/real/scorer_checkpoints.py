@@ -19,7 +19,8 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaModel, LlamaPreTrainedModel
 
-from ..engine import distributed
+from ..engine import boundary, distributed
+from ..engine.boundary import Refusal
 from ..policy import NOT_CONTENT, weights_hash
 from ..templates import render, turns
 from . import weights
@@ -69,6 +70,7 @@ class BeaverScorer(LlamaPreTrainedModel):
         return (score - shift) / (var.sqrt() + 1e-8)
 
 
+@boundary.reader("{kind}_model", weights.FIX)
 def load_scorer(name, *, kind, dtype="float32", device="cpu", sign_check=True):
     """A `Scorer` from a folder or hub id: Safe RLHF's score model, or a classifier with one label.
 
@@ -82,7 +84,7 @@ def load_scorer(name, *, kind, dtype="float32", device="cpu", sign_check=True):
     *Differs from the paper's code:* over-long texts keep their last token; it cuts it off.
     """
     if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype!r}: choose float32 or bfloat16")
+        raise Refusal(f"dtype={dtype!r}: choose float32 or bfloat16")
     opened, encode = check_scorer(name, kind=kind)
     model = opened.load(dtype=getattr(torch, dtype)).to(distributed.own_device(device))
     # The head of sequence classification looks for padding in the ids.
@@ -110,21 +112,22 @@ def _scores(model, rows):
     return out if isinstance(model, BeaverScorer) else out.logits[:, 0].float()
 
 
+@boundary.reader("{kind}_model", weights.FIX)
 def check_scorer(name, *, kind):
     """(`weights.Opened`, `Encoder`) of a scorer: refuses by headers what could not be used."""
     if kind not in KNOWN_PAIRS:
-        raise ValueError(f"kind={kind!r}: choose reward or cost")
+        raise Refusal(f"kind={kind!r}: choose reward or cost")
     network_of = functools.partial(_network, kind, f"{kind}_model={name!r}")
     opened = weights.open_model(f"{kind}_model", name, "", network_of)
     what, tokenizer = opened.what, opened.tokenizer
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         why = "missing" if tokenizer.pad_token_id is None else "the end-of-sequence token"
         why = f"its padding token is {why}, so that no text's end can be told from padding"
-        raise ValueError(f"{what}: {why}; set a pad_token of its own in its tokenizer_config.json")
+        raise Refusal(f"{what}: {why}; set a pad_token of its own in its tokenizer_config.json")
     is_chat = opened.network is not BeaverScorer
     if is_chat and not tokenizer.chat_template:
         fix = "save the one that it was trained with in its tokenizer (chat_template)"
-        raise ValueError(f"{what}: no chat template; {fix}")
+        raise Refusal(f"{what}: no chat template; {fix}")
     longest = min(LONGEST, weights.positions(opened.config) or LONGEST)
     return opened, Encoder(tokenizer, is_chat, longest)
 
@@ -138,10 +141,10 @@ def _network(kind, what, config):
         return BeaverScorer
     if not architecture.endswith("ForSequenceClassification"):
         why = f"{architecture or 'this'} is no reward model"
-        raise ValueError(f"{what}: {why}; use one of sequence classification")
+        raise Refusal(f"{what}: {why}; use one of sequence classification")
     if config.num_labels != 1:
         why = f"it has {config.num_labels} labels"
-        raise ValueError(f"{what}: {why}; a score is one number, so one label")
+        raise Refusal(f"{what}: {why}; a score is one number, so one label")
     return weights.network_class(transformers.AutoModelForSequenceClassification, config)
 
 
@@ -149,12 +152,12 @@ def _check_beaver(kind, what, config):
     says = config.score_type = getattr(config, "score_type", kind)
     if says != kind:
         why = f"its configuration says score_type={says!r}"
-        raise ValueError(f"{what}: {why}; it is no {kind} model, use it as {says}")
+        raise Refusal(f"{what}: {why}; it is no {kind} model, use it as {says}")
     if config.model_type != "llama":
         why = f"a {config.model_type} backbone"
-        raise ValueError(f"{what}: {why}; the score models of Safe RLHF read here are Llamas")
+        raise Refusal(f"{what}: {why}; the score models of Safe RLHF read here are Llamas")
     if getattr(config, "score_dim", 1) != 1:
-        raise ValueError(f"{what}: score_dim={config.score_dim}; a score is one number")
+        raise Refusal(f"{what}: score_dim={config.score_dim}; a score is one number")
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,14 @@
 Everybody who reads, hashes or records these asks here, so that all of them mean the same files.
 """
 
+import os
 import re
 from pathlib import Path
 
+from ..engine import boundary
+from ..engine.boundary import Refusal, shown
+
+LONGEST = 2**14  # characters of a value
 NEXT = re.compile(r"\s*,\s*(?=[\w.-]+\s*=)")  # a comma that may begin the next `name=path`
 NAMED = re.compile(r"\s*([\w.-]+)\s*=\s*(.*?)\s*", re.DOTALL)
 FILES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
@@ -20,26 +25,34 @@ def sources(value, parameter="data"):
     `parameter`, where that can be done in no way or in several.
     """
     value = str(value)
-    named = NAMED.fullmatch(value)
-    if Path(value).exists() or named is None:
+    if len(value) > LONGEST:
+        fix = "name a folder that holds the files"
+        words = f"has {len(value):,} characters, at most {LONGEST:,} are read"
+        raise Refusal(f"{parameter}={shown(value)}: {words}; {fix}")
+    if os.path.exists(value) or NAMED.fullmatch(value) is None:
         return [("", value)]
+    with boundary.reading(f"{parameter}={shown(value)}", "give fewer of name=path"):
+        return _several(value, parameter)
+
+
+def _several(value, parameter):
     found = list(_readings(value))
     if len(found) == 1:
         return found[0]
     if found:
         why = f"can be read in {len(found)} ways"
-        raise ValueError(f"{parameter}={value!r}: {why}; give the paths in full, from '/'")
+        raise Refusal(f"{parameter}={shown(value)}: {why}; give the paths in full, from '/'")
     paths = [NAMED.fullmatch(part).group(2) for part in NEXT.split(value)]
     missing = next((path for path in paths if not _stands(path)), paths[0])
     fix = "give a path, a hub id as owner/name, or several as name=path,name=path"
-    raise ValueError(f"{parameter}={value}: no such file: {missing!r}; {fix}")
+    raise Refusal(f"{parameter}={shown(value)[1:-1]}: no such file: {shown(missing)}; {fix}")
 
 
 def absolute(value, parameter="data"):
     """The same value with every local path in full, for a process that stands in another folder."""
     full = []
     for name, path in sources(value, parameter):
-        path = str(Path(path).resolve()) if Path(path).exists() else path
+        path = str(Path(path).resolve()) if os.path.exists(path) else path
         full.append(f"{name}={path}" if name else path)
     return ",".join(full)
 
@@ -54,4 +67,4 @@ def _readings(value):
 
 
 def _stands(path):
-    return Path(path).exists() or bool(HUB_ID.fullmatch(path)) and Path(path).suffix not in FILES
+    return os.path.exists(path) or bool(HUB_ID.fullmatch(path)) and Path(path).suffix not in FILES

@@ -6,7 +6,7 @@ meta device, and whatever it would skip is refused, naming the parameter, the fi
 """
 
 import contextlib
-import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,17 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from ..engine import boundary
+from ..engine.boundary import Refusal, shown
 from ..engine.torch_setup import set_up
 from . import fetched, hub
 
+FIX = "give a folder that save_pretrained wrote, or a hub id as owner/name"
+MOST_LAYERS, MOST_WIDE = 2**12, 2**31  # of numbers in a config.json: larger ones are damage
+MOST_TOKENIZER = 2**29  # bytes of a JSON file of a model
+
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+SENSES = re.compile("vision|audio|image|video|speech|qformer|encoder|decoder|codec")
 # transformers reads these, in this order
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -30,7 +38,7 @@ IN_MESSAGE = 3  # names of weights, at most
 REPORTED = dict(output_loading_info=True, ignore_mismatched_sizes=True)  # of from_pretrained
 
 
-class NotWhole(ValueError):
+class NotWhole(Refusal):
     """Files of weights that are not there; those of a hub's model can be downloaded."""
 
 
@@ -68,22 +76,72 @@ def open_model(parameter, name, revision, network_of):
     Raises ValueError, naming parameter and value, for what could not be loaded whole.
     """
     set_up()
-    what, name = f"{parameter}={name!r}", fetched.place(name, parameter)
-    if not Path(name).is_dir() and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", hub.pinned(name)[0]):
-        raise ValueError(f"{what}: no such folder; give a folder or a hub id as owner/name")
+    what, name = f"{parameter}={shown(name)}", fetched.place(name, parameter)
+    is_folder = os.path.isdir(name)
+    if not is_folder and not HUB_ID.fullmatch(hub.pinned(name)[0]):
+        raise Refusal(f"{what}: no such folder; give a folder or a hub id as owner/name")
     place, options = hub.located(name, revision, parameter=parameter)
     with loading(what, name, revision):
+        if os.path.isdir(place):
+            check_folder(what, place)
         check_no_adapter(what, place, options)
-        if Path(name).is_dir():
+        if is_folder:
             weight_files(what, name)
         config = transformers.AutoConfig.from_pretrained(place, **options)
+        check_kind(what, config)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
         check_not_quantised(what, config)
         network = network_of(config)
-        if Path(place).is_dir():  # of a hub id too, where only its copy in the cache can be asked
+        if os.path.isdir(place):  # of a hub id too, where only its copy in the cache can be asked
             check_files(what, place, config, network)
     check_ids(what, tokenizer, config)
     return Opened(what, name, revision, place, options, config, tokenizer, network)
+
+
+def check_folder(what, folder):
+    """Refuse a folder with a file that would hold the process, a config.json that is none, and one
+    of sizes that nobody trains: a network is built of it."""
+    for file in sorted(Path(folder).iterdir()):
+        if os.path.isfile(file) and file.suffix == ".json":
+            boundary.open_file(file, f"{what}: {file.name}", MOST_TOKENIZER).close()
+        elif os.path.exists(file) and not os.path.isdir(file):
+            boundary.open_file(file, f"{what}: {file.name}").close()
+    if not os.path.isfile(Path(folder) / "config.json"):
+        raise Refusal(f"{what}: cannot be loaded (it holds no config.json); {FIX}")
+    config = boundary.read_json(Path(folder) / "config.json", f"{what}: config.json")
+    if not isinstance(config, dict):
+        raise Refusal(f"{what}: config.json holds no names; save the model again")
+    for name, value in _numbers(config):
+        most = MOST_LAYERS if re.search("layers?$|experts|blocks|labels", name) else MOST_WIDE
+        if not abs(value) <= most:
+            words = f"{shown(name)[1:-1]}={shown(value)}, at most {most} is read"
+            raise Refusal(f"{what}: config.json has {words}; copy or download it again")
+
+
+def _numbers(config):
+    """(name, number) of all whole numbers of a configuration and of those inside it."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield name, value
+
+
+def check_kind(what, config):
+    """Refuse what is no plain decoder of text: its prompt and response are no one sequence."""
+    kind = ""
+    parts = {*(getattr(type(config), "sub_configs", None) or ()), *vars(config)}
+    senses = sorted(n for n in parts if n.endswith("_config") and SENSES.search(n))
+    architecture = str((getattr(config, "architectures", None) or [""])[0])
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder model"
+    elif senses:
+        kind = f"a multimodal model (it has a {senses[0]})"
+    elif architecture.endswith("ForMaskedLM"):
+        kind = f"an encoder ({architecture})"
+    if kind:
+        fix = "name a decoder of text, such as a Llama, Qwen2, Mistral or GPT-2"
+        raise Refusal(f"{what}: {config.model_type} is {kind}; {fix}")
 
 
 def network_class(auto, config):
@@ -99,7 +157,7 @@ def check_files(what, folder, config, network):
         of_file = _header(what, file)
         if twice := sorted(shapes.keys() & of_file):
             held = f"{file.name} holds {twice[0]}, which another file holds too"
-            raise ValueError(f"{what}: {held}; {SAVE_AGAIN}")
+            raise Refusal(f"{what}: {held}; {SAVE_AGAIN}")
         shapes |= of_file
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     given = dict(config=config, state_dict=empty, device_map={"": "meta"}, **REPORTED)
@@ -124,7 +182,7 @@ def check_report(what, network, report):
     for prefix in WRAPPERS:
         if any(name.startswith(prefix) for name in unexpected):
             fix = f"the names begin with {prefix!r}: unwrap the model, then {SAVE_AGAIN}"
-    raise ValueError(f"{what}: the weights do not fit {network.__name__} ({names}); {fix}")
+    raise Refusal(f"{what}: the weights do not fit {network.__name__} ({names}); {fix}")
 
 
 def weight_files(what, folder):
@@ -132,24 +190,26 @@ def weight_files(what, folder):
     folder = Path(folder)
     whole, index = folder / WHOLE, folder / INDEX
     if whole.exists() and index.exists():
-        raise ValueError(f"{what}: holds {WHOLE} and {INDEX}, two sets of weights; remove one")
+        raise Refusal(f"{what}: holds {WHOLE} and {INDEX}, two sets of weights; remove one")
     if whole.exists():
         return [whole]
     if not index.exists():
         why = f"the folder holds no .safetensors weights, {WHOLE} or {INDEX}"
         raise NotWhole(f"{what}: {why}; save the model with save_pretrained")
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = boundary.read_json(index)["weight_map"]
         names = sorted(set(places.values()))
+        if not all(Path(name).name == name for name in names):
+            raise Refusal("it names files of other folders")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{INDEX} cannot be read ({error})"
-        raise ValueError(f"{what}: {why}; copy or download it again") from error
-    if missing := [name for name in names if not (folder / name).is_file()]:
+        why = f"{INDEX} cannot be read ({boundary.reason(error.__cause__ or error)})"
+        raise Refusal(f"{what}: {why}; copy or download it again") from error
+    if missing := [name for name in names if not os.path.isfile(folder / name)]:
         why = f"{INDEX} names {len(names)} files, {_some(missing)} not there"
         raise NotWhole(f"{what}: {why}; copy or download the rest")
     held = {name: file for file in names for name in _header(what, folder / file)}
     if wrong := {name for name in {*held, *places} if held.get(name) != places.get(name)}:
-        raise ValueError(f"{what}: {INDEX} and its files differ in {_some(wrong)}; {SAVE_AGAIN}")
+        raise Refusal(f"{what}: {INDEX} and its files differ in {_some(wrong)}; {SAVE_AGAIN}")
     return [folder / name for name in names]
 
 
@@ -161,9 +221,9 @@ def check_no_adapter(what, place, options):
     if Path(place).is_dir() and any((Path(place) / name).exists() for name in (WHOLE, INDEX)):
         why = "holds an adapter beside its weights, and loading would add it to them"
         fix = "remove adapter_config.json and adapter_model.safetensors where they are merged"
-        raise ValueError(f"{what}: {why}; {fix}, else merge them first")
+        raise Refusal(f"{what}: {why}; {fix}, else merge them first")
     fix = "merge it (merge_and_unload, save_pretrained), save the tokenizer beside it"
-    raise ValueError(f"{what}: holds an adapter only; {fix} and name that folder")
+    raise Refusal(f"{what}: holds an adapter only; {fix} and name that folder")
 
 
 def check_not_quantised(what, config):
@@ -174,7 +234,7 @@ def check_not_quantised(what, config):
                 method = (said if isinstance(said, dict) else vars(said)).get("quant_method")
                 why = f"its config.json has a quantization_config ({method or 'unnamed'})"
                 fix = "the kit needs whole weights: name the model before it was quantised"
-                raise ValueError(f"{what}: {why}; {fix}")
+                raise Refusal(f"{what}: {why}; {fix}")
 
 
 def check_ids(what, tokenizer, config):
@@ -191,7 +251,7 @@ def check_ids(what, tokenizer, config):
         id, word = beyond[0]
         why = f"the id {id} of its tokenizer ({word!r}) is outside the model's vocabulary of {rows}"
         fix = "model.resize_token_embeddings(len(tokenizer)) and save_pretrained"
-        raise ValueError(f"{what}: {why}; {fix}, or take the added token out")
+        raise Refusal(f"{what}: {why}; {fix}, or take the added token out")
 
 
 def positions(config):
@@ -204,36 +264,38 @@ def loading(what, name, revision=""):
     """Make every error of the libraries a ValueError that names the model (`what`)."""
     try:
         yield
-    except Exception as error:  # damaged files end in errors of every kind
-        ours, here = str(error).startswith(what), Path(name).is_dir()
+    except boundary.STOPS:
+        raise
+    except BaseException as error:  # damaged files end in errors of every kind, panics too
+        ours, here = isinstance(error, Refusal), os.path.isdir(name)
         if not here and (isinstance(error, NotWhole) or not ours and hub.unreachable()):
             raise hub.absent(what.partition("=")[0], name, revision) from error
         if ours:
             raise
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = boundary.reason(error)
         fix = "the folder must hold a model and its tokenizer; a gated model needs a login"
-        raise ValueError(f"{what}: cannot be loaded ({said}); {fix} at the hub") from error
+        raise Refusal(f"{what}: cannot be loaded ({said}); {fix} at the hub") from error
 
 
 def _header(what, file):
     """{name: shape} of a safetensors file."""
     try:
-        with open(file, "rb") as stream:
+        with boundary.open_file(file) as stream:
             pointer = stream.read(len(POINTER)) == POINTER
         if pointer:
             why = f"{file.name} is a git-LFS pointer, no weights"
-            raise ValueError(f"{what}: {why}; run git lfs pull in its clone")
+            raise Refusal(f"{what}: {why}; run git lfs pull in its clone")
         with safe_open(file, framework="pt") as f:
             parts = {name: f.get_slice(name) for name in f.keys()}
             kinds = {name: part.get_dtype() for name, part in parts.items()}
             shapes = {name: part.get_shape() for name, part in parts.items()}
     except (SafetensorError, OSError) as error:
-        why = f"{file.name} cannot be read ({error}); it is damaged or cut off"
-        raise ValueError(f"{what}: {why}: copy or download it again") from error
+        why = f"{file.name} cannot be read ({boundary.reason(error)}); it is damaged or cut off"
+        raise Refusal(f"{what}: {why}: copy or download it again") from error
     packed = [name for name, k in kinds.items() if name.endswith(".weight") and k not in FLOATS]
     if packed:
         why = f"{file.name} holds {_some(packed)} as {kinds[packed[0]]}, quantised"
-        raise ValueError(f"{what}: {why}; name the model before that")
+        raise Refusal(f"{what}: {why}; name the model before that")
     return shapes
 
 

@@ -32,7 +32,7 @@ def _pairs(words):
     """(name, value) of each word `name=value`."""
     for word in words:
         if word.find("=") < 1:
-            raise typer.BadParameter(f"{word!r}: write name=value")
+            raise typer.BadParameter(f"{word[:200]!r}: write name=value")
     return [tuple(word.split("=", 1)) for word in words]
 
 
@@ -45,8 +45,9 @@ def _expanded(folder):
 
 def _workers(given):
     text = str(given)  # the default is a number
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise typer.BadParameter(f"{text!r}: a whole number of processes, at least 1")
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text)):
+        words = "a whole number of processes, at least 1, at most 99999"
+        raise typer.BadParameter(f"{text[:200]!r}: {words}")
     return int(text)
 
 
@@ -134,7 +135,8 @@ def _report(record, folder, ran):
     if not ran:
         print(f"{record['notebook']}: already complete, not run again\n  {folder}")
         return
-    seconds, memory = record["timings"]["total"], record["timings"]["peak_memory_bytes"] / 2**20
+    spent = record["timings"]
+    seconds, memory = spent.get("total", 0), spent.get("peak_memory_bytes", 0) / 2**20
     print(f"{record['notebook']}: complete in {seconds:.0f} s, {memory:.0f} MB\n  {folder}")
     for claim in record["claims"]:
         value = "" if claim["value"] is None else f": {claim['value']:.4f} (n = {claim['n']})"
@@ -356,6 +358,7 @@ def notebooks(names: Notebooks = ()):
 def main(argv=None):
     """Run a command line, without `argv` the process's own; returns the exit status."""
     ending.open_standard_files()
+    _write_any_sign()
     with ending.on_sigterm():
         return _status(sys.argv[1:] if argv is None else argv)
 
@@ -367,28 +370,56 @@ def _status(words):
         status = app(words, prog_name="safealign", standalone_mode=False) or 0
     except SystemExit as asked:  # 1 is typer's answer where nobody reads what is printed
         status = ending.NOT_READ if asked.code == 1 else asked.code
-    except Exception as raised:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as raised:  # a panic of a library in Rust is no Exception
         error = raised
         status, line = _in_one_line(error)
     if lost := ending.lost_output(error):
         status, line = lost
-    elif error and ("--debug" in words or not line):
+    elif error and "--debug" in words:
         raise error
     if line:
-        print(f"safealign: {line}", file=sys.stderr)
+        _say(f"safealign: {line}")
     if status == ending.INTERRUPTED:  # what typer makes of Ctrl-C
         ending.leave()
     return status
 
 
+def _write_any_sign():
+    """Let signs that a terminal's encoding lacks be printed as escapes, and not stop a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _say(line):
+    """Print to stderr; where it is closed or full nobody can be told."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def _in_one_line(error):
-    """(exit status, line for stderr) of an error that a user can mend; (1, "") of any other."""
+    """(exit status, what stderr says) of an error: 2 for what a user gave, 1 for all else."""
+    status, line = _said(error)
+    if line:
+        from ..engine.boundary import brief
+
+        return status, brief(line, lines=status == 1)
+    from ..engine.boundary import reason
+
+    fix = "add --debug before the command for the traceback, and report it"
+    return 1, f"stopped by {type(error).__name__}: {reason(error)}; {fix}"
+
+
+def _said(error):
+    """(exit status, line) of an error that a user can mend; (1, "") of any other."""
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "safealign"
         words = " ".join(error.format_message().split()).rstrip(".")
         return 2, f"{words}; `{command} --help` shows how"
-    from ..study.settings import Refusal
+    from ..engine.boundary import Refusal
     from .runner import Failed
 
     if isinstance(error, Refusal) or isinstance(error, ValueError) and VARIABLE.match(str(error)):
@@ -406,7 +437,7 @@ def _check_text(words):
             word.encode()
         except UnicodeEncodeError:
             fix = "is no UTF-8 text; rename the file or folder"
-            raise typer.BadParameter(f"{word!r}: {fix}") from None
+            raise typer.BadParameter(f"{word[:200]!r}: {fix}") from None
 
 
 if __name__ == "__main__":

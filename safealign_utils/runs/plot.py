@@ -14,11 +14,13 @@ import pandas as pd
 import seaborn
 
 from .. import intervals
+from ..engine import boundary
+from ..engine.boundary import Refusal, shown
 from ..figures import style
 from ..study import settings
-from ..study.settings import Refusal
 from .verify import MANIFEST
 
+LARGEST = 2**30  # bytes of a table
 TURNED = {"rotation": 30, "ha": "right"}  # names that would not fit beside each other
 LABELS = {
     "reward": "E[r]",
@@ -47,6 +49,11 @@ LABELS = {
 
 def plot(path, *, x, y, hue="method", only="", where=(), out=""):
     """Draw the column `y` of a table against `x`, beside it or into `out`; print what was drawn."""
+    with boundary.reading(f"table={shown(str(path))}", "give a sweep's table, and its columns"):
+        _plot(path, x=x, y=y, hue=hue, only=only, where=where, out=out)
+
+
+def _plot(path, *, x, y, hue, only, where, out):
     table = read(path)
     if not out and Path(path).with_name(MANIFEST).is_file():
         why = "without it the figure would go beside the table, among committed files"
@@ -62,15 +69,13 @@ def plot(path, *, x, y, hue="method", only="", where=(), out=""):
 
 def read(path):
     """A CSV or parquet file as a table. Raises Refusal where it cannot be read."""
-    path, asked = Path(path), f"table={str(path)!r}"
+    path, asked = Path(path), f"table={shown(str(path))}"
     kinds = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     if path.suffix not in kinds:
         raise Refusal(f"{asked}: neither .csv nor .parquet; give results/sweeps/NAME/table.csv")
-    try:
-        table = kinds[path.suffix](path)
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise Refusal(f"{asked}: cannot be read ({why}); give a sweep's table") from None
+    with boundary.reading(asked, "give a sweep's table"):
+        with boundary.open_file(path, asked, LARGEST) as file:
+            table = kinds[path.suffix](file)
     if table.empty:
         raise Refusal(f"{asked}: holds no rows; run its sweep first")
     return table
@@ -110,7 +115,8 @@ def select(table, *, x, y, hue="method", only="", where=()):
 
 def _check_column(table, option, column):
     if column not in table:
-        raise Refusal(f"{option} {column}: no such column; {settings.nearest(column, list(table))}")
+        known = settings.nearest(column, list(table))
+        raise Refusal(f"{option} {shown(column)[1:-1]}: no such column; {known}")
 
 
 def _having(table, name, text):
@@ -120,7 +126,8 @@ def _having(table, name, text):
         number = pd.to_numeric(text, errors="coerce")
         same = np.isclose(column.astype(float), number, rtol=1e-9, atol=0)
     if not same.any():
-        raise Refusal(f"--where {name}={text}: no row has it; {name} is one of {_listed(column)}")
+        asked = f"--where {name}={shown(text)[1:-1]}"
+        raise Refusal(f"{asked}: no row has it; {name} is one of {_listed(column)}")
     return table[same]
 
 
@@ -130,7 +137,7 @@ def _lines(table, *, y, hue, only):
     for name in wanted:
         if name not in set(names):
             fix = settings.nearest(name, list(names.unique()))
-            raise Refusal(f"--only {name}: no such {hue} with a finite {y}; {fix}")
+            raise Refusal(f"--only {shown(name)[1:-1]}: no such {hue} with a finite {y}; {fix}")
     if not wanted:
         table = table[~_has_bracket(names)]
     if table.empty:
@@ -161,8 +168,7 @@ def _has_bracket(column):
 
 
 def _listed(column):
-    known = column.astype(str).unique()
-    return ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return boundary.some(dict.fromkeys(map(str, column)), 8)
 
 
 def _is_scale(column):

@@ -4,7 +4,7 @@ Each of the notebook's cells shows one section of `Report`. Executed notebooks b
 """
 
 import base64
-import json
+import sys
 import tempfile
 import zlib
 from functools import partial
@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from ..engine import cache
+from ..engine import boundary, cache
 from ..figures import style, verdicts
 from ..figures.style import VERDICTS
 from ..study import records
@@ -43,7 +43,7 @@ SVG_BYTES = 150_000  # larger drawings are shown as PNG
 
 def report(results, profile=None, out=""):
     """Write the page of results/PROFILE, without a profile full, else small; print its counts."""
-    profile = profile or ("full" if _runs(Path(results) / "full") else "small")
+    profile = profile or ("full" if _runs(Path(results) / "full")[0] else "small")
     folder = Path(results) / profile
     print(write(folder, out))
     counts = Report(folder).counts.sum()
@@ -63,6 +63,8 @@ def write(folder, out="", *, tables=COMMITTED):
     from . import engines, pages
 
     shown, folder = Report(folder), Path(folder).resolve()  # refused before a kernel starts
+    for name, why in shown.odd.items():
+        print(f"{folder / name}: left out ({why}); run {name} again", file=sys.stderr)
     out = Path(out or folder / "report.html")
     beside = out.with_name(f"{out.stem}_notebooks")
     given = dict(folder=str(folder), notebooks=beside.name, tables=str(Path(tables).resolve()))
@@ -84,9 +86,20 @@ def write(folder, out="", *, tables=COMMITTED):
 
 
 def _runs(folder):
-    """{name: record} of the finished runs in a folder, in reading order."""
-    found = {p.parent.name: records.read(p.parent) for p in sorted(folder.glob("*/record.json"))}
-    return {n: r for n, r in found.items() if r and (folder / n / f"{n}.ipynb").is_file()}
+    """({name: record} of the finished runs in a folder, {name: why one is left out}), in reading
+    order."""
+    found, odd = {}, {}
+    for file in sorted(folder.glob("*/record.json")):
+        name, record = file.parent.name, records.read(file.parent)
+        try:
+            if not record or not {"total", "peak_memory_bytes"} <= record["timings"].keys():
+                raise Refusal("its record is not complete, or not one of the kit's")
+            boundary.read_cells(file.with_name(f"{name}.ipynb"))
+        except Refusal as error:
+            odd[name] = str(error)
+            continue
+        found[name] = record
+    return found, odd
 
 
 class Report:
@@ -98,7 +111,7 @@ class Report:
 
     def __init__(self, folder, notebooks="", tables=COMMITTED):
         self.folder, self.pages, self.tables = Path(folder), notebooks, Path(tables)
-        self.runs, profile = _runs(self.folder), self.folder.name
+        (self.runs, self.odd), profile = _runs(self.folder), self.folder.name
         self.again = f"make reproduce PROFILE={'full' if profile == 'full' else 'small'}"
         if not self.runs:
             where = f"--results {self.folder.parent}: {folder} holds no finished run"
@@ -131,8 +144,8 @@ class Report:
         """(title, first paragraph) of a notebook as it was run, else as the kit has it."""
         folder = self.folder / name if name in self.runs else runner.ROOT / "notebooks"
         path = folder / f"{name}.ipynb"
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
-        texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+        cells = boundary.read_cells(path) if path.is_file() else []
+        texts = [cell["source"] for cell in cells if cell["cell_type"] == "markdown"]
         title, _, rest = (texts or [name])[0].partition("\n")
         return title.lstrip("# ").strip(), rest.strip().split("\n\n")[0]
 
@@ -165,6 +178,8 @@ class Report:
         text += "counts once for each; one about seeds stays undecided where there is one seed."
         if missing:
             text += f"\n\n> **Not here:** {missing}. `{self.again}` runs those only."
+        for name, why in self.odd.items():
+            text += f"\n\n> **Left out:** {name}, as {escape(why)}"
         if codes > 1:
             text += f"\n\n> **Mixed code:** made by {codes} versions of the package. "
             text += f"`{self.again}` runs again what is out of date."

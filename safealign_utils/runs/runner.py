@@ -10,7 +10,7 @@ import shutil
 import warnings
 from pathlib import Path
 
-from ..engine import cache, distributed, room
+from ..engine import boundary, cache, distributed, room
 from ..engine.live import claim, hidden, put, remove_leftovers, whole, whole_folder
 from ..engine.torch_setup import threads
 from ..study import inputs, records
@@ -35,10 +35,11 @@ def find(name):
     name = os.path.expanduser(name)
     tried = [Path(name), Path("notebooks") / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb"]
     for path in tried:
-        if path.is_file():
+        if os.path.isfile(path):
             return path.resolve()
     known = ", ".join(p.stem for p in numbered())
-    raise Refusal(f"notebook={name!r}: not found; name a file, or one of {known}")
+    what = f"notebook={boundary.shown(name)}"
+    raise Refusal(f"{what}: not found; name a file, or one of {known}")
 
 
 def numbered():
@@ -53,12 +54,10 @@ def comparable():
 
 def prepare(notebook, given=(), files=()):
     """(path, settings, run_id), everything checked. Raises Refusal before a kernel starts."""
-    try:
+    with boundary.reading("the environment", "unset what it names"):
         distributed.check_environment()
         threads()
         room.limit()
-    except ValueError as error:
-        raise Refusal(str(error)) from None
     path = find(notebook)
     cell = parameters.read_cell(path)
     faults = [f"lacks {name!r}" for name in ("profile", "out_dir") if name not in cell]
@@ -69,6 +68,7 @@ def prepare(notebook, given=(), files=()):
         raise Refusal(f"notebook={path.name}: its parameters cell {faults[0]}; {fix}")
     values = parameters.collect(cell, given, files, path.stem)
     settings = parameters.resolve(values, path.stem)
+    parameters.check_used(settings, cell, values, given)
     if settings["device"] == "cuda":
         parameters.pick_device("cuda")
     contents = inputs.check(settings, {name for name, value in values.items() if not value})
@@ -155,14 +155,15 @@ def failure(out, name):
     if not file.is_file():
         return ""
     try:
-        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError):
+        with boundary.reading(str(file), "run it again"):
+            for cell in boundary.read_cells(file):
+                for output in cell["outputs"]:
+                    if output["output_type"] == "error":
+                        said = f"{output['ename']}: {output['evalue'].strip()}"
+                        where = f"stopped in cell {cell['execution_count']}"
+                        return boundary.brief(f"{where}, {said}; see {file}", lines=True)
+    except Refusal:
         return f"stopped, and its executed notebook is damaged; see {file}"
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error":
-                where = f"stopped in cell {cell['execution_count']}"
-                return f"{where}, {output['ename']}: {output['evalue'].strip()}; see {file}"
     return f"ended without a complete record; see {file}"
 
 

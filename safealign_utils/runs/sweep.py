@@ -11,6 +11,7 @@ table: differences                      # a table of the notebook to gather as w
 
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -21,15 +22,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..engine import live
+from ..engine import boundary, live
+from ..engine.boundary import Refusal, shown
 from ..real.sources import absolute
 from ..study import records, strict_yaml
-from ..study.settings import OWN, PATHS, Refusal, nearest
+from ..study.settings import OWN, PATHS, check_once, nearest
 from . import folders, pool, runner
 
 KINDS = (".csv", ".parquet")  # of a table
 PARTS = ("fixed", "cross", "zip")
 KEYS = ("notebook", *PARTS, "seeds", "table")
+MOST = 100_000  # runs of a grid
 
 
 @dataclass(frozen=True)
@@ -65,38 +68,55 @@ def read(file):
         grid = strict_yaml.read(file)
     except ValueError as error:
         raise Refusal(f"grid file {error}") from None
-    try:
-        return _checked(grid)
-    except ValueError as error:
-        raise Refusal(f"grid file {file}: {error}") from None
+    with boundary.reading(f"grid file {file}", "see safealign sweep --help"):
+        try:
+            return _checked(grid)
+        except ValueError as error:
+            raise Refusal(f"grid file {file}: {error}") from None
 
 
 def _checked(grid):
     if not isinstance(grid, dict) or not grid.get("notebook"):
         raise ValueError("names no notebook; write `notebook: 02_safedpo`")
     if unknown := [key for key in grid if key not in KEYS]:
-        raise ValueError(f"unknown key {unknown[0]!r}; {nearest(unknown[0], KEYS)}")
+        raise ValueError(f"unknown key {shown(unknown[0])}; {nearest(unknown[0], KEYS)}")
     parts = {key: _part(key, grid.get(key) or {}) for key in PARTS}
     names = [name for part in parts.values() for name in part]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is given twice; name it under one of {', '.join(PARTS)}")
     lengths = {name: len(values) for name, values in parts["zip"].items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"the lists of zip must be of one length, are {lengths}; or use cross")
-    several = {key: _listed(grid.get(key)) for key in ("notebook", "table")}
-    return parts | several | {"seeds": _seeds(grid.get("seeds"), names)}
+        words = f"the lists of zip must be of one length, are {shown(lengths)}"
+        raise ValueError(f"{words}; or use cross")
+    several = {key: _listed(key, grid.get(key)) for key in ("notebook", "table")}
+    checked = parts | several | {"seeds": _seeds(grid.get("seeds"), names)}
+    _check_size(checked)
+    return checked
+
+
+def _check_size(grid):
+    """Refuse more runs than anybody means, before they are listed."""
+    sizes = {name: len(values) for name, values in grid["cross"].items()}
+    sizes |= {"zip": len(next(iter(grid["zip"].values()), [0]))}
+    sizes |= {"notebook": len(grid["notebook"]), "seeds": len(grid["seeds"] or [0])}
+    count = math.prod(sizes.values())
+    if count > MOST:
+        number = f"{count:,}" if count < 10**12 else "more than 1,000,000,000,000"
+        largest = max(sizes, key=sizes.get)
+        fix = f"shorten {shown(largest)[1:-1]} ({sizes[largest]:,}), or split the file"
+        raise ValueError(f"asks for {number} runs, at most {MOST:,} are taken; {fix}")
 
 
 def _part(key, part):
     if not isinstance(part, dict):
-        raise ValueError(f"{key}={part!r} must hold `name: value`")
+        raise ValueError(f"{key}={shown(part)} must hold `name: value`")
     for name, values in part.items():
         if key != "fixed" and not (isinstance(values, list) and values):
             fix = "put one value in `fixed`"
-            raise ValueError(f"{key}.{name}={values!r} must be a list of values; {fix}")
+            raise ValueError(f"{key}.{name}={shown(values)} must be a list of values; {fix}")
         for value in [values] if key == "fixed" else values:
             if not _is_plain(value):
-                raise ValueError(f"{name}={value!r} is no text, number or list; quote texts")
+                raise ValueError(f"{name}={shown(value)} is no text, number or list; quote texts")
     return part
 
 
@@ -111,23 +131,30 @@ def _seeds(given, names):
         return None
     if clash := {"seed", "seeds"} & set(names):
         raise ValueError(f"{clash.pop()} and `seeds:` both choose seeds; keep one")
-    seeds = list(range(min(given, 10**5))) if type(given) is int else given
+    words = f"must be a number above 0, at most {MOST}, or a list of seeds"
+    if type(given) is int and given > MOST:
+        raise ValueError(f"seeds={shown(given)} {words}")
+    seeds = list(range(given)) if type(given) is int else given
     if not isinstance(seeds, list) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
-        raise ValueError(f"seeds={given!r} must be a number above 0, or a list of seeds")
+        raise ValueError(f"seeds={shown(given)} {words}")
     return seeds
 
 
-def _listed(value):
-    return value if isinstance(value, list) else [value] if value else []
+def _listed(key, value):
+    found = value if isinstance(value, list) else [value] if value else []
+    if not all(isinstance(name, str) and name for name in found):
+        raise ValueError(f"{key}={shown(value)} must be a name, or a list of names")
+    return found
 
 
 def fix(grid, given):
     """The grid with (name, text) of parameters among what is fixed. Raises Refusal where the grid
     varies one."""
+    check_once(given)
     for name, text in given:
         varied = [*grid["cross"], *grid["zip"], *(["seed", "seeds"] if grid["seeds"] else [])]
         if name in varied:
-            raise Refusal(f"{name}={text!r}: the grid file varies {name}; change it there")
+            raise Refusal(f"{name}={shown(text)}: the grid file varies {name}; change it there")
     return grid | {"fixed": grid["fixed"] | dict(given)}
 
 
@@ -259,14 +286,14 @@ def _grid_of(out, file):
     memory = _memory(out)
     if not memory.is_file():
         return None
-    first, _, text = memory.read_text(encoding="utf-8").partition("\n")
     try:
+        first, _, text = boundary.read_text(memory).partition("\n")
         owner = (out.parent / json.loads(first.lstrip("# "))).resolve()
-        tables = read(memory)["table"]
-    except (ValueError, TypeError):
+        tables, own = read(memory)["table"], boundary.read_text(file)
+    except (ValueError, TypeError, RecursionError, OSError):
         fix = f"remove it, and {out} is taken for the folder of {file}"
         raise Refusal(f"{memory}: is damaged; {fix}") from None
-    if owner != Path(file).resolve() and text != Path(file).read_text(encoding="utf-8"):
+    if owner != Path(file).resolve() and text != own:
         if owner.is_file():
             why = f"{out} holds the runs of {owner}, another grid of this name"
             raise Refusal(f"grid file {file}: {why}; rename one, or give --out another folder")
@@ -277,13 +304,12 @@ def _grid_of(out, file):
 
 def _check_tables(names, notebook):
     """Refuse a table that the notebook does not save."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = "".join("".join(cell["source"]) for cell in cells)
+    source = "".join(cell["source"] for cell in boundary.read_cells(notebook))
     for name in names:
         if name == "table" or f'"{name}"' not in source:
             known = ", ".join(dict.fromkeys(re.findall(r'study\.table\("(\w+)"', source)))
             words = f"{notebook.stem} saves no table of that name; it has {known or 'none'}"
-            raise Refusal(f"table={name!r}: {words}")
+            raise Refusal(f"table={shown(name)}: {words}")
 
 
 def _many(n, word):

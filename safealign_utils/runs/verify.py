@@ -13,6 +13,7 @@ import contextlib
 import csv
 import difflib
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..engine import boundary
 from ..study import claims, records
 from ..study.records import COMMITTED
 from ..study.settings import Refusal
@@ -44,7 +46,6 @@ CHANGES = {"replace": "not as in the reference values", "insert": "new", "delete
 COMPARED = {"schema": int, "status": str, "notebook": str, "parameters": dict, "metrics": dict}
 COMPARED |= {"claims": list, "tables": list, "provenance": dict}
 OF_A_RUN = {"run_id": str, "timings": dict, "figures": list}
-WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error)
 
 
 @dataclass(frozen=True)
@@ -209,10 +210,9 @@ def _compare_finished(folder, expected, fresh):
 
 def cells(notebook):
     """A hash for each cell of a notebook, in order: kind, source and tags."""
-    book = _json(notebook)
     with _reading(notebook):
-        parts = [(c, "".join(c["source"]), c["metadata"].get("tags", [])) for c in book["cells"]]
-        return [_hash([c["cell_type"], source, tags]) for c, source, tags in parts]
+        parts = [(c, c["metadata"].get("tags", [])) for c in boundary.read_cells(notebook)]
+        return [_hash([c["cell_type"], c["source"], tags]) for c, tags in parts]
 
 
 def compare_cells(where, expected, notebook):
@@ -294,7 +294,7 @@ def _listed(folder, names, endings, by_content=None):
     there = {file.name: file for file in folder.iterdir() if file.suffix in endings}
     places = {name: "missing" for name in names} | dict.fromkeys(there, "not listed")
     for name in there.keys() & {*names}:
-        places[name] = _digest(there[name].read_bytes()) if by_content else "there"
+        places[name] = _digest_of(there[name]) if by_content else "there"
     words = "by name only, made on another machine" if by_content is False else ""
     return Group(words, dict(sorted(places.items())), kind="file")
 
@@ -405,7 +405,7 @@ def compare_committed(folder):
     where, listed = f"{folder.parent.name}/{folder.name}", manifest(folder)
     files = {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
     measured = {name for name in files if name != MANIFEST and not name.endswith(".md")}
-    now = {name: {"sha256": _digest(files[name].read_bytes())} for name in sorted(measured)}
+    now = {name: {"sha256": _digest_of(files[name])} for name in sorted(measured)}
     if not listed:
         asked = f"one for each of {len(now)} files"
         yield Finding(False, f"{where}/{MANIFEST}", "entries", asked, "none", kind="file")
@@ -422,24 +422,27 @@ def _reading(path):
     """Whatever is wrong with a file becomes Broken, which names it."""
     try:
         yield
-    except Broken:
+    except (Broken, *boundary.STOPS):
         raise
-    except WRONG as error:
-        why = getattr(error, "strerror", None) or str(error)
-        why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(why.split())
+    except BaseException as error:
+        why = boundary.reason(error.__cause__ or error).removeprefix(f"{path}: ")
         raise Broken(f"{path}: cannot be read: {why}") from None
 
 
 def _json(path):
     with _reading(path):
-        text = Path(path).read_text(encoding="utf-8")
         # What has more digits than a float can hold becomes infinite.
-        return json.loads(text, parse_int=lambda n: int(n) if len(n) < 16 else float(n))
+        return boundary.read_json(path, parse_int=lambda n: int(n) if len(n) < 16 else float(n))
 
 
 def _rows(path):
-    with _reading(path), open(path, encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
+    with _reading(path):
+        return list(csv.reader(io.StringIO(boundary.read_text(path), newline="")))
+
+
+def _digest_of(file):
+    with _reading(file):
+        return _digest(boundary.read_bytes(file, limit=boundary.ROWS))
 
 
 def _digest(content):

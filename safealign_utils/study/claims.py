@@ -14,6 +14,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .. import intervals
+from ..engine import boundary
+from ..engine.boundary import shown
 from . import strict_yaml
 from .settings import NOTEBOOKS, of_kind, one_of
 
@@ -64,7 +66,12 @@ FIELDS = Claim.__pydantic_fields__
 
 
 def read(text):
-    """{id: Claim} of a ledger's YAML text, in its order. Raises ValueError with entry and fix."""
+    """{id: Claim} of a ledger's YAML text, in its order. Raises Refusal with entry and fix."""
+    with boundary.reading(LEDGER.name, "write it as the head of the file says"):
+        return _claims(text)
+
+
+def _claims(text):
     entries, out = strict_yaml.parse(text, LEDGER.name) or [], {}
     if not isinstance(entries, list):
         raise ValueError(f"{LEDGER.name}: write a list of claims, each starting with `- id:`")
@@ -90,7 +97,7 @@ def _wrong(entry):
             return f"unknown field {name!r}; the fields are {', '.join(FIELDS)}"
         if name not in entry:
             return f"{name} is missing; every claim has {', '.join(FIELDS)}, the last two optional"
-        return f"{name}: {entry[name]!r} must be {FIELDS[name].description}"
+        return f"{name}: {shown(entry[name])} must be {FIELDS[name].description}"
     (limit,) = claim.rule.values()
     if "range" in entry and not _is_range(claim.range, limit):
         words = f"must be [low, high] with the rule's {limit:g} inside, high null for no end"

@@ -1,7 +1,9 @@
 """What a run on real text names: pairs, model, scorers, prompts, checked before a kernel starts."""
 
+import contextlib
 import tempfile
 
+from ..engine import boundary
 from . import records
 from .settings import OWN, PATHS, Refusal, check_network
 
@@ -19,20 +21,34 @@ def check(settings, profile=()):
         return _answer_sets(settings, profile)
     if not settings.get("data"):
         return {}
-    try:
-        scratch = settings["model"] == "scratch"
-        tokenizer = None if scratch else _check_model(settings, profile)
-        parts = _check_pairs(settings, tokenizer)
-        _check_scorers(settings)
-        prompts = None
-        if settings.get("eval_prompts"):
-            prompts = _check_eval_prompts(settings, tokenizer, parts[0])
-        _check_categories(settings.get("heldout_categories", ()), parts, prompts)
-    except Refusal:
-        raise
-    except ValueError as error:
-        message = str(error)
-        raise Refusal(f"eval_{message}" if message.startswith("prompts=") else message) from None
+    with _naming(settings):
+        return _real_text(settings, profile)
+
+
+@contextlib.contextmanager
+def _naming(settings):
+    """Call prompts by the parameter that names them, and whatever has no name by the data's."""
+    what = "data" if settings.get("data") else "model"
+    with boundary.reading(f"{what}={boundary.shown(settings[what])}", "give others"):
+        try:
+            yield
+        except ValueError as error:
+            message = str(error)
+            message = f"eval_{message}" if message.startswith("prompts=") else message
+            if message == str(error):
+                raise
+            raise Refusal(message) from error
+
+
+def _real_text(settings, profile):
+    scratch = settings["model"] == "scratch"
+    tokenizer = None if scratch else _check_model(settings, profile)
+    parts = _check_pairs(settings, tokenizer)
+    _check_scorers(settings)
+    prompts = None
+    if settings.get("eval_prompts"):
+        prompts = _check_eval_prompts(settings, tokenizer, parts[0])
+    _check_categories(settings.get("heldout_categories", ()), parts, prompts)
     return {name: records.content(*what) for name, *what in _named(settings)}
 
 
@@ -42,15 +58,13 @@ def _answer_sets(settings, profile):
 
     if settings["model"] == "scratch":
         raise Refusal("model='scratch': this notebook needs a pretrained model; use smollm2")
-    try:
+    with _naming(settings):
         tokenizer = _check_model(settings | {"revision": ""}, profile)
         if settings.get("data"):
             sets = from_pairs(settings["data"], tokenizer)
             asked = [prompt.text for prompt in sets.prompts]
             _check_template(f"data={settings['data']}", asked, settings, tokenizer)
-    except ValueError as error:
-        raise Refusal(str(error)) from None
-    return {name: records.content(*what) for name, *what in _named(settings)}
+        return {name: records.content(*what) for name, *what in _named(settings)}
 
 
 def commits(settings):
@@ -147,8 +161,9 @@ def _check_categories(names, tables, prompts):
     known = sorted(set().union(*(table.category for table in tables)) - {""})
     for name in names:
         if name not in known:
-            fix = f"they have {', '.join(known)}" if known else "they have none"
-            raise Refusal(f"heldout_categories={name!r}: no category of pairs or prompts; {fix}")
+            fix = f"they have {boundary.some(known, 40)}" if known else "they have none"
+            what = f"heldout_categories={boundary.shown(name)}"
+            raise Refusal(f"{what}: no category of pairs or prompts; {fix}")
 
 
 def _check_probes(tables, settings):

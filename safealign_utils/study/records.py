@@ -11,10 +11,13 @@ import time
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import Field, FiniteFloat, TypeAdapter
+from typing_extensions import NotRequired, TypedDict  # pydantic's own; typing's is too old in 3.10
 
-from ..engine import cache
+from ..engine import boundary, cache
 from .settings import NOTEBOOKS, Refusal
 
 SCHEMA = 1
@@ -23,7 +26,41 @@ PARTS = "notebook run_id parameters metrics timings claims tables figures proven
 PACKAGES = (
     "torch transformers datasets accelerate numpy scipy scikit-learn papermill matplotlib".split()
 )
+WORDS = ("holds", "does_not_hold", "undecided", "needs_scale", "not_measured")
 RECENT = 2 * 10**9  # ns: a file changed so lately may change again within a tick of its clock
+
+
+class _Verdict(TypedDict):
+    id: str
+    verdict: Literal[WORDS]
+    value: FiniteFloat | None
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    n: int
+
+
+class _Provenance(TypedDict):
+    code: NotRequired[str]
+    git: NotRequired[str]
+
+
+class _Record(TypedDict):
+    """What `write` writes, as `read` takes it; names beside these are left alone."""
+
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)]  # for a Literal True is 1
+    status: Literal["complete"]
+    notebook: str
+    run_id: str
+    parameters: dict[str, str | bool | int | float | None | list[Any]]
+    metrics: dict[str, FiniteFloat]
+    timings: dict[str, FiniteFloat]
+    claims: list[_Verdict]
+    tables: list[str]
+    figures: list[str]
+    provenance: _Provenance
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 def run_id(notebook, settings, contents=()):
@@ -32,8 +69,7 @@ def run_id(notebook, settings, contents=()):
 
     `contents` {parameter: hash} stands for the content of the files that settings name.
     """
-    book = json.loads(Path(notebook).read_text(encoding="utf-8"))
-    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in book["cells"]]
+    cells = [(cell["cell_type"], cell["source"]) for cell in boundary.read_cells(notebook)]
     asked = {name: value for name, value in settings.items() if name != "out_dir"}
     code = "".join(text for kind, text in cells if kind == "code")
     package = package_hash(cache.PACKAGE), cache.library_versions()
@@ -137,16 +173,15 @@ def write(folder, **parts):
 
 
 def read(folder):
-    """The record of a run's folder if it is complete, else None."""
+    """The record of a run's folder if it is complete, else None: an odd one, whatever is wrong with
+    it, counts as absent."""
     try:
-        record = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = boundary.read_json(Path(folder) / "record.json")
+        _RECORD.validate_python(record, strict=True)
+    except ValueError:
         return None
-    if not isinstance(record, dict) or record.get("status") != "complete":
-        return None
-    files = [*record.get("tables", []), *record.get("figures", [])]
-    whole = record.get("schema") == SCHEMA and all((Path(folder) / f).is_file() for f in files)
-    return record if whole else None
+    files = [*record["tables"], *record["figures"]]
+    return record if all(os.path.isfile(Path(folder) / file) for file in files) else None
 
 
 def provenance(*, device="cpu", data_hash, reference_hash, **more):

@@ -7,7 +7,6 @@ before a kernel starts, and again in the notebook: plain papermill and JupyterLa
 
 import ast
 import difflib
-import json
 import os
 import re
 import sys
@@ -16,6 +15,8 @@ from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ..engine import boundary
+from ..engine.boundary import Refusal, shown
 from . import strict_yaml
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -43,10 +44,6 @@ METHODS = tuple(
 )
 
 
-class Refusal(ValueError):
-    """A parameter that cannot be used: the message names it, its value and the fix."""
-
-
 # ---------------------------------------------------------------- the table of parameters
 def of_kind(kind, words, **limits):
     """A type with its range, and the words for what is allowed; no number is infinite."""
@@ -62,7 +59,10 @@ def _names(known):
     return of_kind(list[Literal[known]], "names among " + ", ".join(known))
 
 
-_COUNT = of_kind(int, "a whole number above 0 (0: the profile's)", ge=0)
+# Larger numbers would fill any memory or run for years: they are slips.
+_MOST, _SEEDS, _WIDEST, _ENTRIES, _LETTERS = 10**7, 10**4, 10**5, 1000, 2**14
+_UP_TO = f", at most {_MOST}"
+_COUNT = of_kind(int, f"a whole number above 0{_UP_TO} (0: the profile's)", ge=0, le=_MOST)
 _FACTOR = of_kind(float, "a number above 0 (0: the profile's)", ge=0)
 _ABOVE = of_kind(float, "a number above 0", gt=0)
 _FROM_ZERO = of_kind(float, "a number, 0 or above", ge=0)
@@ -72,14 +72,19 @@ _LIMIT = of_kind(float, "a finite number")
 _ABOVES = of_kind(list[_ABOVE], "numbers above 0, as [0.5, 1.0]")
 _FROM_ZEROS = of_kind(list[_FROM_ZERO], "numbers, 0 or above, as [0.0, 5.0]")
 _SHARES = of_kind(list[_SHARE], "shares above 0, up to 1")
-_RANK = of_kind(int, "a whole number, at least 1", ge=1)
+_RANK = of_kind(int, f"a whole number, at least 1, at most {_WIDEST}", ge=1, le=_WIDEST)
+_STEPS = of_kind(int, f"a whole number of steps, 0 for none{_UP_TO}", ge=0, le=_MOST)
+_SAMPLES = of_kind(int, f"a whole number, 0 for the exact mean{_UP_TO}", ge=0, le=_MOST)
+_TOKENS = f"a whole number of tokens, at least 16{_UP_TO} (0: the profile's)"
 _SCORER = of_kind(str, "kit, probe, a folder or a hub id", min_length=1)
 _FORMS = ", ".join(JUDGES)
 _SEVERAL = "^((FORM)(,(FORM))*)?$".replace("FORM", "|".join(JUDGES))
 FIELDS = {
     "profile": one_of("small", "full"),
     "seed": of_kind(int, "a whole number from 0 to 2147483647", ge=0, lt=2**31),
-    "seeds": _COUNT,
+    "seeds": of_kind(
+        int, f"a whole number above 0, at most {_SEEDS} (0: the profile's)", ge=0, le=_SEEDS
+    ),
     "beta": _ABOVE,
     "steps": _COUNT,
     "pairs": _COUNT,
@@ -91,16 +96,18 @@ FIELDS = {
     "data": of_kind(str, "a file, a hub id, or several as name=path,name=path"),
     "parts": _names(("dpo", *PARTS)),
     "heldout_categories": of_kind(list[str], "names of categories"),
-    "sft_steps": of_kind(int, "a whole number of steps, 0 for none", ge=0),
+    "sft_steps": _STEPS,
     "sft_rate": _ABOVE,
     "heldout": of_kind(float, "a share below 1 (0: the file's own split, or 15 %)", ge=0, lt=1),
     "label": one_of("auto", "better", "safer", "safer_or_better", "better_or_safer"),
     "template": one_of("auto", "chat", "dialogue", "safe_rlhf", "plain"),
-    "max_length": of_kind(int, "a whole number of tokens, at least 16 (0: the profile's)", ge=0),
+    "max_length": of_kind(int, _TOKENS, ge=0, le=_MOST),
     "device": one_of("auto", "cpu", "cuda"),
-    "accumulate": of_kind(int, "a whole number of parts, at least 1", ge=1),
+    "accumulate": of_kind(int, f"a whole number of parts, at least 1{_UP_TO}", ge=1, le=_MOST),
     "checkpointing": of_kind(bool, "true or false"),
-    "lora": of_kind(int, "the rank of the adapters, 0 for all weights", ge=0),
+    "lora": of_kind(
+        int, f"the rank of the adapters, 0 for all weights, at most {_WIDEST}", ge=0, le=_WIDEST
+    ),
     "out_dir": of_kind(str, "a folder"),
     "betas": _ABOVES,
     "labels": one_of("hard", "soft"),
@@ -127,7 +134,7 @@ FIELDS = {
     "temperature": of_kind(float, "a number, 0 (greedy) or above", ge=0),
     "round_samples": _COUNT,
     "fixed_lambda": _FROM_ZERO,
-    "cost_samples": of_kind(int, "a whole number, 0 for the exact mean", ge=0),
+    "cost_samples": _SAMPLES,
     "judge_files": of_kind(str, f"forms among {_FORMS}, with commas between", pattern=_SEVERAL),
     "keep": of_kind(float, "a share of tokens above 0, up to 1", gt=0, le=1),
     "keeps": _SHARES,
@@ -138,7 +145,7 @@ FIELDS = {
     "world_size": one_of("default", "large"),
     "budget": of_kind(float, "a share of pairs above 0, up to 1", gt=0, le=1),
     "budgets": _SHARES,
-    "layer": of_kind(int, "a layer of the network"),
+    "layer": of_kind(int, "a layer of the network", ge=-_WIDEST, le=_WIDEST),
     "pooling": one_of("mean", "last"),
     "anchor_rank": _RANK,
     "residual_rank": _RANK,
@@ -155,6 +162,7 @@ PLAIN = {
     "int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
     "float": re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|nan|-?inf"),
 }
+MOST_SOURCE = 2**16  # characters of a parameters cell
 FORMS = {
     "int": "a whole number in plain digits, as 10",
     "float": "a number in plain digits, as 0.5",
@@ -178,8 +186,26 @@ def checked(name, value, where=""):
         value = ADAPTERS[name].validate_python(value, strict=True)
     except ValidationError as error:
         why = _why(name, value, error.errors()[0])
-        raise Refusal(f"{name}={value!r}{where}: {why}") from None
+        raise Refusal(f"{name}={shown(value)}{where}: {why}") from None
+    if why := _bad_text(name, value):
+        raise Refusal(f"{name}={shown(value)}{where}: {why}")
     return list(dict.fromkeys(value)) if kind(name) == "list" else value
+
+
+def _bad_text(name, value):
+    """What is wrong with the signs of a text, or with the length of a list; "" where nothing is."""
+    if isinstance(value, list) and len(value) > _ENTRIES:
+        return f"has {len(value):,} entries, at most {_ENTRIES:,} are taken; name fewer"
+    for text in value if isinstance(value, list) else [value]:
+        if not isinstance(text, str):
+            continue
+        if len(text) > _LETTERS:
+            return f"has {len(text):,} characters, at most {_LETTERS:,} are taken; shorten it"
+        odd = [c for c in text if not c.isprintable() and (name not in PATHS or c == "\0")]
+        odd += [c for c in text if "\ud800" <= c <= "\udfff"]
+        if odd:
+            return f"holds {ascii(odd[0])}, which is no printable character; take it out"
+    return ""
 
 
 def _why(name, value, error):
@@ -188,7 +214,7 @@ def _why(name, value, error):
     if value is None:
         return "has no value; give one, or leave the line out"
     if type(value) is int and abs(value) > sys.float_info.max:
-        return "is too large; write a smaller number"
+        return f"is too large; write a smaller number: {_words(name)}"
     if error["loc"] or not error["type"].endswith("_type"):
         return f"must be {_words(name)}"
     fix = "write it in quotes" if wanted == "str" else f"write {FORMS[wanted]}"
@@ -210,17 +236,12 @@ def read_cell(notebook):
     """
     file, out = Path(notebook).name, {}
     source = _tagged_source(Path(notebook))
-    try:
-        body = ast.parse(source).body
-    except SyntaxError as error:
-        where = f"({error.msg}, line {error.lineno})"
-        raise Refusal(f"notebook={file}: the parameters cell is no Python {where}") from None
-    for node in body:
+    for node in _body(file, source):
         try:
             name, annotation, value = node.target.id, node.annotation.id, node.value
             _, value = TYPES[annotation], ast.literal_eval(value)
-        except (AttributeError, ValueError, KeyError):
-            line = f"{ast.get_source_segment(source, node)!r} in the parameters cell"
+        except (AttributeError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
+            line = f"{shown(ast.get_source_segment(source, node))} in the parameters cell"
             fix = "is not `name: type = literal`; derive values below it"
             raise Refusal(f"notebook={file}: {line} {fix}") from None
         if name in out:
@@ -229,36 +250,61 @@ def read_cell(notebook):
     return out
 
 
-def _tagged_source(notebook):
+def _body(file, source):
+    """The statements of a parameters cell; Python's own parser is given no more than a cell."""
+    fix = "write `name: type = literal`, one a line"
+    if len(source) > MOST_SOURCE:
+        why = f"has {len(source):,} characters, at most {MOST_SOURCE:,} are read"
+        raise Refusal(f"notebook={file}: the parameters cell {why}; {fix}")
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        code = [cell for cell in cells if cell["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"notebook={str(notebook)!r}: not a readable notebook ({error})") from None
-    tags = [cell.get("metadata", {}).get("tags", []) for cell in code]
+        return ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"({getattr(error, 'msg', None) or boundary.reason(error)}, line {line or 1})"
+        words = f"the parameters cell is no Python {where}; {fix}"
+        raise Refusal(f"notebook={file}: {words}") from None
+
+
+def _tagged_source(notebook):
+    with boundary.reading(f"notebook={str(notebook)!r}: not a readable notebook", "save it again"):
+        cells = boundary.read_cells(notebook)
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    tags = [[tag for tag in cell["metadata"].get("tags", [])] for cell in code]
     found = [cell for cell, its in zip(code, tags) if "parameters" in its]
     if len(found) != 1:
-        near = [tag for its in tags for tag in its if tag.lower() == "parameters" != tag]
+        near = [str(tag) for its in tags for tag in its]
+        near = [tag for tag in near if tag.lower() == "parameters" != tag]
         fix = "tag exactly one cell 'parameters'"
         fix = f"rename its tag {near[0]!r} to 'parameters'" if near else fix
         raise Refusal(f"notebook={notebook.name}: {len(found)} cells tagged 'parameters'; {fix}")
-    return "".join(found[0]["source"])
+    return found[0]["source"]
 
 
 # ---------------------------------------------------------------- values given
 def collect(cell, given, files=(), notebook="the notebook"):
     """Merge parameter files (YAML) and `-p` texts over a cell's defaults: {name: value}.
 
-    A later file wins over an earlier one, and `-p`, of which the last of a name wins, over all
-    files. `notebook` is named where a parameter is refused that only others have.
+    A later file wins over an earlier one, and `-p` over all files; a name given twice with `-p` is
+    refused. `notebook` is named where a parameter is refused that only others have.
     """
     values = {name: default for name, (_, default) in cell.items()}
     for file in files:
         values |= _of_file(file, cell, notebook)
+    check_once(given)
     for name, text in given:
         _check_name(name, text, cell, notebook)
         values[name] = _parse(name, text)
     return {name: _at_home(value) if name in PATHS else value for name, value in values.items()}
+
+
+def check_once(given):
+    """Refuse a name that `-p` gives twice: one of the two values would be lost."""
+    seen = {}
+    for name, text in given:
+        if name in seen:
+            twice = f"{shown(seen[name])} and {shown(text)}"
+            raise Refusal(f"{name}={shown(text)}: -p gives {name} twice, {twice}; keep one")
+        seen[name] = text
 
 
 def _of_file(file, cell, notebook):
@@ -273,7 +319,7 @@ def _of_file(file, cell, notebook):
         raise Refusal(f"-f {file}: holds no names; write one `name: value` a line")
     others = [n for n in loaded if n in FIELDS and n not in (*cell, "data", "model")]
     if others:
-        words = f"left out, as other notebooks have them: {', '.join(others)}"
+        words = f"left out, as other notebooks have them: {boundary.some(others)}"
         print(f"-f {file}: {words}", file=sys.stderr)
     own = {name: value for name, value in loaded.items() if name not in others}
     for name, value in own.items():
@@ -290,15 +336,18 @@ def _check_name(name, value, cell, notebook):
     numbered = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")) if name in FIELDS else []
     if have := [path.stem for path in numbered if name in read_cell(path)]:
         words = f"{', '.join(have)} {'has' if len(have) == 1 else 'have'}"
-        raise Refusal(f"{name}={value!r}: {notebook} has no parameter {name}; {words}")
-    shown = name if name.isidentifier() else repr(name)
-    raise Refusal(f"{shown}: the notebook has no such parameter; {nearest(name, cell)}")
+        raise Refusal(f"{name}={shown(value)}: {notebook} has no parameter {name}; {words}")
+    called = shown(name)[1:-1] if name.isidentifier() else shown(name)
+    raise Refusal(f"{called}: the notebook has no such parameter; {nearest(name, cell)}")
 
 
 def nearest(name, known):
     """ "did you mean 'beta'?", capital letters and blanks aside, or all known names."""
-    near = difflib.get_close_matches(str(name).strip().casefold(), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(known)
+    known = [str(one) for one in known]
+    near = difflib.get_close_matches(str(name)[:80].strip().casefold(), known, n=1)
+    if near:
+        return f"did you mean {shown(near[0])}?"
+    return "it has " + boundary.some(known, 80)
 
 
 def _at_home(value):
@@ -312,12 +361,14 @@ def _parse(name, text):
     wanted = kind(name)
     try:
         if wanted in PLAIN:
-            return TYPES[wanted](PLAIN[wanted].fullmatch(text)[0])
+            return {"int": int, "float": boundary.number}[wanted](PLAIN[wanted].fullmatch(text)[0])
         if wanted == "bool":
             return {"true": True, "false": False}[text.lower()]
         return _parse_list(text) if wanted == "list" else text
+    except boundary.Lost as error:
+        raise Refusal(f"{name}={error}") from None
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise Refusal(f"{name}={text!r}: must be {FORMS[wanted]}") from None
+        raise Refusal(f"{name}={shown(text)}: must be {FORMS[wanted]}") from None
 
 
 def _parse_list(text):
@@ -326,7 +377,10 @@ def _parse_list(text):
     if all(word.isidentifier() for word in names):
         return names
     text = text.strip()
-    return json.loads(text if text[:1] in ("[", "") else f"[{text}]", parse_int=float)
+    if len(text) > 100 * _LETTERS:
+        raise ValueError("is too long")
+    whole = text if text[:1] in ("[", "") else f"[{text}]"
+    return boundary.parse_json(whole, "list", parse_int=float, parse_float=boundary.number)
 
 
 # ---------------------------------------------------------------- settings
@@ -337,8 +391,9 @@ def profile(name, notebook=""):
         values = strict_yaml.read(file)
     except ValueError as error:
         raise Refusal(f"profile={name!r}: {error}; run from a clone of the project") from None
-    own = values.pop("notebooks", {})
-    values |= own.get(notebook, {})
+    with boundary.reading(f"profile={name!r}: {file}", "run from a clone of the project"):
+        own = values.pop("notebooks", {})
+        values |= own.get(notebook, {})
     if unknown := [n for n in values if n not in FIELDS]:
         raise Refusal(f"profile={name!r}: {file} has {unknown[0]!r}; {nearest(unknown[0], FIELDS)}")
     return {name: checked(name, value, f" in {file}") for name, value in values.items()}
@@ -373,6 +428,53 @@ def pick_device(wanted):
     if wanted == "cuda" and not torch.cuda.is_available():
         raise Refusal("device='cuda': no CUDA device is visible to torch; use auto or cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+# ---------------------------------------------------------------- what has no effect
+OF_TEXT = (
+    "model revision sft_steps sft_rate heldout heldout_categories label template max_length "
+    "accumulate checkpointing lora parts reward_model cost_model scorer_steps scorer_rate "
+    "round_samples eval_prompts eval_size new_tokens temperature judge_files".split()
+)
+OF_PART = {
+    "safedpo": ("delta",),
+    "cdpo": "cost_limit dual_lr rounds round_steps round_samples relabel fixed_lambda".split(),
+    "selective": ("keep", "score_reference", "token_rules"),
+    "dog": "budget layer pooling anchor_rank residual_rank ridge selections".split(),
+}
+
+
+def unused(settings):
+    """{parameter: why} of those that a run with these settings would ignore."""
+    out, parts = {}, settings.get("parts") or PARTS
+    if "label" in settings and not settings["data"]:
+        out |= dict.fromkeys(OF_TEXT, "there is no data; give data=FILE")
+    if settings.get("sft_steps", 1) == 0:
+        out["sft_rate"] = "sft_steps=0 does no fine-tuning; give sft_steps"
+    if "kit" not in (settings.get("reward_model", "kit"), settings.get("cost_model", "kit")):
+        why = "neither reward_model nor cost_model is kit, which is trained here"
+        out |= dict.fromkeys(("scorer_steps", "scorer_rate"), why)
+    if settings.get("heldout_categories"):
+        out["heldout"] = "heldout_categories says which prompts are held out"
+    for part in OF_PART if "parts" in settings else ():
+        if part not in parts:
+            out |= dict.fromkeys(OF_PART[part], f"parts has no {part}")
+    if "methods" in settings and "ppo_lagrangian" not in settings["methods"]:
+        out["ppo_iterations"] = "methods has no ppo_lagrangian"
+    return out
+
+
+def check_used(settings, cell, values, given):
+    """Refuse a value of `-p` that the run would ignore, and say so of a file's, which may serve
+    several runs. `values` are those of `collect`; the default of the cell passes."""
+    named = {name for name, _ in given}
+    for name, why in unused(settings).items():
+        if name not in cell or values[name] == cell[name][1]:
+            continue
+        words = f"{name}={shown(values[name])}: has no effect, as {why}"
+        if name in named:
+            raise Refusal(f"{words}, or leave {name} out")
+        print(words, file=sys.stderr)
 
 
 # ---------------------------------------------------------------- what does not go together

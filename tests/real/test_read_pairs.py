@@ -1,6 +1,8 @@
 """Texts as people have them: encodings, half an emoji, chat marks, other types; refused with file, place, column, fix."""
 
 import json
+import os
+import re
 
 import pytest
 from helpers import made_models
@@ -219,3 +221,41 @@ def test_messages_keep_their_roles(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"row 1: .*{words}"):
             load_prompts(write(tmp_path / "b.jsonl", [{"prompt": bad}]))
+
+
+# ---------------------------------------------------------------- what would end or hold the process
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+@pytest.mark.parametrize(
+    "text", ["null", "[null]", "0", '"a"', "[" * 10**5, "[" * 500 + "]" * 500, "[[]]", "9" * 10**5]
+)
+def test_json_without_rows_is_refused_alone_and_in_a_folder(tmp_path, ending, text):
+    """Read by `datasets`, `null` or a deep nest ends the process: it is not given them."""
+    (tmp_path / f"train{ending}").write_text(text)
+    for data in (tmp_path / f"train{ending}", tmp_path):
+        with pytest.raises(Refusal, match=rf"^data={re.escape(str(tmp_path))}.*train{ending}"):
+            read_pairs.load_pairs(str(data))
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv", ".parquet"])
+def test_a_pipe_or_a_file_without_end_holds_nobody(tmp_path, ending):
+    pipe, sparse, folder = (tmp_path / f"{name}{ending}" for name in ("pipe", "sparse", "folder"))
+    os.mkfifo(pipe)
+    sparse.touch()
+    os.truncate(sparse, 2**43)
+    folder.mkdir()
+    for data, words in ((pipe, "pipe or a device"), (sparse, "too large|in one line|magic bytes")):
+        with pytest.raises(Refusal, match=f"^data={re.escape(str(data))}.*({words})"):
+            read_pairs.load_pairs(str(data))
+    with pytest.raises(Refusal, match=f"^data={re.escape(str(folder))}"):
+        read_pairs.load_pairs(str(folder))
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 300, "a=b," * 3000, "a\0b", "o/n@../../x", "=", ",", "x" * 10**6]
+)
+def test_a_value_that_names_nothing_is_a_short_message(value):
+    with pytest.raises(Refusal, match="^(data|revision)=") as refused:
+        read_pairs.load_pairs(value)
+    assert len(str(refused.value)) < 2000

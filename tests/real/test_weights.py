@@ -1,6 +1,7 @@
 """Checkpoints: every weight that a model needs is in its files and every weight of the files is used, or a refusal."""
 
 import json
+import os
 import re
 import shutil
 
@@ -421,3 +422,86 @@ def test_a_part_of_a_hub_model_in_the_cache_is_no_model(saved, tmp_path, monkeyp
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="model='some/model': .*hf download some/model"):
         models.check_model("some/model")
+
+
+# ---------------------------------------------------------------- what is no plain decoder
+
+
+def no_decoder(kind, folder):
+    """A tiny saved model that is none, with the tokenizer of the others."""
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    seen = dict(small, image_size=8, patch_size=4)
+    text = transformers.LlamaConfig(**small, vocab_size=384)
+    config, network = {
+        "t5": lambda: (
+            transformers.T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2),
+            transformers.T5ForConditionalGeneration,
+        ),
+        "bart": lambda: (
+            transformers.BartConfig(
+                vocab_size=384, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
+                decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
+            ),
+            transformers.BartForConditionalGeneration,
+        ),
+        "bert": lambda: (
+            transformers.BertConfig(**small, vocab_size=384), transformers.BertForMaskedLM
+        ),
+        "llava": lambda: (
+            transformers.LlavaConfig(vision_config=transformers.CLIPVisionConfig(**seen), text_config=text),
+            transformers.LlavaForConditionalGeneration,
+        ),
+    }[kind]()  # fmt: skip
+    network(config).save_pretrained(folder)
+    made_models.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("t5", "t5 is an encoder-decoder model"),
+        ("bart", "bart is an encoder-decoder model"),
+        ("bert", "bert is an encoder"),
+        ("llava", "llava is a multimodal model (it has a vision_config)"),
+    ],
+)
+def test_what_is_no_plain_decoder_is_refused_by_its_configuration(tmp_path, kind, words):
+    with pytest.raises(ValueError, match=re.escape(words) + ".*name a decoder of text"):
+        models.check_model(str(no_decoder(kind, tmp_path / kind)))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(num_hidden_layers=10**9), "num_hidden_layers=1000000000, at most 4096"),
+        (dict(hidden_size=2**40), "hidden_size=1099511627776, at most"),
+        (dict(vocab_size=-(2**70)), "vocab_size=-1180591620717411303424, at most"),
+        (dict(model_type="x" * 5000), "cannot be loaded"),
+        (dict(architectures=[None]), ""),
+        (dict(hidden_size="many"), "cannot be loaded"),
+        (dict(rope_scaling=[1]), ""),
+    ],
+)
+def test_a_configuration_of_odd_sizes_builds_nothing(llama, changes, words):
+    with pytest.raises(weights.Refusal) as refused:
+        models.check_model(str(configure(llama, **changes)))
+        raise weights.Refusal("")  # what changes nothing is taken
+    assert words in str(refused.value) and len(str(refused.value)) < 2000
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "[" * 10**5, '{"a":' * 200 + "1" + "}" * 200, ""])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_json_file_of_a_model_that_is_damaged(llama, name, text):
+    (llama / name).write_text(text)
+    with pytest.raises(weights.Refusal, match=r"^model='.*': "):
+        models.check_model(str(llama))
+
+
+def test_a_pipe_in_a_models_folder_holds_nobody(llama):
+    (llama / "generation_config.json").unlink()
+    os.mkfifo(llama / "generation_config.json")
+    with pytest.raises(
+        weights.Refusal, match="generation_config.json: cannot be read .it is a pipe"
+    ):
+        models.check_model(str(llama))

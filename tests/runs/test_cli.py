@@ -2,13 +2,20 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import typer
 
+from safealign_utils.engine.boundary import Refusal
 from safealign_utils.runs import cli, runner
+
+
+class Panic(BaseException):
+    """What a library in Rust raises: no Exception."""
+
 
 COMMANDS = (
     "run",
@@ -99,23 +106,27 @@ def test_options_reach_the_run(monkeypatch):
         (runner.Failed("it stopped"), 1, "it stopped"),
         (ValueError("SAFEALIGN_THREADS='abc': a whole number; unset it"), 2, "THREADS='abc'"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "/x: cannot be written (No"),
-        (ValueError("shapes differ"), None, ""),
-        (OSError(errno.EIO, "Input/output error"), None, ""),
+        (ValueError("shapes differ"), 1, "stopped by ValueError: shapes differ; add --debug"),
+        (OSError(errno.EIO, "Input/output error"), 1, "stopped by OSError: Input/output error"),
+        (RecursionError("maximum recursion depth exceeded"), 1, "nested too deeply"),
+        (MemoryError(), 1, "more memory than there is"),
+        (Panic("index out of bounds"), 1, "stopped by Panic: index out of bounds"),
+        (Refusal("data='" + 10**6 * "x" + "': " + 10**6 * "no such file "), 2, "data='xxx"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(error, status, said, monkeypatch, capsys):
-    """Any other error keeps its traceback, as all do with --debug."""
+def test_whatever_happens_is_one_line_and_a_status(error, status, said, monkeypatch, capsys):
+    """Bad input is 2, all else 1; --debug shows the traceback of each."""
 
     def raises(*_, **__):
         raise error
 
     monkeypatch.setattr(runner, "run", raises)
-    if status is not None:
-        assert cli.main(["run", "x"]) == status
-        err = capsys.readouterr().err
-        assert err.startswith("safealign: ") and said in err and err.count("\n") == 1
+    assert cli.main(["run", "x"]) == status
+    err = capsys.readouterr().err
+    assert err.startswith("safealign: ") and said in err and err.count("\n") == 1
+    assert len(err) < 2020 and not re.search(r"\S{201}", err)
     with pytest.raises(type(error)):
-        cli.main(["--debug", "run", "x"] if status else ["run", "x"])
+        cli.main(["--debug", "run", "x"])
 
 
 def test_ctrl_c_leaves_at_once(monkeypatch):

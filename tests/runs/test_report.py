@@ -333,6 +333,31 @@ def test_a_run_that_is_not_complete_is_no_record(made):
         report.write(made.folder)
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("record.json", "null"),
+        ("record.json", "[" * 10**5),
+        ("record.json", '{"schema": 1, "status": "complete", "claims": [1]}'),
+        ("03_x.ipynb", '{"cells": [null]}'),
+        ("03_x.ipynb", "\0"),
+    ],
+)
+def test_one_odd_run_stops_no_report_and_is_named(made, name, content):
+    (made.folder / "02_safedpo").rename(made.folder / "kept")
+    finished(made.folder, verdicts=VERDICTS)
+    odd = made.folder / "02_safedpo"
+    for file in [*odd.iterdir()]:
+        if file.name == "02_safedpo.ipynb":
+            file.rename(odd / "03_x.ipynb")
+    odd.rename(made.folder / "03_x")
+    (made.folder / "kept").rename(odd)
+    (made.folder / "03_x" / name).write_text(content)
+    shown = report.Report(made.folder, "pages", made.committed)
+    assert [*shown.runs] == ["02_safedpo"] and [*shown.odd] == ["03_x"]
+    assert "Left out:** 03_x, as " in shown.notes().data
+
+
 def test_no_records_are_a_refusal_with_the_fix(tmp_path, capsys):
     assert cli.main(["report", "--results", str(tmp_path / "none")]) == 2
     err = capsys.readouterr().err

@@ -403,3 +403,41 @@ def test_the_slurm_recipe():
         and "--nthreads 1" in script
         and sys.executable in script
     )
+
+
+# ---------------------------------------------------------------- bounds
+
+
+@pytest.mark.parametrize(
+    "grid, words",
+    [
+        (dict(seeds=2_000_000_000), "seeds=2000000000 must be a number above 0, at most 100000"),
+        (dict(seeds=100_001), "seeds=100001 must be"),
+        (
+            dict(cross={name: list(range(1, 60)) for name in ("steps", "pairs", "batch_size")}),
+            "asks for 205,379 runs, at most 100,000 are taken; shorten steps (59)",
+        ),
+        (dict(cross={"beta": [0.5]}, seeds=100_000, zip={"steps": [1, 2]}), "200,000 runs"),
+        (dict(fixed={"learning_rate": "1e-400"}), "line 3: '1e-400': is nearer to 0"),
+        (dict(notebook=[["a"]]), "notebook=[['a']] must be a name, or a list of names"),
+        (dict(table=7), "table=7 must be a name"),
+    ],
+)
+def test_a_grid_of_more_runs_than_anybody_means(tmp_path, capsys, grid, words):
+    """None is cut in silence, and none listed before it is counted."""
+    file = grid_file(tmp_path / "g.yaml", **({"notebook": "01_dpo_basics"} | grid))
+    assert cli.main(["sweep", str(file), "--dry-run", "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and len(err) < 2020
+
+
+def test_all_seeds_that_a_grid_names_are_its_runs(tmp_path):
+    file = grid_file(tmp_path / "g.yaml", notebook="01_dpo_basics", seeds=100_000)
+    assert sweep.read(file)["seeds"] == list(range(100_000))
+
+
+def test_a_parameter_that_is_given_twice_is_refused(tmp_path, capsys):
+    file = grid_file(tmp_path / "g.yaml", notebook="01_dpo_basics", cross={"beta": [1]})
+    words = ["-p", "steps=3", "-p", "steps=4", "--dry-run"]
+    assert cli.main(["sweep", str(file), *words]) == 2
+    assert "-p gives steps twice, '3' and '4'; keep one" in capsys.readouterr().err

@@ -253,3 +253,112 @@ def test_without_data_and_model_it_is_the_world(folder):
     with pytest.raises(Refusal, match="layer=9"):
         pool = {"pool": "near", "pairs": 0, "layer": 9}
         parameters.from_notebook({"profile": "small", "seed": 1, "seeds": 1, **pool})
+
+
+# ---------------------------------------------------------------- bounds, and what has no effect
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ([("seeds", "2000000000")], ["seeds=2000000000", "at most 10000"]),
+        ([("batch_size", str(2**63))], [f"batch_size={2**63}", "at most 10000000"]),
+        ([("pairs", "10000001")], ["pairs=10000001", "at most 10000000"]),
+        ([("seed", "9" * 100_000)], ["seed='999", "plain digits"]),
+        ([("beta", "9" * 100_000)], ["beta=inf", "above 0"]),
+        ([("learning_rate", "1e-400")], ["learning_rate='1e-400'", "nearer to 0", "write 0"]),
+        ([("learning_rate", "0." + "0" * 999 + "1")], ["learning_rate='0.000", "nearer to 0"]),
+        ([("betas", "[1e-400, 1]")], ["betas='1e-400'", "nearer to 0"]),
+        ([("betas", ",".join(["1"] * 1001))], ["betas=[1.0, 1.0", "1,001 entries"]),
+        ([("revision", "a\nb")], ["revision='a\\nb'", "'\\n'", "no printable character"]),
+        ([("revision", "a\x1b[2J")], ["\\x1b", "no printable character"]),
+        ([("revision", "x" * 20_000)], ["revision='xxx", "20,000 characters"]),
+        ([("data", "a\0b")], ["data='a\\x00b'", "no printable character"]),
+        ([("beta", "1"), ("beta", "2")], ["beta='2'", "-p gives beta twice, '1' and '2'"]),
+        ([("x" * 10**6, "1")], ["no such parameter"]),
+    ],
+)
+def test_no_value_is_larger_than_anybody_means(settings, given, words):
+    with pytest.raises(Refusal) as refused:
+        settings(*given)
+    assert all(word in str(refused.value) for word in words), refused.value
+    assert len(str(refused.value)) < 2000 and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("steps: 1\nlearning_rate: 1e-400", ["line 2", "'1e-400'", "nearer to 0"]),
+        (f"seed: {'9' * 5000}", ["line 1", "5,000 digits is too large"]),
+        (BOMB, ["line 1", "anchors"]),
+        ("a: " + "[" * 21 + "]" * 21, ["line 1", "nested more than 20 times"]),
+        ("- " * 30 + "a", ["line 1", "nested more than 20 times"]),
+        ("beta: 1\nrevision: a\0b", ["line 2", "'\\x00' is no character of a text"]),
+        ('revision: "a\\0b"', ["revision='a\\x00b'", "no printable character"]),
+        ("# " + "x" * 400_000, ["is too large", "at most 300,000 are read"]),
+        ("revision: 2024-02-30", ["line 1", "2024-02-30", "date"]),
+        ("revision: 2024-13-45T99:99:99Z", ["line 1", "date"]),
+    ],
+)
+def test_a_file_of_parameters_is_bounded_before_it_is_built(settings, text, words):
+    with pytest.raises(Refusal) as refused:
+        settings(file=text)
+    message = str(refused.value)
+    assert "f.yaml" in message and all(word in message for word in words), message
+    assert len(message) < 2000 and "\n" not in message
+
+
+OWN = ROOT / "notebooks" / "08_your_own_pairs.ipynb"
+
+
+@pytest.mark.parametrize(
+    "given, why",
+    [
+        ("reward_model=a/b", "there is no data"),
+        ("eval_prompts=xstest", "there is no data"),
+        ("data=p.jsonl sft_rate=1e-4", "sft_steps=0 does no fine-tuning"),
+        ("data=p.jsonl reward_model=a/b cost_model=probe scorer_steps=9", "neither reward_model"),
+        ("data=p.jsonl heldout_categories=a heldout=0.3", "heldout_categories says"),
+        ("data=p.jsonl parts=cdpo delta=5", "parts has no safedpo"),
+        ("data=p.jsonl parts=dpo keep=0.2", "parts has no selective"),
+        ("data=p.jsonl parts=dpo ridge=2", "parts has no dog"),
+        ("data=p.jsonl parts=safedpo,dog cost_limit=1", "parts has no cdpo"),
+    ],
+)
+def test_a_value_without_an_effect_is_refused(given, why, tmp_path, capsys):
+    """Of a file, which may serve several runs, it is said."""
+    cell = parameters.read_cell(OWN)
+    given = [tuple(word.split("=")) for word in given.split()]
+
+    def check(words, files=()):
+        values = parameters.collect(cell, words, files)
+        parameters.check_used(parameters.resolve(values), cell, values, words)
+
+    name, text = given[-1]
+    with pytest.raises(Refusal, match=f"^{name}=.*: has no effect, as {why}.*leave {name} out"):
+        check(given)
+    (tmp_path / "f.yaml").write_text(f"{name}: {text}")
+    check(given[:-1], [tmp_path / "f.yaml"])
+    assert f"{name}=" in (said := capsys.readouterr().err) and f"has no effect, as {why}" in said
+    default = str(cell[name][1])
+    check([*given[:-1], (name, default)] if default else given[:-1])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("a: int = " + "-" * 50_000 + "1", "in the parameters cell|is no Python"),
+        ("a: int = " + "(" * 5000, "is no Python"),
+        ("a: int = 1" + "+1" * 20_000, "in the parameters cell|is no Python"),
+        ("a: int = a" + ".a" * 20_000, "in the parameters cell|is no Python"),
+        ("a: int = " + "9" * 5000, "is no Python"),
+        ("a: int = 1\0", "is no Python"),
+        ("a: list = {[]: 1}", "in the parameters cell"),
+        ("a: int = 1 # " + "x" * 70_000, "70,013 characters, at most 65,536 are read"),
+    ],
+)
+def test_a_parameters_cell_of_any_source_is_a_refusal(tmp_path, source, words):
+    with pytest.raises(Refusal, match=words):
+        parameters.read_cell(notebook(tmp_path / "toy.ipynb", source))
