@@ -155,8 +155,8 @@ def test_a_state_is_seen_when_it_is_complete_and_not_before(
 
     seen, save = [], checkpoint.Checkpoint._save
 
-    def look(self, folder):
-        failed = save(self, folder)
+    def look(self, folder, *more):
+        failed = save(self, folder, *more)
         seen.append([p.name for p in folder.parent.iterdir() if not p.name.startswith(".")])
         return failed
 

@@ -58,10 +58,7 @@ def report(results, profile=None, out=""):
     profile = profile or ("full" if _runs(Path(results) / "full")[0] else "small")
     folder = Path(results) / profile
     print(write(folder, out))
-    shown = Report(folder)
-    for refused in shown.refused:
-        print(f"left out: {refused}", file=sys.stderr)
-    counts = shown.counts.sum()
+    counts = Report(folder).counts.sum()
     print(", ".join(f"{n} {VERDICTS[word][0]}" for word, n in counts.items() if n))
     return 0
 
@@ -78,6 +75,8 @@ def write(folder, out="", *, tables=COMMITTED):
     from . import engines, pages
 
     shown, folder = Report(folder), Path(folder).resolve()  # refused before a kernel starts
+    for name, why in shown.odd.items():
+        print(f"{folder / name}: left out ({why}); run {name} again", file=sys.stderr)
     out = Path(out or folder / "report.html")
     beside = out.with_name(f"{out.stem}_notebooks")
     given = dict(folder=str(folder), notebooks=beside.name, tables=str(Path(tables).resolve()))
@@ -101,20 +100,18 @@ def write(folder, out="", *, tables=COMMITTED):
 
 
 def _runs(folder):
-    """({name: record} of the finished runs in a folder, in reading order; why others are refused).
-
-    Refused is a record whose tables, figures or notebook are not plain files of its own folder.
-    """
-    found, refused = {}, []
+    """({name: record} of the finished runs in a folder, {name: why one is left out}), in reading
+    order. Left out is a run whose tables, figures or notebook are no plain files of its folder."""
+    found, odd = {}, {}
     for name in sorted(path.parent.name for path in folder.glob("*/record.json")):
         own, book = folder / name, f"{name}.ipynb"
         record = records.read(own)
         if outside := [file for file in _named(own) if _is_foreign(own, file)]:
             what = f"{str(outside[0])[:200]!r}, which is no plain file of this folder"
-            refused.append(f"{own}/record.json names {what}; run the notebook again")
+            odd[name] = f"its record names {what}"
         elif record and records.own_file(own, book):
             found[name] = record
-    return found, refused
+    return found, odd
 
 
 def _named(folder):
@@ -145,16 +142,16 @@ class Report:
 
     def __init__(self, folder, notebooks="", tables=COMMITTED):
         self.folder, self.pages, self.tables = Path(folder), notebooks, Path(tables)
-        (self.runs, self.refused), profile = _runs(self.folder), self.folder.name
+        (self.runs, self.odd), profile = _runs(self.folder), self.folder.name
         self.again = f"make reproduce PROFILE={'full' if profile == 'full' else 'small'}"
         self.ledger = verify.ledger()
         for name in list(self.runs):
             if why := self._why_not(name):
-                self.refused.append(f"{self.folder / name}: {why}; run the notebook again")
+                self.odd[name] = why
                 del self.runs[name]
         if not self.runs:
             where = f"--results {self.folder.parent}: {folder} holds no finished run"
-            where += f" ({self.refused[0]})" if self.refused else ""
+            where += "".join(f" ({name}: {why})" for name, why in [*self.odd.items()][:1])
             raise Refusal(f"{where}; `{self.again}` makes them")
         self.verdicts = self._verdicts()
         names = sorted({*self.verdicts.notebook, *self.runs})
@@ -234,7 +231,8 @@ class Report:
         if codes > 1:
             text += f"\n\n> **Mixed code:** made by {codes} versions of the package. "
             text += f"`{self.again}` runs again what is out of date."
-        text += "".join(f"\n\n> **Refused:** {' '.join(why.split())}" for why in self.refused)
+        for name, why in self.odd.items():
+            text += f"\n\n> **Left out:** {name}, as {escape(' '.join(why.split()))}"
         return Markdown(text)
 
     def contents(self):
