@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from safealign_utils import evaluate, train
+from safealign_utils import evaluate, logprobs, train
 from safealign_utils.engine import cache
 from safealign_utils.logprobs import LogProbs, log_ratios, trie_logprobs
 from safealign_utils.loss import check_levers
@@ -177,7 +177,7 @@ def test_where_a_training_starts_is_part_of_its_key(tokens, reference, other, fr
     assert torch.equal(weights(two.policy), weights(again.policy))
 
 
-def test_an_exact_evaluation_is_of_its_own_prompts(reference, prompts, fresh_cache):
+def test_an_exact_evaluation_is_of_its_own_prompts(reference, prompts, fresh_cache, monkeypatch):
     """Asked one after another, together, and again: each prompt has the numbers that it has from an empty cache."""
     apart = {x: trie_logprobs(reference, [x])[x] for x in prompts}
     together = trie_logprobs(reference, prompts)
@@ -186,6 +186,9 @@ def test_an_exact_evaluation_is_of_its_own_prompts(reference, prompts, fresh_cac
     for i, x in enumerate(prompts):
         assert np.array_equal(apart[x], together[x]) and tables.prompts[i] == x
         assert np.array_equal(evaluate.exact(reference, [x]).logp[0], tables.logp[i])
+    with monkeypatch.context() as patch:
+        patch.setattr(logprobs, "token_logps", None)  # every one is found, and none computed again
+        assert np.array_equal(trie_logprobs(reference, prompts)[prompts[1]], apart[prompts[1]])
     fresh_cache.rename(fresh_cache.with_name("other"))
     assert np.array_equal(trie_logprobs(reference, prompts)[prompts[1]], apart[prompts[1]])
 
