@@ -47,7 +47,7 @@ NEAREST = {  # module: test files that are nearest to it
     "methods/token_controls": "methods/test_selective methods/test_baselines",
     "intervals": "test_intervals test_properties",
     "study/claims": "study/test_claims",
-    "study/records": "runs/test_runner runs/test_verify study/test_records",
+    "study/records": "runs/test_runner runs/test_verify study/test_records study/test_whole_runs",
     "runs/verify": "runs/test_verify",
 }
 SLOWEST = 60.0  # seconds that one test may take, to be among those that look
