@@ -53,7 +53,7 @@ NEAREST = {  # module: test files that are nearest to it
 }
 SLOWEST = 60.0  # seconds that one test may take, to be among those that look
 NOT_HERE = ("__main__", "safealign", "debugpy", "pydevd", "_pydevd", "ipykernel")
-PATIENCE = 10  # a test that takes so many times its seconds has noticed
+PATIENCE = 4  # a test that takes so many times its seconds has noticed
 
 
 # ---------------------------------------------------------------- faults
@@ -275,7 +275,7 @@ def survives(file, source, text, tests, seconds):
     file.write_text(text, encoding="utf-8")
     try:
         compile(text, str(file), "exec")
-        limit = 30 + PATIENCE * sum(seconds[test] for test in tests)
+        limit = 60 + PATIENCE * sum(seconds[test] for test in tests)
         return in_child(lambda: pytest_here(tests), limit) == 0
     finally:
         file.write_text(source, encoding="utf-8")
