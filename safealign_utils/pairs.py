@@ -61,6 +61,7 @@ def split_pairs(table, *, heldout=0.0, categories=()):
     else:
         share = heldout or HELD_OUT_SHARE
         test = table.prompt.map(lambda x: int(cache.digest(x)[:8], 16) / 16**8 < share)
+        test = test.astype(bool)  # also where no row is left
     train, test = table[~test], table[test]
     shared = test.prompt.isin(set(train.prompt))
     if train.empty or shared.all():

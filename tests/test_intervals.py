@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
+from scipy import stats
 
 from safealign_utils import evaluate
 from safealign_utils.intervals import (
@@ -197,6 +198,15 @@ def test_many_prompts_are_drawn_whole():
     again = over_prompts(values, [f"prompt {i}" for i in group], bounds=SHARE)
     assert again == (mean, low, high, n), "names of prompts do not matter, and the stream is fixed"
     assert over_prompts(values, group, bounds=SHARE, seed=1) != again
+
+
+def test_a_bootstrap_has_the_width_of_its_level():
+    """Of many independent values it agrees with the t-interval of 95 in 100; one of 90 would be 0.84 times as wide."""
+    values = np.random.default_rng(1).normal(size=400)
+    mean, low, high, n = over_prompts(values, draws=4000)
+    half = stats.t.ppf(0.975, 399) * values.std(ddof=1) / 20
+    assert (mean, n) == (pytest.approx(values.mean()), 400)
+    assert (high - low) / (2 * half) == pytest.approx(1.0, abs=0.05)
 
 
 def test_pairs_that_share_prompts_are_fewer_answers():

@@ -169,6 +169,11 @@ def note(ax, words, at, shift, **look):
     ax.annotate(words, at, xytext=shift, textcoords="offset points", **look)
 
 
+def plain(text):
+    """A text that matplotlib draws as it stands: a $ of somebody's name begins no formula."""
+    return str(text).replace("$", r"\$")
+
+
 def legend_beside(ax, *handles):
     """The legend to the right of the axes."""
     ax.legend(*handles, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -196,13 +196,16 @@ def draw(rows, *, x, y, hue="method", means=False):
             at = part.x.map(names.index) + shift * (i - (len(looks) - 1) / 2)
             how = dict(err_style="bars", err_kws={"capsize": 2}, linestyle="")
         colour, name = looks[line]
+        name = style.plain(name)
         how |= dict(color=colour, label=f"{name} (n = {_span(part.n)})", marker="o", ms=5, lw=1.5)
         seaborn.lineplot(x=at, y=part.y, ax=ax, **_estimate(line, part, y, means), **how)
     if not scale:
         crowded = sum(len(str(name)) for name in names) > 36
-        ax.set_xticks(range(len(names)), names, **(TURNED if crowded else {}))
+        shown = list(map(style.plain, names))
+        ax.set_xticks(range(len(names)), shown, **(TURNED if crowded else {}))
     several = rows.duplicated(["line", "x"]).any()
-    ax.set(xlabel=label(x), ylabel=y if means else label(y))  # means may be of differences
+    ylabel = y if means else label(y)  # means may be of differences
+    ax.set(xlabel=style.plain(label(x)), ylabel=style.plain(ylabel))
     ax.set_title("mean and 95 % interval" if several else "one seed, no interval")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -1,15 +1,17 @@
 """The command `report`: report.ipynb, executed on the runs of a folder, as one HTML page.
 
-Each of the notebook's cells shows one section of `Report`. Executed notebooks become pages too.
+Each of the notebook's cells shows one section of `Report`. Executed notebooks become pages too. A
+run shows what lies in its own folder: one whose record names anything else is refused, and said.
 """
 
 import base64
+import os
 import sys
 import tempfile
-import zlib
 from functools import partial
 from html import escape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 from IPython.display import HTML, Markdown
@@ -39,6 +41,15 @@ QUANTITIES = "reward cost unsafe benign_refusal kl_ref kl_opt tv_opt frontier_ga
 SETTINGS = "seed seeds dtype pairs steps beta data".split()
 ROWS = 60  # of a table that the page shows
 SVG_BYTES = 150_000  # larger drawings are shown as PNG
+FILE_BYTES = 50_000_000  # larger files are named only
+ABOUT = (  # the words in an SVG of who made it
+    "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
+    "http://creativecommons.org/ns#",
+    "http://purl.org/dc/elements/1.1/",
+)
+DRAWN = (
+    "svg defs g path use style clipPath rect circle line polygon polyline metadata title".split()
+)
 
 
 def report(results, profile=None, out=""):
@@ -78,7 +89,9 @@ def write(folder, out="", *, tables=COMMITTED):
             cache.write_whole(beside / f"{name}.html", text)
         book = papermill.execute_notebook(source, None, given, **engine)
         title = f"SafeAlign Kit: report, profile {folder.name}"
-        cache.write_whole(out, pages.page(book, title, exclude_input=True))
+        cache.write_whole(
+            out, pages.page(book, title, tags=pages.TAGS | pages.OF_REPORT, exclude_input=True)
+        )
     except OSError as error:
         why = f"cannot be written ({error.strerror or error}); name another file"
         raise Refusal(f"--out {out}: {why}") from None
@@ -87,19 +100,42 @@ def write(folder, out="", *, tables=COMMITTED):
 
 def _runs(folder):
     """({name: record} of the finished runs in a folder, {name: why one is left out}), in reading
-    order."""
+    order. Left out is a run whose tables, figures or notebook are no plain files of its folder."""
     found, odd = {}, {}
-    for file in sorted(folder.glob("*/record.json")):
-        name, record = file.parent.name, records.read(file.parent)
+    for name in sorted(path.parent.name for path in folder.glob("*/record.json")):
+        own = folder / name
         try:
+            if outside := [file for file in _named(own) if _is_foreign(own, file)]:
+                what = f"{str(outside[0])[:200]!r}, which is no plain file of this folder"
+                raise Refusal(f"its record names {what}")
+            record = records.read(own)
             if not record or not {"total", "peak_memory_bytes"} <= record["timings"].keys():
                 raise Refusal("its record is not complete, or not one of the kit's")
-            boundary.read_cells(file.with_name(f"{name}.ipynb"))
+            boundary.read_cells(own / f"{name}.ipynb")
         except Refusal as error:
             odd[name] = str(error)
             continue
         found[name] = record
     return found, odd
+
+
+def _named(folder):
+    """The files that a run's record names, and its notebook."""
+    names = [f"{folder.name}.ipynb"]
+    try:
+        record = boundary.read_json(folder / "record.json")
+        names += [*record["tables"], *record["figures"]]
+    except (ValueError, KeyError, TypeError):
+        pass  # no record, which `records.read` says
+    stems = [name[:-4] for name in names if str(name).endswith((".png", ".svg"))]
+    return [*names, *(f"{stem}{end}" for stem in stems for end in (".png", ".svg"))]
+
+
+def _is_foreign(folder, name):
+    """Whether what a record names is there, and is not the run's own."""
+    named = os.path.join(folder, name) if isinstance(name, str) else ""
+    there = os.path.lexists(named) if "\0" not in named else False
+    return records.own_file(folder, name) is None and (there or os.path.basename(named) != name)
 
 
 class Report:
@@ -113,24 +149,43 @@ class Report:
         self.folder, self.pages, self.tables = Path(folder), notebooks, Path(tables)
         (self.runs, self.odd), profile = _runs(self.folder), self.folder.name
         self.again = f"make reproduce PROFILE={'full' if profile == 'full' else 'small'}"
+        self.ledger = verify.ledger()
+        for name in list(self.runs):
+            if why := self._why_not(name):
+                self.odd[name] = why
+                del self.runs[name]
         if not self.runs:
             where = f"--results {self.folder.parent}: {folder} holds no finished run"
+            where += "".join(f" ({name}: {why})" for name, why in [*self.odd.items()][:1])
             raise Refusal(f"{where}; `{self.again}` makes them")
-        self.ledger = verify.ledger()
         self.verdicts = self._verdicts()
         names = sorted({*self.verdicts.notebook, *self.runs})
         self.headings = {name: self._heading(name) for name in names}
         counts = pd.crosstab(self.verdicts.notebook, self.verdicts.verdict)
         self.counts = counts.reindex(index=names, columns=list(VERDICTS), fill_value=0)
 
+    def _why_not(self, name):
+        """Why a run cannot be shown, "" where it can: whatever is odd in it stops no other run."""
+        try:
+            for row in pd.DataFrame(self._judged(name)).to_dict("records"):
+                _found(self.ledger.get(row["id"]), row)
+            self._heading(name)
+            self._results(name)
+            self.runs[name]["provenance"].get("git")
+        except Exception as error:
+            return f"cannot be shown ({type(error).__name__}: {str(error)[:200]})"
+        return ""
+
+    def _judged(self, name):
+        """The verdicts of a run's record, with the notebook that each belongs to."""
+        for verdict in self.runs[name]["claims"]:
+            id, _, setting = verdict["id"].partition("[")
+            home = self.ledger[id].notebook if id in self.ledger else name
+            yield verdict | dict(id=id, setting=setting.rstrip("]"), notebook=home)
+
     def _verdicts(self):
         """A row for each verdict of the records, then one for each claim that has none."""
-        rows = []
-        for name, record in self.runs.items():
-            for verdict in record["claims"]:
-                id, _, setting = verdict["id"].partition("[")
-                home = self.ledger[id].notebook if id in self.ledger else name
-                rows.append(verdict | dict(id=id, setting=setting.rstrip("]"), notebook=home))
+        rows = [row for name in self.runs for row in self._judged(name)]
         judged = {row["id"] for row in rows}
         for id, claim in self.ledger.items():
             if id not in judged:
@@ -157,7 +212,7 @@ class Report:
             alt += f"; {title}: " + ", ".join(f"{n} {VERDICTS[v][0]}" for v, n in row.items() if n)
         with tempfile.TemporaryDirectory() as folder:
             style.save(verdicts.verdicts(titled), Path(folder) / "verdicts")
-            drawn = _figure(Path(folder) / "verdicts", alt)
+            drawn = _figure(folder, "verdicts", alt)
         total = self.counts.to_numpy().sum()
         tiles = f'<label><input type="radio" name="show" checked><b>{total}</b> in all</label>'
         for v, n in self.counts.sum().items():
@@ -183,6 +238,8 @@ class Report:
         if codes > 1:
             text += f"\n\n> **Mixed code:** made by {codes} versions of the package. "
             text += f"`{self.again}` runs again what is out of date."
+        for name, why in self.odd.items():
+            text += f"\n\n> **Left out:** {name}, as {escape(' '.join(why.split()))}"
         return Markdown(text)
 
     def contents(self):
@@ -210,12 +267,12 @@ class Report:
         facts["seconds"] = round(record["timings"]["total"])
         facts["MB"] = round(record["timings"]["peak_memory_bytes"] / 2**20)
         facts = {k: v if isinstance(v, str) else f"{v:,g}" for k, v in facts.items()}
-        items = "".join(f"<li>{k} <b>{escape(v)}</b></li>" for k, v in facts.items())
+        items = "".join(f"<li>{escape(k)} <b>{escape(v)}</b></li>" for k, v in facts.items())
         page = escape(f"{self.pages}/{name}.html")
         items += f'<li><a href="{page}">the executed notebook</a></li>'
         stems = dict.fromkeys(Path(file).stem for file in record["figures"])
-        drawn = "".join(_figure(folder / stem) for stem in stems)
-        tables = "".join(_file(folder / file) for file in record["tables"])
+        drawn = "".join(_figure(folder, stem) for stem in stems)
+        tables = "".join(_file(folder, file) for file in record["tables"])
         shown = f'<ul class="facts">{items}</ul>{_headline(record["metrics"])}{drawn}{tables}'
         return f'<div class="results">{shown}</div>'
 
@@ -249,7 +306,7 @@ class Report:
             for name in sorted(files.index, key=lambda name: (not name.endswith(".png"), name)):
                 if name in changed:
                     text += f"<p><b>✕ {escape(name)} is not the file of its manifest</b></p>"
-                text += _file(self.tables / name)
+                text += _file(self.tables, name)
         return HTML(text)
 
     def provenance(self):
@@ -285,12 +342,15 @@ def _headline(metrics):
     return table(wide.reset_index()) if len(wide) else ""
 
 
-def _file(path):
-    """A table, drawing or text as the page shows it; nothing where it is missing."""
-    if not path.is_file():
+def _file(folder, name):
+    """A table, drawing or text of a folder as the page shows it; nothing where it is missing."""
+    path = records.own_file(folder, name)
+    if path is None:
         return ""
     if path.suffix == ".png":
-        return _figure(path.with_suffix(""))
+        return _figure(folder, name[:-4])
+    if path.stat().st_size > FILE_BYTES:
+        return f"<p>{escape(name)} is too large to be shown here.</p>"
     if path.suffix == ".csv":
         try:
             frame = pd.read_csv(path)
@@ -303,33 +363,54 @@ def _file(path):
     return f"<details><summary>{escape(name)}</summary>{inside}</details>"
 
 
-def _figure(stem, alt=""):
-    """A figure inline: stem.svg where that is small, else stem.png."""
-    svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
-    small = svg.is_file() and svg.stat().st_size <= SVG_BYTES
+def _figure(folder, stem, alt=""):
+    """A figure inline: stem.svg where that is small and plain, else stem.png."""
+    svg, png = (records.own_file(folder, f"{stem}.{kind}") for kind in ("svg", "png"))
+    if png is None or png.stat().st_size > FILE_BYTES:
+        return ""
+    small = svg is not None and svg.stat().st_size <= SVG_BYTES and _only_draws(svg)
     data = base64.b64encode((svg if small else png).read_bytes()).decode("ascii")
     width = int.from_bytes(png.read_bytes()[16:20], "big") * 96 // 150  # our PNGs: 150 an inch
-    name = stem.name.replace("_", " ")
+    name = stem.replace("_", " ")
     image = f'src="data:image/{"svg+xml" if small else "png"};base64,{data}"'
     image = f'<img {image} alt="{escape(alt or "Figure: " + name)}" style="--width: {width}px">'
     return f"<figure>{image}<figcaption>{'' if alt else escape(name)}</figcaption></figure>"
+
+
+def _only_draws(svg):
+    """Whether an SVG holds shapes and no more: who opens a picture by itself runs its scripts."""
+    try:
+        return all(map(_is_drawn, ElementTree.parse(svg).iter()))
+    except (ElementTree.ParseError, LookupError, ValueError):
+        return False
+
+
+def _is_drawn(part):
+    space, _, tag = str(part.tag).lstrip("{").rpartition("}")
+    links = [value for name, value in part.attrib.items() if name.endswith("href")]
+    active = any(name.lower().startswith("on") for name in part.attrib)
+    known = space in ABOUT or space == "http://www.w3.org/2000/svg" and tag in DRAWN
+    return known and not active and all(link.startswith("#") for link in links)
 
 
 def table(frame):
     """A table as HTML, cut where it is long; columns q, q_low and q_high become one."""
     shown = frame.head(ROWS).reset_index(drop=True)
     look = {c: partial(number, digits=_digits(frame[c])) for c in frame.select_dtypes("number")}
-    both = [c for c in look if {f"{c}_low", f"{c}_high"} <= set(look)]
-    for c in both:
-        ends = zip(shown[c], shown.pop(f"{c}_low"), shown.pop(f"{c}_high"), strict=True)
-        shown[c] = [look[c](value) + _between(low, high) for value, low, high in ends]
-    plain = [c for c in shown if c not in both]
-    right = {c: [{"selector": "", "props": "text-align: right"}] for c in look if c in shown}
-    look = {c: look[c] for c in plain if c in look}
-    styled = shown.style.hide(axis="index").format_index(escape="html", axis="columns")
-    styled = styled.format(look, subset=plain, escape="html", na_rep="").set_table_styles(right)
-    styled = styled.set_uuid(f"{zlib.crc32(shown.to_csv().encode()):x}")  # for the same bytes
-    text = f'<div class="box" tabindex="0">{styled.to_html()}</div>'
+    both = {c for c in look if {f"{c}_low", f"{c}_high"} <= set(look)}
+    head, rows = "", [""] * len(shown)
+    for c in (c for c in shown if c not in {f"{b}_{end}" for b in both for end in ("low", "high")}):
+        side = ' class="right"' if c in look else ""
+        head += f"<th{side}>{escape(str(c))}</th>"
+        for i, value in enumerate(shown[c]):
+            text = escape(look.get(c, number)(value))
+            ends = (
+                _between(*(shown[f"{c}_{end}"][i] for end in ("low", "high"))) if c in both else ""
+            )
+            rows[i] += f"<td{side}>{text}{ends}</td>"
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    text = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    text = f'<div class="box" tabindex="0">{text}</div>'
     if len(frame) > ROWS:
         text += f"<p>The first {ROWS} of {len(frame):,} rows; the CSV file holds all.</p>"
     return text

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import re
+import stat
 import subprocess
 import time
 from functools import cache as once
@@ -180,8 +181,25 @@ def read(folder):
         _RECORD.validate_python(record, strict=True)
     except ValueError:
         return None
-    files = [*record["tables"], *record["figures"]]
-    return record if all(os.path.isfile(Path(folder) / file) for file in files) else None
+    return None if strangers(folder, record) else record
+
+
+def strangers(folder, record):
+    """What a record names as its tables and figures, and is no plain file of its own folder."""
+    parts = [record.get("tables", []), record.get("figures", [])]
+    named = [name for part in parts for name in (part if isinstance(part, list) else [part])]
+    return [name for name in named if own_file(folder, name) is None]
+
+
+def own_file(folder, name):
+    """The path of a plain file that lies in a folder, or None: no way out of it by `..`, by a path
+    from the root or by a link, and nothing that is no file (a device would never end)."""
+    try:
+        inside = os.path.join(os.path.realpath(folder), name)
+        is_own = os.path.realpath(inside) == inside and not os.path.isabs(name)
+        return Path(folder, name) if is_own and stat.S_ISREG(os.stat(inside).st_mode) else None
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 def provenance(*, device="cpu", data_hash, reference_hash, **more):

@@ -50,6 +50,29 @@ def test_here_the_process_decides(tmp_path):
     assert not gone.exists() and not file.exists() and mine.exists()
 
 
+def test_what_another_living_process_makes_is_left_alone(tmp_path, monkeypatch):
+    """Also one of another user, whom this one may not ask."""
+    here = live.hidden("x", "partial").split(".")[-3]
+    other = subprocess.Popen(["sleep", "60"])
+    made = [folder_of(tmp_path, space=here, pid=other.pid, age=2 * live.WEEK)]
+    made.append(tmp_path / f".entry.12345678.{here}.{other.pid}.old")
+    made[1].write_text("half")
+    live.remove_leftovers(tmp_path)
+    assert all(path.exists() for path in made)
+
+    def forbidden(pid, signal):
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", forbidden)
+        live.remove_leftovers(tmp_path)
+    assert all(path.exists() for path in made)
+    other.kill()
+    other.wait()
+    live.remove_leftovers(tmp_path)
+    assert not any(path.exists() for path in made)
+
+
 def test_a_file_is_there_in_full_or_not_at_all(tmp_path):
     """Also where its folder is new, where writing stops, and where an older one must stay."""
     file = tmp_path / "new" / "file.txt"

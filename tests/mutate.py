@@ -1,0 +1,413 @@
+"""Do the tests notice when the code is wrong? Plant small faults, one at a time, and count.
+
+    python tests/mutate.py                        a sample of every module below, half an hour on one core
+    python tests/mutate.py loss train --each 40 --seconds 300
+    python tests/mutate.py --only FILE            the survivors that an earlier run listed, once more
+
+A fault is one change of one expression or statement (`FAULTS`). It is planted in a copy of the project, and the
+tests that ran its line, those of the module's nearest files, look at it: the quickest first, until one fails. What
+none of them notices has survived, and is listed. The order is that of a fixed shuffle.
+
+Why not mutmut or cosmic-ray: mutmut wraps every function in a dispatcher, and here the body of a function is part of
+its key in the cache; cosmic-ray starts a new interpreter for each fault, which imports torch for eight seconds. This
+forks from one that has it.
+"""
+
+import argparse
+import ast
+import collections
+import contextlib
+import copy
+import importlib
+import io
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import coverage
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = "safedpo selective cdpo dog token_controls pair_controls baselines ipo"
+NEAREST = {  # module: test files that are nearest to it
+    "loss": "test_loss test_train",
+    "train": "test_train test_training_faults test_ties",
+    "engine/checkpoint": "test_train test_training_faults engine/test_checkpoint",
+    "logprobs": "test_loss test_train test_tokens test_properties",
+    "tokens": "test_tokens test_loss",
+    "evaluate": "test_train test_ties test_pairs",
+    "world/optimum": "world/test_optimum",
+    **{f"methods/{name}": f"methods/test_{name} test_properties" for name in METHODS.split()},
+    "methods/token_controls": "methods/test_selective methods/test_baselines",
+    "intervals": "test_intervals test_properties",
+    "study/claims": "study/test_claims",
+    "study/records": "runs/test_runner runs/test_verify study/test_records study/test_whole_runs",
+    "runs/verify": "runs/test_verify",
+}
+SLOWEST = 60.0  # seconds that one test may take, to be among those that look
+NOT_HERE = ("__main__", "safealign", "debugpy", "pydevd", "_pydevd", "ipykernel")
+PATIENCE = 4  # a test that takes so many times its seconds has noticed
+
+
+# ---------------------------------------------------------------- faults
+COMPARISONS = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+ARITHMETIC = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+
+
+def of_comparison(node):
+    for place, operator in enumerate(node.ops):
+        other = copy.deepcopy(node)
+        other.ops[place] = COMPARISONS[type(operator)]()
+        yield other
+
+
+def of_arithmetic(node):
+    if type(node.op) in ARITHMETIC:
+        yield ast.BinOp(node.left, ARITHMETIC[type(node.op)](), node.right)
+
+
+def of_boolean(node):
+    yield ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
+
+
+def of_sign(node):
+    yield node.operand
+
+
+def of_number(node):
+    value = node.value
+    if isinstance(value, bool):
+        yield ast.Constant(not value)
+    elif isinstance(value, int):
+        yield ast.Constant(value + 1)
+    elif isinstance(value, float):
+        yield ast.Constant(value * 2 + (value == 0))
+
+
+def of_call(node):
+    """A keyword, or a key's part, that is forgotten."""
+    for place in range(len(node.keywords)):
+        other = copy.deepcopy(node)
+        del other.keywords[place]
+        yield other
+
+
+def of_choice(node):
+    yield ast.IfExp(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+
+
+def of_branch(node):
+    """The condition of an `if` turned round."""
+    yield ast.UnaryOp(ast.Not(), node.test)
+
+
+def of_statement(node):
+    """A statement that is left out."""
+    yield ast.Pass()
+
+
+FAULTS = {
+    ast.Compare: of_comparison,
+    ast.BinOp: of_arithmetic,
+    ast.BoolOp: of_boolean,
+    ast.UnaryOp: of_sign,
+    ast.Constant: of_number,
+    ast.Call: of_call,
+    ast.IfExp: of_choice,
+    ast.If: of_branch,
+    ast.AugAssign: of_statement,
+    ast.Expr: of_statement,
+    ast.Raise: of_statement,
+}
+
+
+def candidates(tree):
+    """(node, the lines of its statement) that can be changed: nothing of annotations, decorators,
+    docstrings, messages."""
+    left = [(tree, range(0))]
+    while left:
+        node, lines = left.pop()
+        if isinstance(node, ast.stmt):
+            body = [part.lineno for name in ("body", "cases") for part in getattr(node, name, ())]
+            lines = range(node.lineno, min([node.end_lineno + 1, *body]))
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, (ast.JoinedStr, ast.Import, ast.ImportFrom)) or text:
+            continue
+        if type(node) in FAULTS:
+            yield node, lines
+        if isinstance(node, ast.Raise):
+            continue
+        hidden = {id(getattr(node, name, None)) for name in ("annotation", "returns")}
+        hidden |= {id(part) for part in getattr(node, "decorator_list", ())}
+        left += [(child, lines) for child in ast.iter_child_nodes(node) if id(child) not in hidden]
+
+
+def faults(source):
+    """[(line, before, after, lines of the statement, the whole source with the fault)]."""
+    found, lines = [], source.encode().splitlines(keepends=True)
+    starts = [sum(map(len, lines[:n])) for n in range(len(lines) + 1)]
+    for node, statement in candidates(ast.parse(source)):
+        place = node.test if isinstance(node, ast.If) else node
+        start = starts[place.lineno - 1] + place.col_offset
+        end = starts[place.end_lineno - 1] + place.end_col_offset
+        whole = source.encode()
+        for other in FAULTS[type(node)](node):
+            after = ast.unparse(ast.fix_missing_locations(other))
+            put = after if isinstance(other, ast.Pass) else f"({after})"
+            text = (whole[:start] + put.encode() + whole[end:]).decode()
+            before = " ".join(whole[start:end].decode().split())
+            after = " ".join(after.split())
+            found.append((place.lineno, before, after, statement, text))
+    return sorted(found, key=lambda fault: fault[:3])
+
+
+# ---------------------------------------------------------------- tests
+class Watch:
+    """A plugin of pytest: the seconds of each test, and the lines that it ran."""
+
+    def __init__(self, measure):
+        self.measure, self.seconds, self.failed = measure, collections.Counter(), []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self.measure.switch_context(item.nodeid)
+        return (yield)
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] += report.duration
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+def pytest_here(tests, *plugins):
+    words = ["-q", *([] if plugins else ["-x"]), "--no-header", "-p", "no:cacheprovider", *tests]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return int(pytest.main(words, plugins=list(plugins)))
+
+
+def in_child(work, seconds):
+    """The status of work() in a forked process, or None where it takes longer."""
+    child = os.fork()
+    if not child:
+        os.setsid()
+        status = 99
+        try:
+            status = work()
+        finally:
+            os._exit(status)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def measured(copied, modules, store):
+    """What the unchanged modules and their tests do: seconds of each test, {module: its lines, the
+    missing ones, the tests of each line}. Measured once, and read from `store` after that."""
+    files = {module: copied / "safealign_utils" / f"{module}.py" for module in modules}
+    include = [str(file) for file in files.values()]
+
+    def work():
+        measure = coverage.Coverage(data_file=f"{store}.data", include=include)
+        watch = Watch(measure)
+        measure.start()
+        pytest_here(sorted({test for module in modules for test in nearest(copied, module)}), watch)
+        measure.stop()
+        measure.save()
+        found = {}
+        for module, file in files.items():
+            _, lines, _, missing, _ = measure.analysis2(str(file))
+            by_line = measure.get_data().contexts_by_lineno(str(file))
+            by_line = {line: [name for name in names if name] for line, names in by_line.items()}
+            found[module] = dict(lines=len(lines), missing=missing, by_line=by_line)
+        taken = {test: took for test, took in watch.seconds.items() if test not in watch.failed}
+        for test in watch.failed:
+            print(f"fails before any fault is planted, and is left out: {test}", flush=True)
+        store.write_text(repr((taken, found)))
+        return 0
+
+    if not store.is_file() and in_child(work, 3600) != 0:
+        raise SystemExit("the tests could not be measured")
+    return ast.literal_eval(store.read_text())
+
+
+def nearest(copied, module):
+    paths = [copied / "tests" / f"{name}.py" for name in NEAREST[module].split()]
+    return [str(path.relative_to(copied)) for path in paths if path.is_file()]
+
+
+def survives(file, source, text, tests, seconds):
+    """Whether the tests pass with a fault."""
+    file.write_text(text, encoding="utf-8")
+    try:
+        compile(text, str(file), "exec")
+        limit = 60 + PATIENCE * sum(seconds[test] for test in tests)
+        return in_child(lambda: pytest_here(tests), limit) == 0
+    finally:
+        file.write_text(source, encoding="utf-8")
+
+
+# ---------------------------------------------------------------- the command
+def name_of(fault):
+    _, before, after, *_ = fault
+    return f"{before[:90]} -> {after[:90]}"
+
+
+def of_module(module, copied, known, each, seconds, only):
+    """Plant faults of a module: a dict of its counts, and the survivors."""
+    started, (taken, found) = time.monotonic(), known
+    file = copied / "safealign_utils" / f"{module}.py"
+    source = file.read_text(encoding="utf-8")
+    every, files = faults(source), tuple(nearest(copied, module))
+    random.Random(0).shuffle(every)
+    if only is not None:
+        every = [fault for fault in every if (module, name_of(fault)) in only]
+    tried, left = 0, []
+    for fault in every[:each]:
+        if time.monotonic() - started > seconds:
+            break
+        by_line, missing = found[module]["by_line"], found[module]["missing"]
+        tests = {test for line in fault[3] for test in by_line.get(line, ())}
+        if not tests and not {*fault[3]} & {*missing}:
+            tests = taken  # a constant: its line ran when the module was imported
+        tests = [test for test in tests if test.startswith(files) and test in taken]
+        tests = sorted((test for test in tests if taken[test] < SLOWEST), key=taken.__getitem__)
+        tried += 1
+        if not tests or survives(file, source, fault[-1], tests, taken):
+            left.append(fault)
+            print(
+                f"    {module}:{fault[0]}: {name_of(fault)}{'' if tests else '  # no test runs it'}",
+                flush=True,
+            )
+    return dict(
+        faults=len(every),
+        tried=tried,
+        noticed=tried - len(left),
+        lines=found[module]["lines"],
+        run=found[module]["lines"] - len(found[module]["missing"]),
+        seconds=time.monotonic() - started,
+    )
+
+
+def copy_of_project(target):
+    """The files that git knows or would know, without what it ignores."""
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(words, cwd=ROOT, text=True).splitlines():
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def as_in_copy(copied):
+    """Work in the copy, with what takes long to import at hand and nothing of the package."""
+    os.chdir(copied)
+    inside = (str(ROOT), str(ROOT / "tests"), "")
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = [path for path in others if path not in inside]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(copied), *others])
+    sys.dont_write_bytecode = True  # two sources of one size and second would be taken for the same
+    sys.path[:] = [str(copied), *(path for path in sys.path if path not in inside)]
+    import torch
+
+    torch.set_num_threads(1)
+    names = copied / "modules"
+    in_child(lambda: names.write_text(" ".join(needed(copied))), 600)
+    for name in names.read_text().split():
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    pytest_here(["--collect-only", "tests/test_house.py"])
+    assert not [name for name in sys.modules if name.startswith("safealign_utils")]
+
+
+def needed(copied):
+    """The modules of libraries that the package's own import."""
+    for file in sorted((copied / "safealign_utils").rglob("*.py")):
+        with contextlib.suppress(Exception):
+            parts = file.relative_to(copied).with_suffix("").parts
+            importlib.import_module(".".join(parts))
+    return sorted(name for name in sys.modules if not name.startswith(NOT_HERE))
+
+
+def listed(file):
+    """{(module, fault)} of the survivors in a list that an earlier run printed."""
+    pattern = re.compile(r"^ +(\S+):\d+: (.* -> .*?)(?:  #.*)?$")
+    return {
+        match.groups() for line in file.read_text().splitlines() if (match := pattern.match(line))
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("modules", nargs="*", help=f"of {', '.join(NEAREST)}; default: all")
+    add("--each", type=int, default=60, help="faults a module, at most")
+    add("--seconds", type=float, default=150.0, help="for a module, at most")
+    add("--only", type=Path, help="only the survivors that this file lists")
+    add("--map", type=Path, help="where to keep what the tests run, to measure it once")
+    args = parser.parse_args()
+    store = args.map and args.map.resolve()
+    only = listed(args.only) if args.only else None
+    modules = args.modules or list(NEAREST)
+    if only is not None:
+        modules = [name for name in modules if name in {module for module, _ in only}]
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="mutate.") as temporary:
+        copied = Path(temporary).resolve() / "project"
+        copy_of_project(copied)
+        as_in_copy(copied)
+        known = measured(copied, modules, store or copied / "map")
+        for module in modules:
+            row = of_module(module, copied, known, args.each, args.seconds, only)
+            share = row["noticed"] / max(1, row["tried"])
+            print(
+                f"{module:<24} {row['noticed']:>3} of {row['tried']:>3} noticed ({share:.0%}), of"
+                f" {row['faults']:>4} possible; {row['run'] / row['lines']:.0%} of {row['lines']}"
+                f" lines run; {row['seconds']:.0f} s",
+                flush=True,
+            )
+            rows.append(row)
+    noticed, tried = (sum(row[name] for row in rows) for name in ("noticed", "tried"))
+    run, lines = (sum(row[name] for row in rows) for name in ("run", "lines"))
+    print(
+        f"all: {noticed} of {tried} noticed ({noticed / max(1, tried):.1%}); {run / lines:.1%} of {lines} lines run"
+    )
+
+
+if __name__ == "__main__":
+    main()
