@@ -1,0 +1,86 @@
+"""A cost model's unit: how many of its points are one nat of people's preference.
+
+A multiplier, and any limit but 0, are in the cost's unit, and only one kind of label has it: which
+of two responses *of equal status* is the safer one (-log sigma of the gap, in nats). A safe/unsafe
+label has none: where it can be told, a larger gap is always likelier. So a map g of a learned cost,
+with g(0) = 0 and not falling, is fitted to such pairs, which the model has not seen:
+
+    L = -log sigma(g(c of the less safe) - g(c of the safer))
+
+`temperature`: g(c) = w c. `isotonic`: g is linear between knots, which are 0 and quantiles.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from .scorer_training import cost_labels
+
+FEWEST = 20  # pairs of equal status, below which a cost keeps the unit that it has
+KNOTS = 8  # of the isotonic map, beside 0
+
+
+def temperature(cost, table):
+    """The cost `Scorer` times one number, fitted to the pairs of equal status of a table that it
+    was not trained on. Fewer than FEWEST of them: the scorer as it is."""
+    costs, sign = _of_equal_status(cost, table)
+    if len(sign) < FEWEST:
+        return cost
+    slope = _fitted((sign * (costs[:, 0] - costs[:, 1]))[:, None], np.ones(1))
+    return _mapped(cost, np.zeros(1), np.repeat(slope, 2))
+
+
+def isotonic(cost, table):
+    """The cost `Scorer` through a map that does not fall, linear between KNOTS quantiles and 0,
+    fitted as in `temperature`, whose number all slopes start from."""
+    costs, sign = _of_equal_status(cost, table)
+    if len(sign) < FEWEST:
+        return cost
+    inner = np.quantile(costs, np.linspace(0, 1, KNOTS + 2)[1:-1])
+    knots = np.unique(np.append(inner, 0.0))
+    x = sign[:, None] * (_ramps(costs[:, 0], knots) - _ramps(costs[:, 1], knots))
+    start = _fitted(x.sum(1, keepdims=True), np.ones(1))
+    return _mapped(cost, knots, _fitted(x, np.repeat(start, x.shape[1])))
+
+
+def _of_equal_status(cost, table):
+    """(costs [N, 2] of both responses, sign [N]: +1 where response 0 is the less safe one) of the
+    pairs whose responses are both safe or both unsafe, and of which one is named the safer."""
+    order, sign_0, sign_1 = cost_labels(table, mixed=False)
+    equal = (sign_0 * sign_1 > 0) & (order != 0)
+    rows = table[equal]
+    costs = [cost(rows.prompt, rows[f"response_{k}"]) for k in (0, 1)]
+    return np.stack(costs, axis=1), order[equal]
+
+
+def _ramps(c, knots):
+    """The part of c [N] in each segment, counted from 0: [N, K + 1], which sum to c."""
+    ends = np.concatenate([[-np.inf], knots, [np.inf]])
+    low, high = ends[:-1], ends[1:]
+    return np.clip(c[:, None], low, high) - np.clip(0.0, low, high)
+
+
+def _fitted(x, start):
+    """Slopes >= 0 with the smallest mean of -log sigma(x @ slopes); x [N, K]."""
+
+    def loss(slopes):
+        gap = x @ slopes
+        return np.logaddexp(0, -gap).mean(), -(expit(-gap) @ x) / len(x)
+
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)).x
+
+
+def _mapped(cost, knots, slopes):
+    """A `Scorer` whose scores are those of `cost` through the map."""
+
+    def forward(rows):
+        scores = cost.forward(rows).double().cpu().numpy()
+        return torch.from_numpy(_ramps(scores, knots) @ slopes)
+
+    def made_of():
+        return [cost.made_of(), knots, slopes]
+
+    return replace(cost, name=f"{cost.name}, in nats", made_of=made_of, forward=forward)
