@@ -12,8 +12,8 @@ of the training prompts for the limit 0. Of SafeDPO `kl` is KL(optimum || policy
 labels      hard; smoothed (to the mean that the cross-fitted labels give to the winners that people named); cdpo and
             rdpo (with the share of labels that the oracle calls wrong, which nobody knows); ipo; dr_dpo; tuned (hard,
             rate and steps chosen with --tune on seeds 0 and 1, their training prompts); average (of log-probs of three
-            policies trained in other orders); votes (3,000 pairs, two votes each); cross_fitted; reward_model (the
-            first of its members alone); geometric and distilled (GDPO and distilled DPO on the cross-fitted labels);
+            policies trained in other orders); votes (3,000 pairs, two votes each); cross_fitted; reward_model and
+            word_counts (one of its members alone); geometric and distilled (GDPO and distilled DPO on the cross-fitted labels);
             oracle (upper bound). For C-DPO hard labels with known costs are MODPO, `coin` draws by r - lambda c.
             Of Selective-DPO the score reference is the policy `hard` of DPO; `dckd` learns from that policy directly.
 """
@@ -40,18 +40,19 @@ BETA, RATE, PAIRS = 0.5, 3e-3, 6000
 MEMBER = dict(steps=200, batch_size=32)
 TUNED = {"safedpo": (200, 1e-3), "dpo": (200, 1e-3)}  # by --tune
 CORE = {
-    ("dpo", 200): ("hard", "smoothed", "cross_fitted", "oracle", "tuned"),
-    ("safedpo", 200): ("hard", "rdpo", "ipo", "cross_fitted", "oracle", "tuned"),
+    ("dpo", 200): ("hard", "smoothed", "cross_fitted", "oracle"),
+    ("safedpo", 200): ("hard", "rdpo", "ipo", "cross_fitted", "oracle"),
     ("safedpo", 600): ("hard", "smoothed", "cross_fitted", "oracle"),
     ("cdpo", 200): ("hard", "coin", "smoothed", "cross_fitted", "oracle"),
 }
 EXTRA = {
-    ("safedpo", 600): ("votes", "rdpo", "ipo"),
-    ("safedpo", 200): ("average", "smoothed", "votes"),
-    ("dpo", 200): (
-        "cdpo", "rdpo", "ipo", "dr_dpo", "votes", "reward_model", "geometric", "distilled"
-    ),
+    ("safedpo", 600): ("votes", "word_counts", "tuned"),
+    ("safedpo", 200): ("average",),
     ("selective", 200): ("selective", "dckd"),
+    ("dpo", 200): (
+        "cdpo", "rdpo", "ipo", "dr_dpo", "geometric", "distilled", "votes", "tuned",
+        "reward_model", "word_counts",
+    ),
 }  # fmt: skip
 LONG = {("safedpo", 1800): ("hard", "cross_fitted")}
 ARMS = {"core": CORE, "extra": EXTRA, "long": LONG}
@@ -82,8 +83,8 @@ class Remembered:
 class Seed:
     """What belongs to one seed: pairs, labels, reference, optima."""
 
-    def __init__(self, world, seed):
-        self.world, self.seed, self.policies = world, seed, {}
+    def __init__(self, world, seed, kept=None):
+        self.world, self.seed, self.kept, self.policies = world, seed, kept, {}
         reference = references.reference_policy(world, seed=seed)[0]
         self.reference = replace(reference, constrained=True)
         self.table = pairs.label(world.pairs(PAIRS, seed=seed))
@@ -102,7 +103,18 @@ class Seed:
 
     @cached_property
     def cross_fitted(self):
-        return pairs.cross_fitted(self.table, self.members)
+        return self.softened("cross_fitted", self.members)
+
+    def softened(self, name, members):
+        """Cross-fitted labels by some members, from the folder `kept` where they lie there."""
+        file = self.kept and self.kept / f"{name}_seed{self.seed}.npy"
+        if file and file.is_file():
+            chosen, p = np.load(file)
+            return self.table.assign(chosen=chosen.astype(int), p=p, margin=0.0)
+        soft = pairs.cross_fitted(self.table, members)
+        if file:
+            np.save(file, np.stack([soft.chosen, soft.p]))
+        return soft
 
     @cached_property
     def noise(self):
@@ -135,8 +147,9 @@ class Seed:
             return label_noise.smoothed(self.table, self.smoothing)
         if name == "votes":
             return self.votes
-        if name == "reward_model":
-            return pairs.cross_fitted(self.table, self.members[:1])
+        if name in ("reward_model", "word_counts"):
+            some = self.members[:1] if name == "reward_model" else self.members[2:]
+            return self.softened(name, some)
         if name == "oracle":
             return pairs.soft_label(self.table, self.table.reward_0, self.table.reward_1)
         return self.table
@@ -177,7 +190,7 @@ class Seed:
         tokens = pairs.tokenize(self.levers(method, name), self.reference)
         link = LINKS.get(name)
         run = train.align(self.reference, tokens, beta=BETA, link=link, **setting)
-        if (method, name) == ("dpo", "hard"):
+        if (method, name, order) == ("dpo", "hard", 0):
             self.policies["teacher"] = run.policy
         return run.policy
 
@@ -213,10 +226,10 @@ def known_rows(file):
     return [json.loads(line) for line in lines]
 
 
-def run(seeds, arms, file):
+def run(seeds, arms, file, kept):
     world, done = World(), {(r["seed"], r["method"], r["steps"], r["labels"]) for r in known_rows(file)}
     for seed in seeds:
-        of = Seed(world, seed)
+        of = Seed(world, seed, kept)
         for (method, steps), names in ((a, n) for arm in arms for a, n in ARMS[arm].items()):
             for name in names:
                 if (seed, method, steps, name) not in done:
@@ -285,13 +298,14 @@ def main():
     add("--seeds", nargs="*", type=int, default=[])
     add("--arms", nargs="*", default=["core"], choices=list(ARMS))
     add("--rows", required=True, type=Path)
+    add("--keep", type=Path, help="folder where cross-fitted labels are kept between runs")
     add("--tune", action="store_true")
     add("--csv", default="")
     args = parser.parse_args()
     if args.tune:
         tune(args.seeds, args.rows)
     else:
-        run(args.seeds, args.arms, args.rows)
+        run(args.seeds, args.arms, args.rows, args.keep)
     if args.csv:
         found = table(known_rows(args.rows)).round(4)
         found.to_csv(args.csv, index=False)

@@ -60,6 +60,18 @@ def test_the_losses_by_hand():
     assert (got - turned).abs().max() < 1e-12, "the order of the two responses says nothing"
 
 
+def test_a_sharp_sign_is_a_hinge():
+    """What has the right sign by a margin costs nothing, so that it does not stretch the unit."""
+    one = torch.ones(3, dtype=torch.float64)
+    costs = torch.tensor([-1.0, 0.5, 3.0], dtype=torch.float64)
+    given = dict(costlier=0 * one, sign_0=one, sign_1=0 * one)
+    lost = R.cost_loss(costs, 0 * one, **given, sharpness=20.0)
+    assert lost.tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-5)
+    assert R.cost_loss(costs, 0 * one, **given)[2] == pytest.approx(-math.log(sigma(3.0)))
+    order = R.cost_loss(costs, 0 * one, costlier=one, sign_0=0 * one, sign_1=0 * one, sharpness=20.0)
+    assert order.tolist() == pytest.approx([-math.log(sigma(c)) for c in costs.tolist()])
+
+
 def table_of(rows):
     names = ("is_response_0_safe", "is_response_1_safe", "better_response_id", "safer_response_id")
     types = dict(zip(names, ("boolean", "boolean", "Int64", "Int64")))
@@ -94,6 +106,10 @@ def test_what_labels_say_of_the_cost():
         (0, 0, 0),
     ]
     assert np.stack(R.cost_labels(table), axis=1).tolist() == [
+        list(map(float, row)) for row in expected
+    ]
+    expected[0], expected[1] = (0, -1, 1), (0, 1, -1)  # the mixed ones say it by their signs
+    assert np.stack(R.cost_labels(table, mixed=False), axis=1).tolist() == [
         list(map(float, row)) for row in expected
     ]
 
