@@ -62,13 +62,18 @@ def solved(ref, reward, learned, limit):
 
 def rows_of(seed, world):
     """The rows of a seed: every loss, map and limit."""
-    reference, table = references.reference_policy(world, seed=seed)[0], world.pairs(PAIRS, seed=seed)
+    reference, table = (
+        references.reference_policy(world, seed=seed)[0],
+        world.pairs(PAIRS, seed=seed),
+    )
     train, rest = table[:KEPT], table[KEPT:].reset_index(drop=True)
     nouns = [world.category(x.category).nouns[1] for x in world.prompts]
     prompts = [x for x in world.select("train") if world.prompts[x].noun == nouns[x]]
     ref = evaluate.exact(reference, prompts).logp
     reward, cost = world.reward[prompts], world.cost[prompts]
-    texts = [(world.prompts[x].text, world.text(x, y)) for x in prompts for y in range(ref.shape[1])]
+    texts = [
+        (world.prompts[x].text, world.text(x, y)) for x in prompts for y in range(ref.shape[1])
+    ]
     asked = dict(seed=seed, steps=200, batch_size=32)
     for loss, options in LOSSES.items():
         model = scorer_training.train_cost(reference, train, **asked, **options)
@@ -84,7 +89,9 @@ def rows_of(seed, world):
                 lam, policy = solved(ref, reward, learned, limit)
                 found = dict(limit=limit, lam=lam, lam_star=star, cost=np.nan, unsafe=np.nan)
                 if policy is not None:
-                    found |= dict(cost=optimum.expect(policy, cost), unsafe=optimum.expect(policy, cost > 0))
+                    found |= dict(
+                        cost=optimum.expect(policy, cost), unsafe=optimum.expect(policy, cost > 0)
+                    )
                 yield row | found
 
 
@@ -95,7 +102,9 @@ def table(rows):
     slopes = [f"slope_{part}" for part in ("all", "safe", "unsafe")]
     for key, group in rows.groupby(["loss", "map", "limit"], sort=False):
         solvable = group.dropna(subset="cost")
-        row = dict(zip(("loss", "map", "limit"), key)) | dict(seeds=len(group), solvable=len(solvable))
+        row = dict(zip(("loss", "map", "limit"), key)) | dict(
+            seeds=len(group), solvable=len(solvable)
+        )
         if len(solvable):
             row |= ends("cost", solvable.cost, None) | ends("off", solvable.off, intervals.POSITIVE)
             row |= {name: solvable[name].mean() for name in ("lam", "lam_star", "unsafe")}

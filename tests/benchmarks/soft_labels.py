@@ -227,7 +227,10 @@ def known_rows(file):
 
 
 def run(seeds, arms, file, kept):
-    world, done = World(), {(r["seed"], r["method"], r["steps"], r["labels"]) for r in known_rows(file)}
+    world, done = (
+        World(),
+        {(r["seed"], r["method"], r["steps"], r["labels"]) for r in known_rows(file)},
+    )
     for seed in seeds:
         of = Seed(world, seed, kept)
         for (method, steps), names in ((a, n) for arm in arms for a, n in ARMS[arm].items()):
@@ -251,7 +254,10 @@ def one(of, method, steps, name):
 def append(file, row):
     with open(file, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(row) + "\n")
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+    print(
+        json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}),
+        flush=True,
+    )
 
 
 def tune(seeds, file):
@@ -260,9 +266,21 @@ def tune(seeds, file):
     for seed in seeds:
         of = Seed(world, seed)
         for method in ("safedpo", "dpo"):
-            for steps, rate in ((60, RATE), (200, RATE), (200, 1e-3), (200, 3e-4), (600, 1e-3), (600, 3e-4)):
+            for steps, rate in (
+                (60, RATE),
+                (200, RATE),
+                (200, 1e-3),
+                (200, 3e-4),
+                (600, 1e-3),
+                (600, 3e-4),
+            ):
                 policy = of.policy(method, "hard", steps, rate)
-                row = dict(seed=seed, method=method, steps=steps, labels=f"hard, rate {rate:g}, training prompts")
+                row = dict(
+                    seed=seed,
+                    method=method,
+                    steps=steps,
+                    labels=f"hard, rate {rate:g}, training prompts",
+                )
                 append(file, row | of.measure([policy], method, of.trained))
 
 
@@ -275,12 +293,20 @@ def table(rows):
         for name, arm in group.groupby("labels", sort=False):
             row = dict(method=method, labels=name, steps=steps, seeds=len(arm), distance=distance)
             for quantity in (distance, "unsafe", "reward"):
-                bounds = None if quantity == "reward" else intervals.SHARE if quantity != "kl" else intervals.POSITIVE
+                bounds = (
+                    None
+                    if quantity == "reward"
+                    else intervals.SHARE
+                    if quantity != "kl"
+                    else intervals.POSITIVE
+                )
                 row |= ends(quantity if quantity != distance else "value", arm[quantity], bounds)
             for other in ("hard", "cross_fitted"):
                 if other in wide and other != name:
                     gap = (wide[name] - wide[other]).dropna()
-                    row |= ends(f"minus_{other}", gap, intervals.DIFFERENCE if distance == "tv" else None)
+                    row |= ends(
+                        f"minus_{other}", gap, intervals.DIFFERENCE if distance == "tv" else None
+                    )
             if "kl_teacher" in arm and arm.kl_teacher.notna().any():
                 row |= ends("kl_teacher", arm.kl_teacher, intervals.POSITIVE)
             out.append(row)

@@ -148,7 +148,9 @@ def test_a_prompt_is_in_one_fold():
     assert sorted(scored) == list(range(90))
     for kept, out in pairs.splits(prompts, probe.FOLDS):
         assert not set(prompts[kept]) & set(prompts[out]) and len(out) > 0
-    with pytest.raises(ValueError, match="folds=5: there are 3 prompts or pairs to part; give more"):
+    with pytest.raises(
+        ValueError, match="folds=5: there are 3 prompts or pairs to part; give more"
+    ):
         pairs.splits(["a", "b", "c"], 5)
 
 

@@ -68,7 +68,9 @@ def test_a_sharp_sign_is_a_hinge():
     lost = R.cost_loss(costs, 0 * one, **given, sharpness=20.0)
     assert lost.tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-5)
     assert R.cost_loss(costs, 0 * one, **given)[2] == pytest.approx(-math.log(sigma(3.0)))
-    order = R.cost_loss(costs, 0 * one, costlier=one, sign_0=0 * one, sign_1=0 * one, sharpness=20.0)
+    order = R.cost_loss(
+        costs, 0 * one, costlier=one, sign_0=0 * one, sign_1=0 * one, sharpness=20.0
+    )
     assert order.tolist() == pytest.approx([-math.log(sigma(c)) for c in costs.tolist()])
 
 
