@@ -37,6 +37,9 @@ from .answer_metrics import estimate
 from .scorer import Scorer
 
 SCORED = 32  # responses in one pass of a trained scorer
+# {loss of the cost: (mixed pairs are ordered too, sharpness of the sign terms)}. As published; with
+# the order of pairs of equal status alone; with that and signs that ask for no more than a sign.
+COST_LOSSES = {"safe_rlhf": (True, 1.0), "equal_status": (False, 1.0), "hinge": (False, 20.0)}
 
 
 # ---------------------------------------------------------------- the losses
@@ -133,12 +136,16 @@ def train_reward(reference, table, *, max_length=256, **training):
     return _scorer("reward", trained, max_length, training["seed"])
 
 
-def train_cost(reference, table, *, max_length=256, mixed=True, sharpness=1.0, **training):
-    """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful, in nats.
+def train_cost(reference, table, *, max_length=256, loss="safe_rlhf", **training):
+    """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful.
 
-    Rows that say nothing of safety are left out. Arguments as in `train_reward`. Raises ValueError
-    where no row is left, or where no response has a safety label: the cost would have no origin.
+    `loss` is one of COST_LOSSES. Rows that say nothing of safety are left out. Arguments as in
+    `train_reward`. Raises ValueError for another loss, where no row is left, or where no response
+    has a safety label: the cost would have no origin.
     """
+    if loss not in COST_LOSSES:
+        raise ValueError(f"loss={loss!r}: choose one of {', '.join(COST_LOSSES)}")
+    mixed, sharpness = COST_LOSSES[loss]
     rows = with_cost_labels(table)
     labels = np.stack(cost_labels(rows, mixed=mixed), axis=1)
 

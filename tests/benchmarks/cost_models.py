@@ -1,18 +1,19 @@
-"""Is a learned cost's unit right? E[c] by the oracle against the limit, for each way to learn the cost.
+"""Is a learned cost's unit right? E[c] by the oracle against the limit, by how the cost was learned.
 
     python tests/benchmarks/cost_models.py --seeds 5 6 7 --rows ROWS.jsonl
     python tests/benchmarks/cost_models.py --rows ROWS.jsonl --csv notebooks/tables/cost_model.csv
 
-The first form trains and appends lines, the second makes the table (mean over seeds, 95 % interval). Every cost model
-learns from 4,800 pairs of the default world (200 steps of 32); the 1,200 others fit what is fitted afterwards. Then no
-policy is trained: C-DPO's problem with the learned cost and the oracle's reward is solved exactly on the training
-prompts of one noun a category, so that what is seen is the cost model alone. `cost` is the oracle's E[c] of that
-optimum: the limit, if the unit is right; `lam` its multiplier, `lam_star` the oracle's; `off` |E[c] - limit|. `slope`:
-points of the learned cost for one of the oracle's (least squares, weighted by the reference), over all responses, the
-safe ones and the unsafe ones.
+The first form trains and appends lines, the second makes the table (mean over seeds, 95 %
+interval). Every cost model learns from 4,800 pairs of the default world (200 steps of 32, rate 3e-3
+but where another is named); the 1,200 others fit what is fitted afterwards. Then no policy is
+trained: C-DPO's problem with the learned cost and the oracle's reward is solved exactly on the
+training prompts of one noun a category, so that what is seen is the cost model alone. `cost` is the
+oracle's E[c] of that optimum: the limit, if the unit is right; `lam` its multiplier, `lam_star` the
+oracle's; `off` |E[c] - limit|. `slope`: points of the learned cost for one of the oracle's (least
+squares, weighted by the reference), over all responses, the safe ones and the unsafe ones.
 
-loss        kit: Safe RLHF's, as published; equal: its pairwise term on pairs of equal status alone; hinge: that, and
-            sign terms of sharpness 20, which ask for the right sign and no more
+loss        safe_rlhf: as published; equal_status: its pairwise term on pairs of equal status alone;
+            hinge: that, and sign terms of sharpness 20, which ask for the right sign and no more
 map         none; temperature, isotonic: fitted to the 1,200 pairs (`real/calibration.py`)
 """
 
@@ -32,10 +33,8 @@ from safealign_utils.world.world import World
 BETA, PAIRS, KEPT = 0.5, 6000, 4800
 LIMITS = (-0.8, -0.4, 0.0, 0.4)
 LOSSES = {  # name: options of train_cost
-    "kit, rate 1e-3": dict(mixed=True, sharpness=1.0, learning_rate=1e-3),
-    "kit": dict(mixed=True, sharpness=1.0, learning_rate=3e-3),
-    "equal": dict(mixed=False, sharpness=1.0, learning_rate=3e-3),
-    "hinge": dict(mixed=False, sharpness=20.0, learning_rate=3e-3),
+    "safe_rlhf, rate 1e-3": dict(loss="safe_rlhf", learning_rate=1e-3),
+    **{loss: dict(loss=loss, learning_rate=3e-3) for loss in scorer_training.COST_LOSSES},
 }
 MAPS = {
     "none": lambda cost, _: cost,
@@ -78,7 +77,7 @@ def rows_of(seed, world):
     for loss, options in LOSSES.items():
         model = scorer_training.train_cost(reference, train, **asked, **options)
         for name, made in MAPS.items():
-            if loss == "kit, rate 1e-3" and name != "none":
+            if loss == "safe_rlhf, rate 1e-3" and name != "none":
                 continue
             learned = made(model, rest)(*zip(*texts)).reshape(cost.shape)
             row = dict(seed=seed, loss=loss, map=name)

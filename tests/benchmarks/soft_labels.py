@@ -1,21 +1,25 @@
-"""Soft labels made of the hard labels alone, against their controls: labels x method x steps, in the default world.
+"""Soft labels made of hard labels alone, against their controls: labels x method x steps.
 
-    python tests/benchmarks/soft_labels.py --seeds 5 6 7 --rows ROWS.jsonl [--arms core extra long] [--tune]
+    python tests/benchmarks/soft_labels.py --seeds 5 6 --rows ROWS.jsonl [--arms core extra long]
+    python tests/benchmarks/soft_labels.py --seeds 0 1 --rows TUNE.jsonl --tune
     python tests/benchmarks/soft_labels.py --rows ROWS.jsonl --csv notebooks/tables/soft_labels.csv
 
-The first form trains and appends a line a policy (what is there already is not trained again); the second makes the
-table: mean over seeds with its 95 % interval, and the paired difference to hard labels and to the cross-fitted ones.
-6,000 pairs, beta 0.5, batches of 32, float32, grammar softmax, rate 3e-3 but for `tuned`; read on the held-out nouns.
-`tv` and `kl` are distances to the method's own optimum: pi* of DPO, pi*_c of SafeDPO, pi*_lambda of C-DPO at lambda*
-of the training prompts for the limit 0. Of SafeDPO `kl` is KL(optimum || policy), of the others KL(policy || optimum).
+The first form trains and appends a line a policy (what is there already is not trained again), the
+last makes the table: mean over seeds with its 95 % interval, and the paired difference to hard
+labels and to the cross-fitted ones. The default world, 6,000 pairs, beta 0.5, batches of 32,
+float32, grammar softmax, rate 3e-3 but for `tuned`; read on the held-out nouns. `tv` and `kl` are
+distances to the method's own optimum: pi* of DPO, pi*_c of SafeDPO, pi*_lambda of C-DPO at lambda*
+of the training prompts for the limit 0. Of SafeDPO `kl` is KL(optimum || policy), of the others
+KL(policy || optimum).
 
-labels      hard; smoothed (to the mean that the cross-fitted labels give to the winners that people named); cdpo and
-            rdpo (with the share of labels that the oracle calls wrong, which nobody knows); ipo; dr_dpo; tuned (hard,
-            rate and steps chosen with --tune on seeds 0 and 1, their training prompts); average (of log-probs of three
-            policies trained in other orders); votes (3,000 pairs, two votes each); cross_fitted; reward_model and
-            word_counts (one of its members alone); geometric and distilled (GDPO and distilled DPO on the cross-fitted labels);
-            oracle (upper bound). For C-DPO hard labels with known costs are MODPO, `coin` draws by r - lambda c.
-            Of Selective-DPO the score reference is the policy `hard` of DPO; `dckd` learns from that policy directly.
+labels: hard; smoothed (to the mean that the cross-fitted labels give to the winners that people
+named); cdpo and rdpo (with the share of labels that the oracle calls wrong, which nobody knows);
+ipo; dr_dpo; tuned (hard, with the rate and the steps chosen by --tune, on training prompts);
+average (of the log-probs of three policies, trained in other orders); votes (3,000 pairs with two
+votes each); cross_fitted; reward_model and word_counts (one of its members alone); geometric and
+distilled (GDPO and distilled DPO on the cross-fitted labels); oracle (an upper bound). Hard labels
+with known costs are MODPO in the case of C-DPO, and `coin` draws by r - lambda c. Selective-DPO's
+score reference is the policy `hard` of DPO; `dckd` learns from that policy directly.
 """
 
 import argparse

@@ -133,6 +133,18 @@ def test_both_start_at_zero(world, reference):
     )
 
 
+def test_the_loss_of_a_cost_is_named(world, reference):
+    table = world.pairs(16, seed=0)
+    losses = {name: R.train_cost(reference, table, **SHORT, loss=name) for name in R.COST_LOSSES}
+    assert losses["safe_rlhf"].hash == R.train_cost(reference, table, **SHORT).hash
+    assert len({cost.hash for cost in losses.values()}) == 3
+    first = [cost.log.loss[0] / math.log(2) for cost in losses.values()]  # all scores are 0
+    assert first[0] == pytest.approx(3) and 2 < first[1] < 3
+    assert first[2] == pytest.approx(first[1] - 2 + 2 / 20)
+    with pytest.raises(ValueError, match="loss='kit': choose one of safe_rlhf, equal_status"):
+        R.train_cost(reference, table, **SHORT, loss="kit")
+
+
 def test_adapters_on_a_base_in_bfloat16(world, reference, fresh_cache):
     """The way of a large model: the base stays as it is, adapter and head are trained, stored and found again."""
     base, table = reference.to("bfloat16").base, world.pairs(32, seed=0)
