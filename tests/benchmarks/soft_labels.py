@@ -1,21 +1,20 @@
 """Soft labels made of hard labels alone, against their controls: labels x method x steps.
 
     python tests/benchmarks/soft_labels.py --seeds 5 6 --rows ROWS.jsonl [--arms core extra long]
-    python tests/benchmarks/soft_labels.py --seeds 0 1 --rows TUNE.jsonl --tune
     python tests/benchmarks/soft_labels.py --rows ROWS.jsonl --csv notebooks/tables/soft_labels.csv
 
 The first form trains and appends a line a policy (what is there already is not trained again), the
 last makes the table: mean over seeds with its 95 % interval, and the paired difference to hard
 labels and to the cross-fitted ones. The default world, 6,000 pairs, beta 0.5, batches of 32,
-float32, grammar softmax, rate 3e-3 but for `tuned`; read on the held-out nouns. `tv` and `kl` are
+float32, grammar softmax, rate 3e-3 but where another is named; read on the held-out nouns. `tv` and `kl` are
 distances to the method's own optimum: pi* of DPO, pi*_c of SafeDPO, pi*_lambda of C-DPO at lambda*
 of the training prompts for the limit 0. Of SafeDPO `kl` is KL(optimum || policy), of the others
 KL(policy || optimum).
 
 labels: hard; smoothed (to the mean that the cross-fitted labels give to the winners that people
 named); cdpo and rdpo (with the share of labels that the oracle calls wrong, which nobody knows);
-ipo; dr_dpo; tuned (hard, with the rate and the steps chosen by --tune, on training prompts);
-average (of the log-probs of three policies, trained in other orders); votes (3,000 pairs with two
+ipo; dr_dpo; hard_1e-3 and hard_3e-4 (lower rates; the best of them and of fewer steps is looked for
+on the seeds of the table itself, which is in favour of this control); average (of the log-probs of three policies, trained in other orders); votes (3,000 pairs with two
 votes each); cross_fitted; reward_model and word_counts (one of its members alone); geometric and
 distilled (GDPO and distilled DPO on the cross-fitted labels); oracle (an upper bound). Hard labels
 with known costs are MODPO in the case of C-DPO, and `coin` draws by r - lambda c. Selective-DPO's
@@ -42,21 +41,23 @@ from safealign_utils.world.world import World
 
 BETA, RATE, PAIRS = 0.5, 3e-3, 6000
 MEMBER = dict(steps=200, batch_size=32)
-TUNED = {"safedpo": (200, 1e-3), "dpo": (200, 1e-3)}  # by --tune
+RATES = {"hard_1e-3": 1e-3, "hard_3e-4": 3e-4}
 CORE = {
-    ("dpo", 200): ("hard", "smoothed", "cross_fitted", "oracle"),
-    ("safedpo", 200): ("hard", "rdpo", "ipo", "cross_fitted", "oracle"),
-    ("safedpo", 600): ("hard", "smoothed", "cross_fitted", "oracle"),
-    ("cdpo", 200): ("hard", "coin", "smoothed", "cross_fitted", "oracle"),
+    ("safedpo", 600): ("hard", "cross_fitted", "smoothed", "oracle"),
+    ("dpo", 200): ("hard", "cross_fitted", "smoothed", "oracle", "hard_1e-3"),
+    ("cdpo", 200): ("hard", "coin", "cross_fitted", "oracle"),
+    ("safedpo", 200): ("hard", "cross_fitted", "hard_1e-3", "rdpo", "ipo"),
 }
 EXTRA = {
-    ("safedpo", 600): ("votes", "word_counts", "tuned"),
-    ("safedpo", 200): ("average",),
+    ("safedpo", 600): ("hard_1e-3", "votes", "word_counts"),
     ("selective", 200): ("selective", "dckd"),
     ("dpo", 200): (
-        "cdpo", "rdpo", "ipo", "dr_dpo", "geometric", "distilled", "votes", "tuned",
-        "reward_model", "word_counts",
+        "geometric", "distilled", "rdpo", "ipo", "dr_dpo", "cdpo", "word_counts", "reward_model",
+        "votes", "hard_3e-4",
     ),
+    ("safedpo", 200): ("average", "hard_3e-4", "oracle"),
+    ("safedpo", 60): ("hard",),
+    ("dpo", 60): ("hard",),
 }  # fmt: skip
 LONG = {("safedpo", 1800): ("hard", "cross_fitted")}
 ARMS = {"core": CORE, "extra": EXTRA, "long": LONG}
@@ -194,7 +195,7 @@ class Seed:
         tokens = pairs.tokenize(self.levers(method, name), self.reference)
         link = LINKS.get(name)
         run = train.align(self.reference, tokens, beta=BETA, link=link, **setting)
-        if (method, name, order) == ("dpo", "hard", 0):
+        if (method, name, steps, order) == ("dpo", "hard", 200, 0):
             self.policies["teacher"] = run.policy
         return run.policy
 
@@ -245,11 +246,9 @@ def run(seeds, arms, file, kept):
 
 def one(of, method, steps, name):
     """Train and measure one arm of a seed: a row."""
-    start, rate, taken = time.process_time(), RATE, steps
-    if name == "tuned":
-        taken, rate = TUNED[method]
+    start, rate = time.process_time(), RATES.get(name, RATE)
     orders = range(3) if name == "average" else (0,)
-    policies = [of.policy(method, name, taken, rate, order) for order in orders]
+    policies = [of.policy(method, name, steps, rate, order) for order in orders]
     row = dict(seed=of.seed, method=method, steps=steps, labels=name)
     row |= of.measure(policies, method) | dict(noise=of.noise, lam=of.lam)
     return row | dict(seconds=time.process_time() - start)
@@ -262,30 +261,6 @@ def append(file, row):
         json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}),
         flush=True,
     )
-
-
-def tune(seeds, file):
-    """Hard labels at other rates and steps, read on the training prompts: the rows that TUNED is chosen from."""
-    world = World()
-    for seed in seeds:
-        of = Seed(world, seed)
-        for method in ("safedpo", "dpo"):
-            for steps, rate in (
-                (60, RATE),
-                (200, RATE),
-                (200, 1e-3),
-                (200, 3e-4),
-                (600, 1e-3),
-                (600, 3e-4),
-            ):
-                policy = of.policy(method, "hard", steps, rate)
-                row = dict(
-                    seed=seed,
-                    method=method,
-                    steps=steps,
-                    labels=f"hard, rate {rate:g}, training prompts",
-                )
-                append(file, row | of.measure([policy], method, of.trained))
 
 
 def table(rows):
@@ -329,13 +304,9 @@ def main():
     add("--arms", nargs="*", default=["core"], choices=list(ARMS))
     add("--rows", required=True, type=Path)
     add("--keep", type=Path, help="folder where cross-fitted labels are kept between runs")
-    add("--tune", action="store_true")
     add("--csv", default="")
     args = parser.parse_args()
-    if args.tune:
-        tune(args.seeds, args.rows)
-    else:
-        run(args.seeds, args.arms, args.rows, args.keep)
+    run(args.seeds, args.arms, args.rows, args.keep)
     if args.csv:
         found = table(known_rows(args.rows)).round(4)
         found.to_csv(args.csv, index=False)
