@@ -6,19 +6,20 @@
 The first form trains and appends a line a policy (what is there already is not trained again), the
 last makes the table: mean over seeds with its 95 % interval, and the paired difference to hard
 labels and to the cross-fitted ones. The default world, 6,000 pairs, beta 0.5, batches of 32,
-float32, grammar softmax, rate 3e-3 but where another is named; read on the held-out nouns. `tv` and `kl` are
-distances to the method's own optimum: pi* of DPO, pi*_c of SafeDPO, pi*_lambda of C-DPO at lambda*
-of the training prompts for the limit 0. Of SafeDPO `kl` is KL(optimum || policy), of the others
-KL(policy || optimum).
+float32, grammar softmax, rate 3e-3 but where another is named; read on the held-out nouns. `tv` and
+`kl` are distances to the method's own optimum: pi* of DPO, pi*_c of SafeDPO, pi*_lambda of C-DPO at
+lambda* of the training prompts for the limit 0. Of SafeDPO `kl` is KL(optimum || policy), of the
+others KL(policy || optimum).
 
 labels: hard; smoothed (to the mean that the cross-fitted labels give to the winners that people
 named); cdpo and rdpo (with the share of labels that the oracle calls wrong, which nobody knows);
 ipo; dr_dpo; hard_1e-3 and hard_3e-4 (lower rates; the best of them and of fewer steps is looked for
-on the seeds of the table itself, which is in favour of this control); average (of the log-probs of three policies, trained in other orders); votes (3,000 pairs with two
-votes each); cross_fitted; reward_model and word_counts (one of its members alone); geometric and
-distilled (GDPO and distilled DPO on the cross-fitted labels); oracle (an upper bound). Hard labels
-with known costs are MODPO in the case of C-DPO, and `coin` draws by r - lambda c. Selective-DPO's
-score reference is the policy `hard` of DPO; `dckd` learns from that policy directly.
+on the seeds of the table itself, which is in favour of this control); average (of the log-probs of
+three policies, trained in other orders); votes (3,000 pairs with two votes each); cross_fitted;
+reward_model and word_counts (one of its members alone); geometric and distilled (GDPO and distilled
+DPO on the cross-fitted labels); oracle (an upper bound). Hard labels with known costs are MODPO in
+the case of C-DPO, and `coin` draws by r - lambda c. Selective-DPO's score reference is the policy
+`hard` of DPO; `dckd` learns from that policy directly.
 """
 
 import argparse
