@@ -1,9 +1,8 @@
 """A cost model's unit: how many of its points are one nat of people's preference.
 
 A multiplier, and any limit but 0, are in the cost's unit, and only one kind of label has it: which
-of two responses *of equal status* is the safer one (-log sigma of the gap, in nats). A safe/unsafe
-label has none: where it can be told, a larger gap is always likelier. So a map g of a learned cost,
-with g(0) = 0 and not falling, is fitted to such pairs, which the model has not seen:
+of two responses *of equal status* is the safer one (`scorer_training.has_unit`). So a map g of a
+learned cost, with g(0) = 0 and not falling, is fitted to such pairs, which the model has not seen:
 
     L = -log sigma(g(c of the less safe) - g(c of the safer))
 
@@ -17,9 +16,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from .scorer_training import cost_labels
+from .scorer_training import FEWEST, cost_labels, has_unit
 
-FEWEST = 20  # pairs of equal status, below which a cost keeps the unit that it has
 KNOTS = 8  # of the isotonic map, beside 0
 
 
@@ -49,11 +47,9 @@ def isotonic(cost, table):
 def _of_equal_status(cost, table):
     """(costs [N, 2] of both responses, sign [N]: +1 where response 0 is the less safe one) of the
     pairs whose responses are both safe or both unsafe, and of which one is named the safer."""
-    order, sign_0, sign_1 = cost_labels(table, mixed=False)
-    equal = (sign_0 * sign_1 > 0) & (order != 0)
-    rows = table[equal]
+    rows = table[has_unit(table)]
     costs = [cost(rows.prompt, rows[f"response_{k}"]) for k in (0, 1)]
-    return np.stack(costs, axis=1), order[equal]
+    return np.stack(costs, axis=1), cost_labels(rows)[0]
 
 
 def _ramps(c, knots):

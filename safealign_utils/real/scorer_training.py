@@ -40,6 +40,7 @@ SCORED = 32  # responses in one pass of a trained scorer
 # {loss of the cost: (mixed pairs are ordered too, sharpness of the sign terms)}. As published; with
 # the order of pairs of equal status alone; with that and signs that ask for no more than a sign.
 COST_LOSSES = {"safe_rlhf": (True, 1.0), "equal_status": (False, 1.0), "hinge": (False, 20.0)}
+FEWEST = 20  # pairs of equal status with an order, below which no unit is looked for
 
 
 # ---------------------------------------------------------------- the losses
@@ -75,6 +76,14 @@ def cost_labels(table, *, mixed=True):
     if not mixed:
         costlier = costlier.where(unsafe_one == 0, 0.0)
     return costlier.to_numpy(), sign_0.to_numpy(), sign_1.to_numpy()
+
+
+def has_unit(table):
+    """Which pairs say by how much: both responses safe or both unsafe, and one named the safer;
+    bool [N]. That order alone has a unit, the nat: a sign has none, and where it can be told from
+    the text, neither has the order of a mixed pair, as a larger gap is always likelier."""
+    order, sign_0, sign_1 = cost_labels(table, mixed=False)
+    return (sign_0 * sign_1 > 0) & (order != 0)
 
 
 def with_cost_labels(table):
