@@ -9,7 +9,7 @@ learned cost, with g(0) = 0 and not falling, is fitted to such pairs, which the 
 `temperature`: g(c) = w c. `isotonic`: g is linear between knots, which are 0 and quantiles.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,27 +21,52 @@ from .scorer_training import FEWEST, cost_labels, has_unit
 KNOTS = 8  # of the isotonic map, beside 0
 
 
+@dataclass(frozen=True)
+class Map:
+    """A function of costs [N] that is 0 at 0 and does not fall: `slopes` [K + 1] below, between and
+    above the `knots` [K], one of which is 0."""
+
+    knots: np.ndarray
+    slopes: np.ndarray
+
+    def __call__(self, costs):
+        return _ramps(np.asarray(costs, dtype=float), self.knots) @ self.slopes
+
+
 def temperature(cost, table):
-    """The cost `Scorer` times one number, fitted to the pairs of equal status of a table that it
-    was not trained on. Fewer than FEWEST of them: the scorer as it is."""
+    """The `Map` of one slope that fits the pairs of equal status of a table, on which the cost
+    scorer `cost` was not trained. Fewer than FEWEST of them: costs stay as they are."""
+    zero = np.zeros(1)
     costs, sign = _of_equal_status(cost, table)
     if len(sign) < FEWEST:
-        return cost
+        return Map(zero, np.ones(2))
     slope = _fitted((sign * (costs[:, 0] - costs[:, 1]))[:, None], np.ones(1))
-    return _mapped(cost, np.zeros(1), np.repeat(slope, 2))
+    return Map(zero, np.repeat(slope, 2))
 
 
 def isotonic(cost, table):
-    """The cost `Scorer` through a map that does not fall, linear between KNOTS quantiles and 0,
-    fitted as in `temperature`, whose number all slopes start from."""
+    """The `Map` with knots at 0 and at KNOTS quantiles, fitted as in `temperature`, from whose
+    slope all slopes start."""
     costs, sign = _of_equal_status(cost, table)
     if len(sign) < FEWEST:
-        return cost
+        return Map(np.zeros(1), np.ones(2))
     inner = np.quantile(costs, np.linspace(0, 1, KNOTS + 2)[1:-1])
     knots = np.unique(np.append(inner, 0.0))
     x = sign[:, None] * (_ramps(costs[:, 0], knots) - _ramps(costs[:, 1], knots))
     start = _fitted(x.sum(1, keepdims=True), np.ones(1))
-    return _mapped(cost, knots, _fitted(x, np.repeat(start, x.shape[1])))
+    return Map(knots, _fitted(x, np.repeat(start, x.shape[1])))
+
+
+def rescaled(cost, to):
+    """A `Scorer` whose scores are those of `cost` through a `Map`."""
+
+    def forward(rows):
+        return torch.from_numpy(to(cost.forward(rows).double().cpu().numpy()))
+
+    def made_of():
+        return [cost.made_of(), to]
+
+    return replace(cost, name=f"{cost.name}, in nats", made_of=made_of, forward=forward)
 
 
 def _of_equal_status(cost, table):
@@ -67,16 +92,3 @@ def _fitted(x, start):
         return np.logaddexp(0, -gap).mean(), -(expit(-gap) @ x) / len(x)
 
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)).x
-
-
-def _mapped(cost, knots, slopes):
-    """A `Scorer` whose scores are those of `cost` through the map."""
-
-    def forward(rows):
-        scores = cost.forward(rows).double().cpu().numpy()
-        return torch.from_numpy(_ramps(scores, knots) @ slopes)
-
-    def made_of():
-        return [cost.made_of(), knots, slopes]
-
-    return replace(cost, name=f"{cost.name}, in nats", made_of=made_of, forward=forward)

@@ -37,7 +37,7 @@ LOSSES = {  # name: options of train_cost
     **{loss: dict(loss=loss, learning_rate=3e-3) for loss in scorer_training.COST_LOSSES},
 }
 MAPS = {
-    "none": lambda cost, _: cost,
+    "none": lambda cost, table: np.asarray,
     "temperature": calibration.temperature,
     "isotonic": calibration.isotonic,
 }
@@ -76,10 +76,11 @@ def rows_of(seed, world):
     asked = dict(seed=seed, steps=200, batch_size=32)
     for loss, options in LOSSES.items():
         model = scorer_training.train_cost(reference, train, **asked, **options)
+        raw = model(*zip(*texts))
         for name, made in MAPS.items():
             if loss == "safe_rlhf, rate 1e-3" and name != "none":
                 continue
-            learned = made(model, rest)(*zip(*texts)).reshape(cost.shape)
+            learned = made(model, rest)(raw).reshape(cost.shape)
             row = dict(seed=seed, loss=loss, map=name)
             for part, some in (("all", cost > -np.inf), ("safe", cost <= 0), ("unsafe", cost > 0)):
                 row[f"slope_{part}"] = slope(learned[some], cost[some], np.exp(ref)[some])
