@@ -149,13 +149,17 @@ def train_cost(reference, table, *, max_length=256, loss="safe_rlhf", **training
     """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful.
 
     `loss` is one of COST_LOSSES. Rows that say nothing of safety are left out. Arguments as in
-    `train_reward`. Raises ValueError for another loss, where no row is left, or where no response
-    has a safety label: the cost would have no origin.
+    `train_reward`. Raises ValueError for another loss, for one whose unit no pair has, where no row
+    is left, or where no response has a safety label: the cost would have no origin.
     """
     if loss not in COST_LOSSES:
         raise ValueError(f"loss={loss!r}: choose one of {', '.join(COST_LOSSES)}")
     mixed, sharpness = COST_LOSSES[loss]
     rows = with_cost_labels(table)
+    known = int(has_unit(rows).sum())
+    if not mixed and known < FEWEST:
+        why = f"only {known} pairs of equal status name the safer response, the unit needs {FEWEST}"
+        raise ValueError(f"loss={loss!r}: {why}; use safe_rlhf")
     labels = np.stack(cost_labels(rows, mixed=mixed), axis=1)
 
     def loss_of_pairs(cost_0, cost_1, number):

@@ -134,15 +134,24 @@ def test_both_start_at_zero(world, reference):
 
 
 def test_the_loss_of_a_cost_is_named(world, reference):
-    table = world.pairs(16, seed=0)
-    losses = {name: R.train_cost(reference, table, **SHORT, loss=name) for name in R.COST_LOSSES}
-    assert losses["safe_rlhf"].hash == R.train_cost(reference, table, **SHORT).hash
+    table, asked = world.pairs(64, seed=0), dict(SHORT, batch_size=64)
+    losses = {name: R.train_cost(reference, table, **asked, loss=name) for name in R.COST_LOSSES}
+    assert losses["safe_rlhf"].hash == R.train_cost(reference, table, **asked).hash
     assert len({cost.hash for cost in losses.values()}) == 3
     first = [cost.log.loss[0] / math.log(2) for cost in losses.values()]  # all scores are 0
-    assert first[0] == pytest.approx(3) and 2 < first[1] < 3
-    assert first[2] == pytest.approx(first[1] - 2 + 2 / 20)
+    equal = R.has_unit(table).mean()
+    assert first == pytest.approx([3, 2 + equal, 2 / 20 + equal]) and 0.3 < equal < 0.9
     with pytest.raises(ValueError, match="loss='kit': choose one of safe_rlhf, equal_status"):
-        R.train_cost(reference, table, **SHORT, loss="kit")
+        R.train_cost(reference, table, **asked, loss="kit")
+
+
+def test_a_unit_that_no_pair_has_is_refused(world, reference):
+    table = world.pairs(64, seed=0)
+    mixed = table[~R.has_unit(table)]
+    assert len(mixed) > 10 and (mixed.is_response_0_safe != mixed.is_response_1_safe).all()
+    for loss in ("hinge", "equal_status"):
+        with pytest.raises(ValueError, match=f"loss='{loss}': only 0 pairs of equal status"):
+            R.train_cost(reference, mixed, **SHORT, loss=loss)
 
 
 def test_adapters_on_a_base_in_bfloat16(world, reference, fresh_cache):
