@@ -2,9 +2,10 @@
 
     python tests/benchmarks/soft_labels.py --seeds 5 6 --rows ROWS.jsonl [--arms core extra long]
     python tests/benchmarks/soft_labels.py --rows ROWS.jsonl --csv notebooks/tables/soft_labels.csv
+    python tests/benchmarks/soft_labels.py --seeds 5 6 --quality notebooks/tables/label_quality.csv
 
 The first form trains and appends a line a policy (what is there already is not trained again), the
-last makes the table: mean over seeds with its 95 % interval, and the paired difference to hard
+second makes the table: mean over seeds with its 95 % interval, and the paired difference to hard
 labels and to the cross-fitted ones. The default world, 6,000 pairs, beta 0.5, batches of 32,
 float32, grammar softmax, rate 3e-3 but where another is named; read on the held-out nouns. `tv` and
 `kl` are distances to the method's own optimum: pi* of DPO, pi*_c of SafeDPO, pi*_lambda of C-DPO at
@@ -25,7 +26,7 @@ the case of C-DPO, and `coin` draws by r - lambda c. Selective-DPO's score refer
 import argparse
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -72,20 +73,6 @@ LINKS = {
 SOFT = ("cross_fitted", "geometric", "distilled")
 
 
-@dataclass(frozen=True)
-class Remembered:
-    """A member whose margins are kept, so that it can be asked for alone as well."""
-
-    member: object
-    known: dict
-
-    def __call__(self, seen, asked):
-        key = tuple(asked.prompt_id), tuple(asked.y_0)
-        if key not in self.known:
-            self.known[key] = self.member(seen, asked)
-        return self.known[key]
-
-
 class Seed:
     """What belongs to one seed: pairs, labels, reference, optima."""
 
@@ -98,26 +85,26 @@ class Seed:
 
     @cached_property
     def members(self):
+        """{name: member of the cross-fitted labels}, and `reward_model`, which is asked alone."""
         made = dict(MEMBER, seed=self.seed)
         dpo = dict(made, learning_rate=RATE, beta=BETA, use_cache=False)
-        found = (
-            soft_labels.RewardModel(self.reference, dict(made, learning_rate=1e-3)),
-            soft_labels.ImplicitReward(self.reference, dpo),
-            evaluate.bag_of_words,
-        )
-        return [Remembered(member, {}) for member in found]
+        return {
+            "implicit": soft_labels.ImplicitReward(self.reference, dpo),
+            "word_counts": evaluate.bag_of_words,
+            "reward_model": soft_labels.RewardModel(self.reference, dict(made, learning_rate=1e-3)),
+        }
 
     @cached_property
     def cross_fitted(self):
-        return self.softened("cross_fitted", self.members)
+        return self.softened("cross_fitted", ("implicit", "word_counts"))
 
     def softened(self, name, members):
-        """Cross-fitted labels by some members, from the folder `kept` where they lie there."""
+        """Cross-fitted labels by named members, from the folder `kept` where they lie there."""
         file = self.kept and self.kept / f"{name}_seed{self.seed}.npy"
         if file and file.is_file():
             chosen, p = np.load(file)
             return self.table.assign(chosen=chosen.astype(int), p=p, margin=0.0)
-        soft = pairs.cross_fitted(self.table, members)
+        soft = pairs.cross_fitted(self.table, [self.members[member] for member in members])
         if file:
             np.save(file, np.stack([soft.chosen, soft.p]))
         return soft
@@ -154,8 +141,7 @@ class Seed:
         if name == "votes":
             return self.votes
         if name in ("reward_model", "word_counts"):
-            some = self.members[:1] if name == "reward_model" else self.members[2:]
-            return self.softened(name, some)
+            return self.softened(name, (name,))
         if name == "oracle":
             return pairs.soft_label(self.table, self.table.reward_0, self.table.reward_1)
         return self.table
@@ -255,6 +241,40 @@ def one(of, method, steps, name):
     return row | dict(seconds=time.process_time() - start)
 
 
+def quality(seeds, file):
+    """How near labels come to the oracle's probabilities, before any training: a table of cross
+    entropies (nats a pair; the oracle's own is the least possible), for word counts alone."""
+    rows, world = [], World()
+    for seed in seeds:
+        table = pairs.label(world.pairs(PAIRS, seed=seed))
+        first = (table.chosen == 0).to_numpy()
+        true = 1 / (1 + np.exp((table.reward_1 - table.reward_0).to_numpy()))
+        soft = {"oracle": true}
+        for by in ("pair", "prompt"):
+            found = pairs.cross_fitted(table, [evaluate.bag_of_words], by=by)
+            soft[f"word counts, by {by}"] = np.where(found.chosen == 0, found.p, 1 - found.p)
+        p = soft["word counts, by pair"]
+        mean = np.where(first, p, 1 - p).mean()
+        soft["smoothed to the same mean"] = np.where(first, mean, 1 - mean)
+        for name, p in soft.items():
+            right = float(((p > 0.5) == (true > 0.5)).mean())
+            rows.append(dict(seed=seed, labels=name, cross_entropy=entropy(true, p), right=right))
+    kinds = dict(cross_entropy=intervals.POSITIVE, right=intervals.SHARE)
+    out = [
+        {"labels": name, "seeds": len(of)}
+        | {k: v for q, bounds in kinds.items() for k, v in ends(q, of[q], bounds).items()}
+        for name, of in pd.DataFrame(rows).groupby("labels", sort=False)
+    ]
+    found = pd.DataFrame(out).round(4)
+    found.to_csv(file, index=False)
+    print(found.to_string(index=False))
+
+
+def entropy(true, p):
+    p = np.clip(p, 1e-12, 1 - 1e-12)
+    return float(-(true * np.log(p) + (1 - true) * np.log(1 - p)).mean())
+
+
 def append(file, row):
     with open(file, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(row) + "\n")
@@ -303,10 +323,13 @@ def main():
     add = parser.add_argument
     add("--seeds", nargs="*", type=int, default=[])
     add("--arms", nargs="*", default=["core"], choices=list(ARMS))
-    add("--rows", required=True, type=Path)
+    add("--rows", type=Path, default=Path("soft_labels.jsonl"))
+    add("--quality", default="", metavar="CSV", help="no training: how near labels come")
     add("--keep", type=Path, help="folder where cross-fitted labels are kept between runs")
     add("--csv", default="")
     args = parser.parse_args()
+    if args.quality:
+        return quality(args.seeds, args.quality)
     run(args.seeds, args.arms, args.rows, args.keep)
     if args.csv:
         found = table(known_rows(args.rows)).round(4)

@@ -41,9 +41,10 @@ def test_a_member_scores_response_0_over_response_1(members, table, name):
 
 
 def test_what_methods_make_of_them(inside, table):
-    soft = soft_labels.from_hard_labels(
-        table, inside, reward=MEMBER, dpo=dict(MEMBER, beta=0.5), folds=2
-    )
+    asked = dict(dpo=dict(MEMBER, beta=0.5), folds=2)
+    soft = soft_labels.from_hard_labels(table, inside, **asked)
+    three = soft_labels.from_hard_labels(table, inside, reward=MEMBER, **asked)
+    assert not np.allclose(three.p, soft.p, atol=1e-3)
     assert ((soft.p > 0) & (soft.p < 1)).all() and soft.p.nunique() > 40
     kept = safedpo.safedpo(soft, delta=0.0)
     mixed = kept.is_response_0_safe != kept.is_response_1_safe
