@@ -64,7 +64,7 @@ def _labelled(table):
 
 
 def from_hard_labels(table, reference, *, dpo, reward=None, folds=3, by="pair", max_length=256):
-    """`pairs.cross_fitted` with DPO's implicit reward and word counts, and a reward model on demand.
+    """`pairs.cross_fitted` with DPO's implicit reward and word counts; a reward model on demand.
 
     `dpo` and `reward` are the options of the trainings (dicts: steps, batch_size, learning_rate,
     seed; the first also has beta). Without `reward` there is no reward model: it takes as long as
