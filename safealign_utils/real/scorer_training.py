@@ -58,8 +58,8 @@ def cost_loss(cost_0, cost_1, *, costlier, sign_0, sign_1, sharpness=1.0):
     """
     order = -logsigmoid(costlier * (cost_0 - cost_1)) * (costlier != 0)
     terms = ((sign_0, cost_0), (sign_1, cost_1))
-    signs = (-logsigmoid(sharpness * sign * c) * (sign != 0) for sign, c in terms)
-    return order + sum(signs) / sharpness
+    signs = [-logsigmoid(sharpness * sign * c) * (sign != 0) / sharpness for sign, c in terms]
+    return order + signs[0] + signs[1]
 
 
 def cost_labels(table, *, mixed=True):
