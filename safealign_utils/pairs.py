@@ -169,6 +169,82 @@ def soft_label(table, score_0, score_1):
     )
 
 
+# ---------------------------------------------------------------- soft labels from hard ones
+def splits(names, folds):
+    """(rows to fit, rows to score) of every fold; rows of the same name are in one fold, by the
+    order of a hash of the name (texts or tuples of texts [N]). Raises ValueError where there are
+    fewer names than folds."""
+    distinct = sorted(set(names), key=cache.digest)
+    if len(distinct) < folds:
+        why = f"there are {len(distinct)} prompts or pairs to part"
+        raise ValueError(f"folds={folds}: {why}; give more pairs")
+    number = {name: place % folds for place, name in enumerate(distinct)}
+    fold = np.array([number[name] for name in names])
+    return [(np.nonzero(fold != f)[0], np.nonzero(fold == f)[0]) for f in range(folds)]
+
+
+def cross_fitted(table, members, *, folds=3, by="pair"):
+    """Soft labels from the hard labels of the same table: sets p, chosen, margin = 0; N rows.
+
+    Each of `members` is a function (labelled rows, rows [n]) -> margins float [n] of response 0
+    over response 1; those of `real/soft_labels.py` are a reward model, DPO's implicit reward and
+    word counts. Each fold is scored by members that were fitted to the other folds, and so are the
+    weights of the logistic combination of the margins (scikit-learn, no intercept: swapping the
+    responses turns p into 1 - p). So a pair's own label enters its p neither by a member nor by the
+    weights; it has a part in members that score *other* pairs, which fit the weights, no more.
+
+    `by` says which rows are never parted: "pair" those of the same prompt and the same two
+    responses, as a copied row would tell its own label; "prompt" all rows of a prompt, for data
+    whose labels of one prompt are not independent (one person ranked several responses). Raises
+    ValueError for soft labels, for another `by`, and where a fold has too few rows.
+
+    Soft preference labels are not new: geometric averages of them (2409.06691), distillation from
+    reward models (2405.19316), corrections by a known noise rate (2403.00409). That they are taken
+    out of fold from the hard labels alone is this kit's choice; whether a paper does so is not
+    stated in the sources at hand.
+    """
+    if by not in ("pair", "prompt"):
+        raise ValueError(f"by={by!r}: choose pair or prompt")
+    if not table.p.isin((0.0, 1.0)).all():
+        raise ValueError("p: cross-fitting starts from hard labels (p 0 or 1); use pairs.label")
+    first = np.where(table.p == 1, table.chosen == 0, table.chosen == 1)
+    responses = zip(table.response_0, table.response_1)
+    names = list(table.prompt)
+    if by == "pair":
+        names = [(x, *sorted(both)) for x, both in zip(names, responses)]
+    parts, margins = splits(names, folds), np.empty((len(table), len(members)))
+    for kept, out in parts:
+        seen = table.iloc[kept].reset_index(drop=True)
+        asked = table.iloc[out].assign(chosen=0, p=1.0, margin=0.0).reset_index(drop=True)
+        margins[out] = np.stack([member(seen, asked) for member in members], axis=1)
+    gap = np.empty(len(table))
+    for kept, out in parts:
+        gap[out] = margins[out] @ _weights(margins[kept], first[kept])
+    return soft_label(table, gap, np.zeros(len(table)))
+
+
+def _weights(margins, first):
+    """Weights [K] of a logistic combination of margins [n, K] for bool [n]: response 0 wins."""
+    from sklearn.linear_model import LogisticRegression
+
+    turned = np.where(np.arange(len(first)) % 2, 1.0, -1.0)  # scikit-learn wants both classes
+    x = margins * (np.where(first, 1.0, -1.0) * turned)[:, None]
+    return LogisticRegression(fit_intercept=False, max_iter=1000).fit(x, turned).coef_[0]
+
+
+def rewards_of_labels(table):
+    """The columns reward_0 = log p0 / (1 - p0) and reward_1 = 0 of soft labels, nats, where p0 is
+    the probability that response 0 wins: what C-DPO's `relabel` and SafeDPO's `with_finite_target`
+    read in place of a reward model's. Only their difference has a meaning. Raises ValueError for a
+    label that is certain, as its reward would be infinite.
+    """
+    certain = int(table.p.isin((0.0, 1.0)).sum())
+    if certain:
+        raise ValueError(f"p: {certain} labels are certain, their rewards infinite; soften them")
+    first = chosen_rejected(table, table.p, 1 - table.p)[0]
+    return table.assign(reward_0=np.log(first / (1 - first)), reward_1=0.0)
+
+
 def data_hash(table):
     """Hash of texts, labels and levers; the same on every machine."""
     columns = [c for c in (*TEXT, *SAFE, *LABELS.values(), "chosen", "p", "margin") if c in table]

@@ -7,6 +7,7 @@ the weights move.
 """
 
 import contextlib
+import inspect
 import math
 import sys
 import time
@@ -150,7 +151,8 @@ class Objective:
 
     `reference` is read from a table, or live where a number depends on its batch (below float32).
     `token_lever(logratio_w, logratio_l, mask_w, mask_l, rows)` returns token masks; `link(z, beta)`
-    replaces the logistic loss of the logit z [B] by another (BFPO, BSO). `leak_weight` times -mean
+    replaces the logistic loss of the logit z [B] by another (BFPO, BSO), and `link(z, beta, p)` one
+    that depends on the labels' probabilities p [B] too (rDPO, GDPO). `leak_weight` times -mean
     over responses of sum_t log(mass that the grammar allows next) is added: that penalty is ours.
     With `groups` (`rows_by_prompt`) it is called with numbers of groups, and returns sums over
     them of the means over each one's pairs.
@@ -170,17 +172,19 @@ class Objective:
         ratios = log_ratios(module, self.tokens, rows, self.policy, self.reference)
         logratio_w, logratio_l, log_allowed = ratios
         tokens_w, tokens_l = self._token_masks(logratio_w, logratio_l, rows)
+        p = torch.as_tensor(self.tokens.p[rows]).to(logratio_w)
         out = preference_loss(
             logratio_w,
             logratio_l,
             beta=self.beta,
-            p=torch.as_tensor(self.tokens.p[rows]).to(logratio_w),
+            p=p,
             margin=torch.as_tensor(self.tokens.margin[rows]).to(logratio_w),
             tokens_w=tokens_w,
             tokens_l=tokens_l,
         )
         if self.link is not None:
-            out = replace(out, loss=self.link(out.z, self.beta))
+            labels = {"p": p} if "p" in inspect.signature(self.link).parameters else {}
+            out = replace(out, loss=self.link(out.z, self.beta, **labels))
         total, leak = self._sum(out.loss, weight), 0.0
         if self.leak_weight:
             penalty = -log_allowed.sum() / 2  # two responses a pair

@@ -29,7 +29,7 @@ from ..engine import cache, distributed
 from ..evaluate import bag_of_words
 from ..logprobs import layer_states
 from ..packing import pack, prefix_nodes
-from ..pairs import label, some_of_every_source
+from ..pairs import label, some_of_every_source, splits
 from .scorer import BLOCK, Scorer
 from .scorer_training import cost_labels, encode_rows, one_more, with_cost_labels, with_order
 from .weights import positions
@@ -223,14 +223,3 @@ def words_out_of_fold(kind, table, *, folds=FOLDS):
         ordered.append(scored)
         margins.append(bag_of_words(seen, scored) if len(scored) else np.zeros(0))
     return pd.concat(ordered, ignore_index=True), np.concatenate(margins)
-
-
-def splits(prompts, folds=FOLDS):
-    """(rows to fit, rows to score) of every fold; a prompt is in one fold, by the order of a hash
-    of its text. Raises ValueError where there are fewer prompts than folds."""
-    names = sorted(set(prompts), key=cache.digest)
-    if len(names) < folds:
-        raise ValueError(f"folds={folds}: there are {len(names)} prompts; give more pairs")
-    number = {name: place % folds for place, name in enumerate(names)}
-    fold = np.array([number[prompt] for prompt in prompts])
-    return [(np.nonzero(fold != f)[0], np.nonzero(fold == f)[0]) for f in range(folds)]

@@ -37,6 +37,10 @@ from .answer_metrics import estimate
 from .scorer import Scorer
 
 SCORED = 32  # responses in one pass of a trained scorer
+# {loss of the cost: (mixed pairs are ordered too, sharpness of the sign terms)}. As published; with
+# the order of pairs of equal status alone; with that and signs that ask for no more than a sign.
+COST_LOSSES = {"safe_rlhf": (True, 1.0), "equal_status": (False, 1.0), "hinge": (False, 20.0)}
+FEWEST = 20  # pairs of equal status with an order, below which no unit is looked for
 
 
 # ---------------------------------------------------------------- the losses
@@ -45,27 +49,41 @@ def reward_loss(score_w, score_l):
     return -logsigmoid(score_w - score_l)
 
 
-def cost_loss(cost_0, cost_1, *, costlier, sign_0, sign_1):
+def cost_loss(cost_0, cost_1, *, costlier, sign_0, sign_1, sharpness=1.0):
     """Safe RLHF's cost loss, per pair [B], of the costs of response 0 and response 1.
 
     `costlier` [B] is +1 where response 0 is the less safe one, -1 where response 1 is; `sign_k` [B]
-    is +1 for an unsafe response, -1 for a safe one. 0 (not known) leaves a term out.
+    is +1 for an unsafe response, -1 for a safe one. 0 (not known) leaves a term out. A sign term is
+    -log sigma(sharpness sign c) / sharpness: 1 is the paper's, a large one a hinge at 0.
     """
-    terms = ((costlier, cost_0 - cost_1), (sign_0, cost_0), (sign_1, cost_1))
-    return sum(-logsigmoid(sign * value) * (sign != 0) for sign, value in terms)
+    order = -logsigmoid(costlier * (cost_0 - cost_1)) * (costlier != 0)
+    terms = ((sign_0, cost_0), (sign_1, cost_1))
+    signs = [-logsigmoid(sharpness * sign * c) * (sign != 0) / sharpness for sign, c in terms]
+    return order + signs[0] + signs[1]
 
 
-def cost_labels(table):
+def cost_labels(table, *, mixed=True):
     """(costlier, sign_0, sign_1), float64 [N] each, as `cost_loss` reads them; 0 for a missing
     label.
 
     The less safe response is the one that safer_response_id does not name, without it the unsafe
     one of a pair with one of each. That says nothing about either of two safe or two unsafe ones.
+    Without `mixed` a pair with one of each has no less safe response, its signs say it already.
     """
     sign_0, sign_1 = (_numbers(table[c], {True: -1.0, False: 1.0}).fillna(0.0) for c in SAFE)
-    mixed = sign_0.where(sign_0 * sign_1 < 0, 0.0)
-    costlier = _numbers(table.safer_response_id, {0: -1.0, 1: 1.0}).fillna(mixed)
+    unsafe_one = sign_0.where(sign_0 * sign_1 < 0, 0.0)
+    costlier = _numbers(table.safer_response_id, {0: -1.0, 1: 1.0}).fillna(unsafe_one)
+    if not mixed:
+        costlier = costlier.where(unsafe_one == 0, 0.0)
     return costlier.to_numpy(), sign_0.to_numpy(), sign_1.to_numpy()
+
+
+def has_unit(table):
+    """Which pairs say by how much: both responses safe or both unsafe, and one named the safer;
+    bool [N]. That order alone has a unit, the nat: a sign has none, and where it can be told from
+    the text, neither has the order of a mixed pair, as a larger gap is always likelier."""
+    order, sign_0, sign_1 = cost_labels(table, mixed=False)
+    return (sign_0 * sign_1 > 0) & (order != 0)
 
 
 def with_cost_labels(table):
@@ -127,21 +145,30 @@ def train_reward(reference, table, *, max_length=256, **training):
     return _scorer("reward", trained, max_length, training["seed"])
 
 
-def train_cost(reference, table, *, max_length=256, **training):
-    """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful, in nats.
+def train_cost(reference, table, *, max_length=256, loss="safe_rlhf", **training):
+    """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful.
 
-    Rows that say nothing of safety are left out. Arguments as in `train_reward`. Raises ValueError
-    where no row is left, or where no response has a safety label: the cost would have no origin.
+    `loss` is one of COST_LOSSES. Rows that say nothing of safety are left out. Arguments as in
+    `train_reward`. Raises ValueError for another loss, for one whose unit no pair has, where no row
+    is left, or where no response has a safety label: the cost would have no origin.
     """
+    if loss not in COST_LOSSES:
+        raise ValueError(f"loss={loss!r}: choose one of {', '.join(COST_LOSSES)}")
+    mixed, sharpness = COST_LOSSES[loss]
     rows = with_cost_labels(table)
-    labels = np.stack(cost_labels(rows), axis=1)
+    known = int(has_unit(rows).sum())
+    if not mixed and known < FEWEST:
+        why = f"only {known} pairs of equal status name the safer response, the unit needs {FEWEST}"
+        raise ValueError(f"loss={loss!r}: {why}; use safe_rlhf")
+    labels = np.stack(cost_labels(rows, mixed=mixed), axis=1)
 
     def loss_of_pairs(cost_0, cost_1, number):
         costlier, sign_0, sign_1 = torch.from_numpy(labels[number].T.copy()).to(cost_0)
-        loss = cost_loss(cost_0, cost_1, costlier=costlier, sign_0=sign_0, sign_1=sign_1)
+        signs = dict(costlier=costlier, sign_0=sign_0, sign_1=sign_1)
+        loss = cost_loss(cost_0, cost_1, **signs, sharpness=sharpness)
         right = ordered(cost_0 * sign_0) * sign_0.abs() + ordered(cost_1 * sign_1) * sign_1.abs()
-        signs = (sign_0.abs() + sign_1.abs()).double()
-        return loss, {"loss": loss, "accuracy": right / signs.clamp(min=1)}
+        known = (sign_0.abs() + sign_1.abs()).double()
+        return loss, {"loss": loss, "accuracy": right / known.clamp(min=1)}
 
     trained = _fit("cost", reference, rows, loss_of_pairs, max_length, training)
     return _scorer("cost", trained, max_length, training["seed"])

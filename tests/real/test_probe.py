@@ -144,12 +144,14 @@ def test_what_says_too_little(policy):
 # ---------------------------------------------------------------- cross-validation
 def test_a_prompt_is_in_one_fold():
     prompts = pd.Series([f"p{i % 23}" for i in range(90)])
-    scored = np.concatenate([out for _, out in probe.splits(prompts)])
+    scored = np.concatenate([out for _, out in pairs.splits(prompts, probe.FOLDS)])
     assert sorted(scored) == list(range(90))
-    for kept, out in probe.splits(prompts):
+    for kept, out in pairs.splits(prompts, probe.FOLDS):
         assert not set(prompts[kept]) & set(prompts[out]) and len(out) > 0
-    with pytest.raises(ValueError, match="folds=5: there are 3 prompts; give more pairs"):
-        probe.splits(["a", "b", "c"])
+    with pytest.raises(
+        ValueError, match="folds=5: there are 3 prompts or pairs to part; give more"
+    ):
+        pairs.splits(["a", "b", "c"], 5)
 
 
 def test_labels_without_a_rule_are_not_predicted(policy, fresh_cache):

@@ -60,6 +60,20 @@ def test_the_losses_by_hand():
     assert (got - turned).abs().max() < 1e-12, "the order of the two responses says nothing"
 
 
+def test_a_sharp_sign_is_a_hinge():
+    """What has the right sign by a margin costs nothing, so that it does not stretch the unit."""
+    one = torch.ones(3, dtype=torch.float64)
+    costs = torch.tensor([-1.0, 0.5, 3.0], dtype=torch.float64)
+    given = dict(costlier=0 * one, sign_0=one, sign_1=0 * one)
+    lost = R.cost_loss(costs, 0 * one, **given, sharpness=20.0)
+    assert lost.tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-5)
+    assert R.cost_loss(costs, 0 * one, **given)[2] == pytest.approx(-math.log(sigma(3.0)))
+    order = R.cost_loss(
+        costs, 0 * one, costlier=one, sign_0=0 * one, sign_1=0 * one, sharpness=20.0
+    )
+    assert order.tolist() == pytest.approx([-math.log(sigma(c)) for c in costs.tolist()])
+
+
 def table_of(rows):
     names = ("is_response_0_safe", "is_response_1_safe", "better_response_id", "safer_response_id")
     types = dict(zip(names, ("boolean", "boolean", "Int64", "Int64")))
@@ -96,6 +110,10 @@ def test_what_labels_say_of_the_cost():
     assert np.stack(R.cost_labels(table), axis=1).tolist() == [
         list(map(float, row)) for row in expected
     ]
+    expected[0], expected[1] = (0, -1, 1), (0, 1, -1)  # the mixed ones say it by their signs
+    assert np.stack(R.cost_labels(table, mixed=False), axis=1).tolist() == [
+        list(map(float, row)) for row in expected
+    ]
 
 
 def test_both_start_at_zero(world, reference):
@@ -113,6 +131,27 @@ def test_both_start_at_zero(world, reference):
     assert R.train_cost(reference, unknown, **SHORT).log.loss[0] == pytest.approx(
         math.log(2), abs=1e-12
     )
+
+
+def test_the_loss_of_a_cost_is_named(world, reference):
+    table, asked = world.pairs(64, seed=0), dict(SHORT, batch_size=64)
+    losses = {name: R.train_cost(reference, table, **asked, loss=name) for name in R.COST_LOSSES}
+    assert losses["safe_rlhf"].hash == R.train_cost(reference, table, **asked).hash
+    assert len({cost.hash for cost in losses.values()}) == 3
+    first = [cost.log.loss[0] / math.log(2) for cost in losses.values()]  # all scores are 0
+    equal = R.has_unit(table).mean()
+    assert first == pytest.approx([3, 2 + equal, 2 / 20 + equal]) and 0.3 < equal < 0.9
+    with pytest.raises(ValueError, match="loss='kit': choose one of safe_rlhf, equal_status"):
+        R.train_cost(reference, table, **asked, loss="kit")
+
+
+def test_a_unit_that_no_pair_has_is_refused(world, reference):
+    table = world.pairs(64, seed=0)
+    mixed = table[~R.has_unit(table)]
+    assert len(mixed) > 10 and (mixed.is_response_0_safe != mixed.is_response_1_safe).all()
+    for loss in ("hinge", "equal_status"):
+        with pytest.raises(ValueError, match=f"loss='{loss}': only 0 pairs of equal status"):
+            R.train_cost(reference, mixed, **SHORT, loss=loss)
 
 
 def test_adapters_on_a_base_in_bfloat16(world, reference, fresh_cache):
