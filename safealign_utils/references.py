@@ -1,12 +1,13 @@
 """Where training starts: the world's reference policies (SFT on behaviour samples), or a small
 model from scratch.
 
-The reference policies of the default world for seeds 0 to 4 are shipped
+The reference policies of the default world for seeds 0 to 12 are shipped
 (`world/reference_policies/`, made by `python -m safealign_utils.references`), because training one
 from scratch is chaotic: another instruction set ends 1e-3 away, and every later number moves as
 much as between two seeds.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def world_policy(world, *, seed, **shape):
 def reference_policy(world, *, seed):
     """The SFT policy of a seed, float32: (policy, origin).
 
-    Origin is "shipped" for seeds 0 to 4 of the default world, else "trained" (and then cached).
+    Origin is "shipped" for seeds 0 to 12 of the default world, else "trained" (and then cached).
     """
     policy = world_policy(world, seed=seed)
     file = SHIPPED / f"{world.size}_seed{seed}.safetensors"
@@ -116,13 +117,20 @@ def scratch_policy(texts, prompts, responses, *, seed, max_length):
     return fine_tune(policy, x, y, seed=seed, **SCRATCH_SFT).policy
 
 
-def main():
-    """Make the shipped reference policies again."""
+def main(arguments=None):
+    """Make shipped reference policies: those that are missing, or all that are named again."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("seeds", nargs="*", type=int, help="seeds, 0 or above (default: 0 to 12)")
+    parser.add_argument("--again", action="store_true", help="replace what is there")
+    wanted = parser.parse_args(arguments)
     world = World()
-    for seed in range(5):
+    for seed in wanted.seeds or range(13):
+        file = SHIPPED / f"default_seed{seed}.safetensors"
+        if file.is_file() and not wanted.again:
+            print(f"seed {seed}: is there; --again makes it again")
+            continue
         state = train_reference(world, seed=seed, use_cache=False).model.state_dict()
         state.pop("lm_head.weight", None)  # tied to the embeddings
-        file = SHIPPED / f"default_seed{seed}.safetensors"
         save_file({k: v.contiguous() for k, v in state.items()}, file)
         print(f"seed {seed}: written")
 

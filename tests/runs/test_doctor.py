@@ -203,7 +203,7 @@ def test_a_damaged_reference_policy(monkeypatch, tmp_path):
     folder = tmp_path / "world" / "reference_policies"
     shutil.copytree(cache.PACKAGE / "world" / "reference_policies", folder)
     monkeypatch.setattr(cache, "PACKAGE", tmp_path)
-    assert doctor.policies() == "5 shipped, seeds 0 to 4, 115,008 weights each"
+    assert doctor.policies() == "13 shipped, seeds 0 to 12, 115,008 weights each"
     whole = (folder / "default_seed3.safetensors").read_bytes()
     (folder / "default_seed3.safetensors").write_bytes(whole[: len(whole) // 2])
     failed(doctor.policies, "default_seed3.safetensors", "git checkout -- safealign_utils/world")
