@@ -1,12 +1,13 @@
-"""Learning rates and steps, chosen for each method on training prompts by the same trials; DPO's headline by the choice.
+"""Learning rates, chosen for each method on training prompts by the same trials; DPO's headline by the choice.
 
     python tests/benchmarks/rates.py [--seeds 0 1] [--fresh 5 6 7 8] [--csv FOLDER]
 
 Default world, 6,000 pairs, β 0.5. DPO and Selective-DPO on the plain network with the leak penalty (as in notebooks 01
 and 04), the others with the grammar softmax (02, 03). Every method gets the same TRIALS, on development seeds. Two
 scores, both on training prompts: `loss`, the method's own loss on 1,000 pairs that it was not trained on (labelled as
-it labels its own, so with no more than it is given; Selective-DPO's over all tokens), and `kl`, the distance to the
-method's exact optimum, which only a made world knows. The loss chooses; what the distance would have chosen is said.
+it labels its own, so with no more than it is given; Selective-DPO's over all tokens), and `kl_opt`, the distance to
+the method's exact optimum (on the first noun's prompts of each category), which only a made world knows. The loss
+chooses; what the distance would have chosen is said. A trial counts once every method and seed has it.
 
 Then hard and soft labels of DPO on fresh seeds and held-out nouns: at the setting of the profile `full`, at the one
 that each has chosen, and at the one nearest to the optimum.
@@ -28,8 +29,7 @@ from safealign_utils.world.world import World
 
 PLAIN = ("dpo", "dpo_soft", "selective")
 METHODS = (*PLAIN, "dpo_safebetter", "safedpo", "cdpo_soft")
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-TRIALS = (*((rate, 200) for rate in RATES), (1e-3, 600))
+TRIALS = (*((rate, 200) for rate in (1e-3, 3e-3, 1e-2, 3e-4)), (1e-3, 600))  # in this order
 NEW_PAIRS = 1000
 QUANTITIES = ["loss", "kl_opt", "tv_opt", "reward", "unsafe"]
 
@@ -44,24 +44,35 @@ def fresh_loss(seed, method, policy):
     return float((p * np.logaddexp(0, -z) + (1 - p) * np.logaddexp(0, z)).mean())
 
 
+def prompts(world, split):
+    """Where a policy is read: all prompts of a split; of the training prompts those of each category's first noun."""
+    x = world.select(split)
+    if split != "train":
+        return x
+    first = {world.prompts[i].category: world.prompts[i].noun for i in reversed(x)}
+    return np.array([i for i in x if world.prompts[i].noun in first.values()])
+
+
 def measured(seed, method, split, **setting):
     """One row: a training's distances on a split's prompts."""
-    policy = seed.trained(method, **setting)
-    x = seed.world.select(split)
+    policy, x = seed.trained(method, **setting), prompts(seed.world, split)
     ref, theta = (seed.exact(p, x) for p in (seed.reference, policy))
     target = seed.own_optimum(OWN[method], ref)
     row = evaluate.metrics(theta, ref, seed.world, target=target)
     return {"split": split, "loss": fresh_loss(seed, method, policy), **row}
 
 
-def sweep(world, method, number):
-    """Every trial of one method for one development seed, on the training prompts."""
+def trial(world, rate, steps, number, method):
+    """One trial of one method for one development seed, on the training prompts."""
     seed = Seed(world, number, constrained=method not in PLAIN)
-    return [
-        {"rate": rate, "steps": steps}
-        | measured(seed, method, "train", learning_rate=rate, steps=steps)
-        for rate, steps in TRIALS
-    ]
+    return [measured(seed, method, "train", learning_rate=rate, steps=steps)]
+
+
+def complete(rows, seeds):
+    """The rows of the trials that every method has for every seed."""
+    rows = rows[rows.seed.isin(seeds)]
+    count = rows.groupby(["rate", "steps"])["method"].transform("size")
+    return rows[count == len(METHODS) * len(seeds)]
 
 
 def chosen(table):
@@ -109,13 +120,16 @@ def gaps(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--trials", type=int, default=len(TRIALS), help="the first so many")
     parser.add_argument("--fresh", type=int, nargs="*", default=[5, 6, 7, 8])
     parser.add_argument("--csv", type=Path, default=TABLES)
     args = parser.parse_args()
-    world, of = World(), ["method", "seed"]
-    keys = [(method, seed) for seed in args.seeds for method in METHODS]
-    rows = collect(args.csv / "rates_seeds.csv", lambda *key: sweep(world, *key), keys, of)
-    by = ["method", "rate", "steps"]
+    world, by = World(), ["method", "rate", "steps"]
+    keys = [
+        (*each, seed, m) for seed in args.seeds for each in TRIALS[: args.trials] for m in METHODS
+    ]
+    file, of = args.csv / "rates_seeds.csv", ["rate", "steps", "seed", "method"]
+    rows = complete(collect(file, lambda *key: trial(world, *key), keys, of), args.seeds)
     trials = chosen(summarise(rows.to_dict("records"), by, QUANTITIES))
     trials.round(6).to_csv(args.csv / "rates.csv", index=False)
     print(trials.round(4).to_string(index=False))
