@@ -37,7 +37,7 @@ def prompts(world):
     return out
 
 
-def by_words(world, theta, ref, split, read):
+def by_words(world, theta, ref, split):
     """An Exact of the policy that has learned words alone: its mean log-ratio, by intent, on other prompts.
 
     In the default world, whose categories have words of their own, the mean is over the nouns of one.
@@ -64,7 +64,7 @@ def rows_of(world, seed, method, refs):
         alone = alone and (world.size == "attributes" or split == "heldout")
         read = {"the policy": theta}
         if alone:
-            read["words alone"] = by_words(world, found["train"], refs, split, read)
+            read["words alone"] = by_words(world, found["train"], refs, split)
         for way, table in read.items():
             target = seed.own_optimum(OWN[method], refs[split]) if method in OWN else None
             values = evaluate.metrics(table, refs[split], world, target=target)
