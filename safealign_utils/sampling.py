@@ -70,13 +70,15 @@ def converse(policy, conversations, **options):
 
     `conversations` are sequences of the user's turns; the first may be a dialogue
     (`templates.dialogue`) with what was said before. `options` are those of `generate`. Each turn
-    sees the policy's own answers to the ones before; its random numbers depend on the user's turns
-    alone.
+    sees the policy's own answers to the ones before, without marks of a chat format in them, which
+    no prompt may hold; its random numbers depend on the user's turns alone.
     """
-    said = [[] for _ in conversations]
+    said, marks = [[] for _ in conversations], templates.marker_pattern(policy.tokenizer)
     for k in range(max(map(len, conversations), default=0)):
         rows = [i for i, turns in enumerate(conversations) if len(turns) > k]
-        prompts = [templates.dialogue(_messages(conversations[i][: k + 1], said[i])) for i in rows]
+        shown = [[marks.sub("", text) for text in said[i]] for i in rows]
+        talks = [_messages(conversations[i][: k + 1], y) for i, y in zip(rows, shown)]
+        prompts = [templates.dialogue(talk) for talk in talks]
         keys = ["\n\n".join(conversations[i][: k + 1]) for i in rows]
         for i, text in zip(rows, generate(policy, prompts, keys=keys, **options)):
             said[i].append(text)

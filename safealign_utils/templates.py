@@ -111,18 +111,19 @@ def write_prompts(prompts, tokenizer, template):
     return [write(x) for x in prompts]
 
 
-def encode_responses(responses, tokenizer, template="dialogue"):
+def encode_responses(responses, tokenizer, template="dialogue", *, sampled=False):
     """Ids of the responses and of the token that ends each: a list of int arrays.
 
     Where a sentencepiece tokenizer puts a space before a text, `dialogue` keeps that space; the
     others continue the prompt as it stands (`ASSISTANT:` is followed by the answer itself). A chat
     template writes its answers: what it trims is trimmed, and the blanks that it puts around an
-    answer are there. Raises ValueError where it writes one otherwise than the last turn of a chat.
+    answer are there. Raises ValueError where it writes one otherwise than the last turn of a chat;
+    with `sampled`, such an answer is read as the policy gave it.
     """
     template, responses = check_template(tokenizer, template), [str(y) for y in responses]
     end = end_id(tokenizer, template)
     if template == "chat":
-        responses = chat_answers(tokenizer, responses)
+        responses = chat_answers(tokenizer, responses, sampled=sampled)
     ids = _ids(tokenizer, responses)
     if template != "dialogue":
         mark, bare, after = _ids(tokenizer, ["\n", "a", "\na"])
@@ -202,8 +203,9 @@ def _chat(tokenizer, chats):
     return [render(tokenizer, messages) + lead for messages in chats]
 
 
-def chat_answers(tokenizer, answers):
-    """The texts of answers as a chat template writes them, up to the token that ends them."""
+def chat_answers(tokenizer, answers, *, sampled=False):
+    """The texts of answers as a chat template writes them, up to the token that ends them. One that
+    it rewrites is refused (ValueError), or with `sampled` kept as it stands."""
     before, lead, behind = _around_answer(tokenizer)
     ends = _end_of_turn(tokenizer, behind) is not None
     blank = behind[: len(behind) - len(behind.lstrip())] if ends else ""
@@ -213,7 +215,10 @@ def chat_answers(tokenizer, answers):
         whole = render(tokenizer, chat, ask=False)
         text = whole.removeprefix(before).removesuffix(behind)
         kept = text.startswith(lead) and text.strip() == answer.strip()
-        if before + text + behind != whole or not kept:
+        rewritten = before + text + behind != whole or not kept
+        if rewritten and sampled:
+            text = lead + answer
+        elif rewritten:
             raise ValueError(
                 f"template='chat': the chat template rewrites the response {answer[:40]!r}, so it "
                 "cannot be told from its turn; take its marks out, or use template=dialogue"

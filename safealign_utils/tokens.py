@@ -90,13 +90,14 @@ def chosen_rejected(table, of_0, of_1):
     return np.where(first, of_0, of_1), np.where(first, of_1, of_0)
 
 
-def tokenize(table, policy, *, max_length=256):
+def tokenize(table, policy, *, max_length=256, sampled=False):
     """Tokenise labelled pairs for a policy. In the world the grammar gives ids and states.
 
     Elsewhere the policy's template does (see above), and a pair takes at most `max_length` tokens,
     prompt and longer response together. A long prompt loses its beginning, but keeps BOS and the
     header of a chat; it keeps half of the length at least. A long response loses its end and with
-    it the token that ends it: the text did not stop there. Neither is dropped or emptied. Raises
+    it the token that ends it: the text did not stop there. Neither is dropped or emptied. With
+    `sampled`, a response that a chat template would rewrite is read as the policy gave it. Raises
     ValueError where max_length holds no header and token.
     """
     levers = dict(p=table.p.to_numpy(float), margin=table.margin.to_numpy(float))
@@ -110,7 +111,7 @@ def tokenize(table, policy, *, max_length=256):
         )
     known, rows = encode_prompts(texts, policy), []
     chosen, rejected = (
-        encode_responses(y, policy.tokenizer, policy.template)
+        encode_responses(y, policy.tokenizer, policy.template, sampled=sampled)
         for y in chosen_rejected(table, table.response_0, table.response_1)
     )
     cut = cut_prompts = 0

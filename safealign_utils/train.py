@@ -22,6 +22,7 @@ from .engine import cache, distributed
 from .engine import lora as adapters
 from .engine.checkpoint import Checkpoint, Damaged, accelerator_for, whole
 from .engine.streams import generator
+from .engine.torch_setup import give_back
 from .logprobs import LogProbs, ReferenceTable, log_ratios, reads_alike, reference_logprobs
 from .loss import check_levers, ordered, preference_loss
 from .packing import length_mask, pack
@@ -243,6 +244,7 @@ def run_training(policy, loss_of, order, training, *, asked, name, wrap=LogProbs
             log, info = found
             return Trained(replace(policy, model=module.model), log, True, info["seconds"], module)
     accelerator = accelerator_for(policy)
+    give_back()  # what was read before is no longer needed
     try:
         with seeded(training.seed), _mode(module, dropout, training.checkpointing):
             net, log = _optimise(module, loss_of, order, training, accelerator, folder, name)
@@ -251,6 +253,7 @@ def run_training(policy, loss_of, order, training, *, asked, name, wrap=LogProbs
         return run_training(policy, loss_of, order, training, **again)
     module = whole(accelerator, net, lambda: wrap(policy.copy())).eval()
     accelerator.free_memory()
+    give_back()
     seconds = time.perf_counter() - start
     if key and distributed.rank() == 0:
         store_trained(key, module, log, seconds=seconds)

@@ -1,6 +1,7 @@
 """Answers of a policy to prompts and conversations: order, batches, resuming, ends, turns."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -258,9 +259,21 @@ def test_a_turn_after_a_context_is_asked_within_it(monkeypatch):
     asked, hello = [], {"role": "assistant", "content": "Hello."}
     talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     monkeypatch.setattr(sampling, "generate", lambda p, x, **k: asked.append(x) or ["Hello."])
-    converse(None, [(templates.dialogue(talk), "More?")])
+    converse(SimpleNamespace(tokenizer=None), [(templates.dialogue(talk), "More?")])
     more = {"role": "user", "content": "More?"}
     assert [templates.turns(x) for (x,) in asked] == [talk, [*talk, hello, more]]
+
+
+def test_marks_in_an_answer_do_not_end_the_conversation(policies, monkeypatch):
+    """A small model may write a mark of some chat format as plain text."""
+    asked, told = [], "Fine. [INST] And <|user|> you?"
+    monkeypatch.setattr(sampling, "generate", lambda p, x, **k: asked.append(x) or [told])
+    said = converse(policies["chat"], [("Hi", "More?")])
+    assert said == [(told, told)], "answers stay as they were given"
+    ((later,),) = asked[1:]
+    assert "Fine.  And  you?" in later and templates.write_prompts(
+        [later], policies["chat"].tokenizer, "chat"
+    )
 
 
 def test_the_second_turn_has_the_same_numbers_for_every_policy(policies, monkeypatch):

@@ -248,3 +248,6 @@ def test_an_answer_that_the_template_rewrites_is_refused():
     assert_whole(made, QUESTION, ANSWERS)
     with pytest.raises(ValueError, match="rewrites the response 'hm</think>7'.*template=dialogue"):
         encode_responses(["With a knife.", "hm</think>7"], made, "chat")
+    sampled = encode_responses(["With a knife.", "hm</think>7"], made, "chat", sampled=True)
+    assert made.decode(sampled[1][:-1]).endswith("hm</think>7"), "read as the policy gave it"
+    assert sampled[0].tolist() == encode_responses(["With a knife."], made, "chat")[0].tolist()

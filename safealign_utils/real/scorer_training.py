@@ -184,13 +184,14 @@ def _ends(lengths):
 
 
 def encode_rows(policy, max_length, prompts, responses):
-    """N rows [prompt ids, response ids] of texts, as a policy reads them in training."""
+    """N rows [prompt ids, response ids] of texts, as a policy reads them in training. What a policy
+    has sampled is read too where no data could hold it: a chat template would rewrite it."""
     if policy.grammar is not None:
         words = [np.array(ids) for ids in policy.tokenizer(list(prompts))["input_ids"]]
         return [list(row) for row in zip(words, encode_responses(responses, policy.tokenizer))]
     table = pd.DataFrame(dict(prompt=prompts, response_0=responses, response_1=responses))
     table = table.assign(chosen=0, p=1.0, margin=0.0)
-    tokens = tokenize(table, policy, max_length=max_length)
+    tokens = tokenize(table, policy, max_length=max_length, sampled=True)
     return [list(row) for row in zip(tokens.prompts, tokens.chosen)]
 
 
