@@ -68,11 +68,11 @@ def trial(world, rate, steps, number, method):
     return [measured(seed, method, "train", learning_rate=rate, steps=steps)]
 
 
-def complete(rows, seeds):
-    """The rows of the trials that every method has for every seed."""
-    rows = rows[rows.seed.isin(seeds)]
+def complete(rows, seeds, methods=METHODS):
+    """The rows of the trials that every one of the methods has for every seed."""
+    rows = rows[rows.seed.isin(seeds) & rows.method.isin(methods)]
     count = rows.groupby(["rate", "steps"])["method"].transform("size")
-    return rows[count == len(METHODS) * len(seeds)]
+    return rows[count == len(methods) * len(seeds)]
 
 
 def chosen(table):
@@ -121,15 +121,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--trials", type=int, default=len(TRIALS), help="the first so many")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--fresh", type=int, nargs="*", default=[5, 6, 7, 8])
     parser.add_argument("--csv", type=Path, default=TABLES)
     args = parser.parse_args()
     world, by = World(), ["method", "rate", "steps"]
-    keys = [
-        (*each, seed, m) for seed in args.seeds for each in TRIALS[: args.trials] for m in METHODS
-    ]
+    tried = TRIALS[: args.trials]
+    keys = [(*each, seed, m) for seed in args.seeds for each in tried for m in args.methods]
     file, of = args.csv / "rates_seeds.csv", ["rate", "steps", "seed", "method"]
-    rows = complete(collect(file, lambda *key: trial(world, *key), keys, of), args.seeds)
+    rows = collect(file, lambda *key: trial(world, *key), keys, of)
+    rows = complete(rows, args.seeds, args.methods)
     trials = chosen(summarise(rows.to_dict("records"), by, QUANTITIES))
     trials.round(6).to_csv(args.csv / "rates.csv", index=False)
     print(trials.round(4).to_string(index=False))
