@@ -40,10 +40,27 @@ def test_the_summary_of_both_worlds_follows_from_its_rows():
 
 def test_the_choice_of_rates_follows_from_its_rows():
     rows = committed("rates_seeds.csv")
-    rows = rates.complete(rows, sorted(rows.seed.unique()))
+    rows = rates.complete(rows, sorted(rows.seed.unique()), sorted(rows.method.unique()))
     trials = summarise(rows.to_dict("records"), ["method", "rate", "steps"], rates.QUANTITIES)
     same(committed("rates.csv"), rates.chosen(trials))
-    same(committed("rates_gap.csv"), rates.gaps(committed("rates_headline_seeds.csv")))
+
+
+def test_the_gap_between_hard_and_soft_labels_by_hand():
+    kl = {("dpo", "a"): [0.3, 0.5], ("dpo", "b"): [0.2, 0.3], "soft": [0.1, 0.1]}
+    rows = [
+        {
+            "seed": seed,
+            "method": m,
+            "setting": words,
+            "kl_opt": kl.get((m, words), kl["soft"])[seed],
+        }
+        for seed in (0, 1)
+        for words in "ab"
+        for m in ("dpo", "dpo_soft")
+    ]
+    table = rates.gaps(pd.DataFrame(rows))
+    assert table.gap.tolist() == pytest.approx([0.3, 0.15])
+    assert table.of_full.tolist() == pytest.approx([1.0, 0.5])
 
 
 def test_only_trials_that_every_method_has_count():
