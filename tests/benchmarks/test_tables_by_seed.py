@@ -39,6 +39,8 @@ def test_the_summary_of_both_worlds_follows_from_its_rows():
 
 
 def test_the_choice_of_rates_follows_from_its_rows():
+    if not (TABLES / "rates_seeds.csv").is_file():
+        pytest.skip("the sweep is not among the tables yet: python tests/benchmarks/rates.py")
     rows = committed("rates_seeds.csv")
     rows = rates.complete(rows, sorted(rows.seed.unique()), sorted(rows.method.unique()))
     trials = summarise(rows.to_dict("records"), ["method", "rate", "steps"], rates.QUANTITIES)
