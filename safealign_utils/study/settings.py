@@ -142,7 +142,7 @@ FIELDS = {
     "score_references": _names(SCORE_REFERENCES),
     "token_rules": _names(TOKEN_RULES),
     "label_noise": of_kind(float, "a share of flipped labels, from 0 to 0.5", ge=0, le=0.5),
-    "world_size": one_of("default", "large"),
+    "world_size": one_of("default", "large", "attributes"),
     "budget": of_kind(float, "a share of pairs above 0, up to 1", gt=0, le=1),
     "budgets": _SHARES,
     "layer": of_kind(int, "a layer of the network", ge=-_WIDEST, le=_WIDEST),

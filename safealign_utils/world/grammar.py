@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .language import CATEGORIES, EOS
+from .language import EOS
 from .world import World
 
 
@@ -60,20 +60,20 @@ class Grammar:
 
     def __init__(self, world: World, token_id: dict):
         self.world, self.vocabulary = world, len(token_id)
-        texts = [[y.text(c).split() + [EOS] for y in world.responses] for c in CATEGORIES]
+        texts = [[y.text(c).split() + [EOS] for y in world.responses] for c in world.categories]
         self.paths, self.parent = build_trie(texts[0])
         if not all(np.array_equal(build_trie(t)[0], self.paths) for t in texts):
             raise ValueError("the response tries of the categories differ in shape")
         self.length = (self.paths >= 0).sum(axis=1)
-        self.tokens = np.zeros((len(CATEGORIES), len(self.parent)), dtype=np.int64)
+        self.tokens = np.zeros((len(world.categories), len(self.parent)), dtype=np.int64)
         for c, responses in enumerate(texts):
             for path, words in zip(self.paths, responses):
                 self.tokens[c, path[: len(words)]] = [token_id[w] for w in words]
-        states = len(CATEGORIES) * (len(self.parent) + 1)
+        states = len(world.categories) * (len(self.parent) + 1)
         self.allowed = np.zeros((states, self.vocabulary), dtype=bool)
         for c, tokens in enumerate(self.tokens):
             self.allowed[self.states(c, self.parent), tokens] = True
-        names = [c.name for c in CATEGORIES]
+        names = [c.name for c in world.categories]
         self.category = np.array([names.index(x.category) for x in world.prompts])
 
     def cache_content(self):

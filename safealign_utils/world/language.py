@@ -154,8 +154,21 @@ def alternatives(large):
     return 3 if large else 2
 
 
-def oracle(y, category, i):
-    """(reward, cost) of a response in a category, for intent number i."""
+def prompts(large):
+    """(category, noun, intent, text, split) of every prompt."""
+    spots = itertools.product(CATEGORIES, range(4), INTENTS, range(2 if large else 1))
+    for category, n, intent, k in spots:
+        template = PHRASINGS[intent][(n + INTENTS.index(intent) + k) % 3]
+        words = template.format(verb=category.verb, noun=category.nouns[n])
+        split = "heldout" if n == 3 else "train"
+        split = "unseen_category" if category.name == UNSEEN else split
+        yield category.name, category.nouns[n], intent, f"user : {words} assistant :", split
+
+
+def oracle(y, x):
+    """(reward, cost) of a response to a prompt (`world.Prompt`)."""
+    i = INTENTS.index(x.intent)
+    category = next(c for c in CATEGORIES if c.name == x.category)
     r = sum(REWARD[k][i] for k in y.kinds) + REWARD["friendly"][i] * (y.closing > 0)
     r += REWARD["refuse"][i] * y.refuses + REWARD["comply"][i] * (y.opening == "comply")
     r += REWARD["no_step"][i] * (not set(y.kinds) & {"S1", "S2", "H1", "H2"})
@@ -165,8 +178,9 @@ def oracle(y, category, i):
     return round(r, 9), round(c, 9)
 
 
-def behaviour(y, i, *, large):
-    """Probability of a response, for intent number i."""
+def behaviour(y, x, large):
+    """Probability of a response to a prompt."""
+    i = INTENTS.index(x.intent)
 
     def slot(name, *kinds):
         filled = next((k for k in y.kinds if k in kinds), "")

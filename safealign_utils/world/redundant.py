@@ -28,8 +28,8 @@ RARE = 0.025  # share of own rows, and of originals of the shared category
 def world_pool(world, n, *, seed=0, kind="near"):
     """n pairs in four data sets: the columns of `World.pairs`, `source` and `category`.
 
-    Each row has a random generator of its own. Raises ValueError for an unknown kind or n below
-    160.
+    Each row has a random generator of its own. Raises ValueError for an unknown kind, n below
+    160, and a world of other words.
     """
     if kind not in KINDS:
         raise ValueError(f"pool={kind!r}: choose one of {', '.join(KINDS)}")
@@ -38,6 +38,8 @@ def world_pool(world, n, *, seed=0, kind="near"):
             f"pairs={n}: a pool of four data sets with {RARE:.1%} own rows each needs at least "
             f"{SMALLEST}"
         )
+    if world.size == "attributes":
+        raise ValueError(f"world_size={world.size!r}: pools are made of the default world's words")
     gists = {}  # what a response says, but for its closing: the responses that say it
     for number, y in enumerate(world.responses):
         gists.setdefault(y.meaning[:-1], []).append(number)

@@ -6,7 +6,8 @@ Data card
 risky) x phrasing; a response is an opening (none, comply, two styles of refusal), up to three
 clauses (safe steps or hazardous shortcuts of the category, each in two wordings, fillers, a
 caution), a connector and a closing. `World("default")` has 72 prompts with 604 responses each,
-`World("large")` 144 with 1,266.
+`World("large")` 144 with 1,266. `World("attributes")` is a harder world with words of its own
+(`attributes.py`): 204 prompts with 682 responses each, all else as here.
 
 *What it is not.* No text is real, and none is harmful: a "hazardous shortcut" is a phrase such as
 "ignore the safety switch". It stands for unsafe content, it does not contain any.
@@ -21,10 +22,11 @@ network, with one random generator per pair: the data are the same on every mach
 
 *Splits.* The fourth noun of each trained category is held out (`heldout`), and so is one whole
 category (`unseen_category`). Supervised fine-tuning sees them all; only preferences are held out.
+In the default world a held-out noun changes nothing but one word of the prompt; where what is
+dangerous depends on the noun, see `attributes.py`.
 """
 
 import hashlib
-import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,7 +34,10 @@ import numpy as np
 import pandas as pd
 
 from ..engine.streams import generator
-from .language import CATEGORIES, INTENTS, PHRASINGS, SPLITS, UNSEEN, behaviour, oracle, responses
+from . import attributes, language
+from .language import SPLITS
+
+SIZES = ("default", "large", "attributes")
 
 
 @dataclass(frozen=True)
@@ -48,38 +53,28 @@ class Prompt:
 class World:
     """Prompts, responses, oracle and behaviour; P prompts, R responses each.
 
-    Attributes `prompts` (P), `responses` (R), `reward`, `cost` and `behaviour` (float64 [P, R]),
-    `refuses` (bool [R]). Raises ValueError for an unknown size.
+    `size` is default, large or attributes (words of its own). Attributes `prompts` (P), `responses`
+    (R), `reward`, `cost` and `behaviour` (float64 [P, R]), `refuses` (bool [R]), `categories`.
+    Raises ValueError for another size.
     """
 
     def __init__(self, size="default"):
-        if size not in ("default", "large"):
-            raise ValueError(f"size={size!r}: the world's size is 'default' or 'large'")
-        self.size, large = size, size == "large"
-        self.responses = tuple(responses(large=large))
-        self.prompts = tuple(self._prompts(phrasings=2 if large else 1))
+        if size not in SIZES:
+            raise ValueError(f"size={size!r}: the world's size is one of {', '.join(SIZES)}")
+        words = attributes if size == "attributes" else language
+        asked = {} if size == "attributes" else {"large": size == "large"}
+        self.size, self.categories = size, words.CATEGORIES
+        self.responses = tuple(words.responses(**asked))
+        found = enumerate(words.prompts(**asked))
+        self.prompts = tuple(Prompt(id, *fields) for id, fields in found)
         self.refuses = np.array([y.refuses for y in self.responses])
-        intents = [INTENTS.index(x.intent) for x in self.prompts]
-        values = [
-            [oracle(y, self.category(x.category), i) for y in self.responses]
-            for x, i in zip(self.prompts, intents)
-        ]
+        values = [[words.oracle(y, x) for y in self.responses] for x in self.prompts]
         self.reward, self.cost = np.moveaxis(np.array(values), 2, 0)
-        shares = [[behaviour(y, i, large=large) for y in self.responses] for i in intents]
+        shares = [[words.behaviour(y, x, **asked) for y in self.responses] for x in self.prompts]
         self.behaviour = np.array(shares)
 
     def category(self, name):
-        return next(c for c in CATEGORIES if c.name == name)
-
-    def _prompts(self, phrasings):
-        spots = itertools.product(CATEGORIES, range(4), INTENTS, range(phrasings))
-        for id, (category, n, intent, k) in enumerate(spots):
-            template = PHRASINGS[intent][(n + INTENTS.index(intent) + k) % 3]
-            words = template.format(verb=category.verb, noun=category.nouns[n])
-            split = "heldout" if n == 3 else "train"
-            split = "unseen_category" if category.name == UNSEEN else split
-            text = f"user : {words} assistant :"
-            yield Prompt(id, category.name, category.nouns[n], intent, text, split)
+        return next(c for c in self.categories if c.name == name)
 
     def select(self, split="heldout", intent=None):
         """Prompt ids of a split (train, heldout, unseen_category, all) and, if given, an intent."""
@@ -111,7 +106,8 @@ class World:
 
     @cached_property
     def _numbers(self):
-        return {c.name: {y.text(c): i for i, y in enumerate(self.responses)} for c in CATEGORIES}
+        numbered = list(enumerate(self.responses))
+        return {c.name: {y.text(c): i for i, y in numbered} for c in self.categories}
 
     def scorer(self, name):
         """The oracle as a scorer: a function (prompts, responses) -> float [N], "reward" or "cost".
@@ -130,7 +126,7 @@ class World:
     def words(self):
         """Every word of the world, sorted: the vocabulary without special tokens."""
         texts = [x.text for x in self.prompts]
-        texts += [y.text(c) for c in CATEGORIES for y in self.responses]
+        texts += [y.text(c) for c in self.categories for y in self.responses]
         return tuple(sorted({word for text in texts for word in text.split()}))
 
     # ------------------------------------------------------------------ preference pairs
@@ -196,7 +192,7 @@ class World:
     def fingerprint(self):
         """Hash of all texts and oracle values: it changes whenever the world does."""
         h = hashlib.sha256(repr([(x.text, x.split) for x in self.prompts]).encode())
-        h.update(repr([y.text(c) for c in CATEGORIES for y in self.responses]).encode())
+        h.update(repr([y.text(c) for c in self.categories for y in self.responses]).encode())
         h.update(np.round(self.reward, 6).tobytes() + np.round(self.cost, 6).tobytes())
         return h.hexdigest()[:12]
 

@@ -199,12 +199,10 @@ def test_world_needs_no_torch():
 def test_grammar_refuses_categories_of_different_shape(world, monkeypatch):
     import dataclasses
 
-    from safealign_utils.world import grammar as module
-
     crooked = dataclasses.replace(
         CATEGORIES[0], clauses={**CATEGORIES[0].clauses, "S1": ("unplug", "pull it out now")}
     )
-    monkeypatch.setattr(module, "CATEGORIES", (crooked, *CATEGORIES[1:]))
+    monkeypatch.setattr(world, "categories", (crooked, *CATEGORIES[1:]))
     ids = {
         w: i
         for i, w in enumerate(["<pad>", "<unk>", EOS, *world.words, "it", "pull", "out", "now"])
