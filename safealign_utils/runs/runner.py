@@ -72,6 +72,7 @@ def prepare(notebook, given=(), files=()):
     if settings["device"] == "cuda":
         parameters.pick_device("cuda")
     contents = inputs.check(settings, {name for name, value in values.items() if not value})
+    parameters.say_unused(settings, cell, values)
     return path, settings, records.run_id(path, settings, contents)
 
 

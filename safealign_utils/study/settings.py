@@ -7,6 +7,7 @@ before a kernel starts, and again in the notebook: plain papermill and JupyterLa
 
 import ast
 import difflib
+import functools
 import os
 import re
 import sys
@@ -444,18 +445,25 @@ OF_PART = {
 }
 
 
-def unused(settings):
-    """{parameter: why} of those that a run with these settings would ignore."""
-    out, parts = {}, settings.get("parts") or PARTS
+def ignored(settings):
+    """{parameter: why} of those that a run with these settings cannot mean."""
+    out = {}
     if "label" in settings and not settings["data"]:
         out |= dict.fromkeys(OF_TEXT, "there is no data; give data=FILE")
     if settings.get("sft_steps", 1) == 0:
         out["sft_rate"] = "sft_steps=0 does no fine-tuning; give sft_steps"
+    if settings.get("heldout_categories"):
+        out["heldout"] = "heldout_categories says which prompts are held out"
+    return out
+
+
+def unused(settings):
+    """{parameter: why} of those that belong to a part, a scorer or a method which is left out: the
+    same command may serve other parts."""
+    out, parts = {}, settings.get("parts") or PARTS
     if "kit" not in (settings.get("reward_model", "kit"), settings.get("cost_model", "kit")):
         why = "neither reward_model nor cost_model is kit, which is trained here"
         out |= dict.fromkeys(("scorer_steps", "scorer_rate"), why)
-    if settings.get("heldout_categories"):
-        out["heldout"] = "heldout_categories says which prompts are held out"
     for part in OF_PART if "parts" in settings else ():
         if part not in parts:
             out |= dict.fromkeys(OF_PART[part], f"parts has no {part}")
@@ -465,16 +473,25 @@ def unused(settings):
 
 
 def check_used(settings, cell, values, given):
-    """Refuse a value of `-p` that the run would ignore, and say so of a file's, which may serve
-    several runs. `values` are those of `collect`; the default of the cell passes."""
-    named = {name for name, _ in given}
-    for name, why in unused(settings).items():
-        if name not in cell or values[name] == cell[name][1]:
-            continue
-        words = f"{name}={shown(values[name])}: has no effect, as {why}"
-        if name in named:
+    """Refuse a value of `-p` that the run would ignore; the default of the cell passes. `values`
+    are those of `collect`."""
+    for name, why in ignored(settings).items():
+        if name in dict(given) and values[name] != cell[name][1]:
+            words = f"{name}={shown(values[name])}: has no effect, as {why}"
             raise Refusal(f"{words}, or leave {name} out")
-        print(words, file=sys.stderr)
+
+
+def say_unused(settings, cell, values):
+    """To stderr, once: what was given, by `-p` or a file, and has no effect in this run."""
+    found = ignored(settings) | unused(settings)
+    for name, why in found.items():
+        if name in cell and values[name] != cell[name][1]:
+            _say(f"{name}={shown(values[name])}: has no effect, as {why}")
+
+
+@functools.cache
+def _say(words):
+    print(words, file=sys.stderr)
 
 
 # ---------------------------------------------------------------- what does not go together

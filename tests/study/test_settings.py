@@ -318,32 +318,50 @@ OWN = ROOT / "notebooks" / "08_your_own_pairs.ipynb"
         ("reward_model=a/b", "there is no data"),
         ("eval_prompts=xstest", "there is no data"),
         ("data=p.jsonl sft_rate=1e-4", "sft_steps=0 does no fine-tuning"),
-        ("data=p.jsonl reward_model=a/b cost_model=probe scorer_steps=9", "neither reward_model"),
         ("data=p.jsonl heldout_categories=a heldout=0.3", "heldout_categories says"),
+    ],
+)
+def test_a_value_without_an_effect_is_refused(given, why, capsys):
+    cell = parameters.read_cell(OWN)
+    given = [tuple(word.split("=")) for word in given.split()]
+
+    def check(words):
+        values = parameters.collect(cell, words)
+        parameters.check_used(parameters.resolve(values), cell, values, words)
+
+    name = given[-1][0]
+    with pytest.raises(Refusal, match=f"^{name}=.*: has no effect, as {why}.*leave {name} out"):
+        check(given)
+    default = str(cell[name][1])
+    check([*given[:-1], (name, default)] if default else given[:-1])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "given, why",
+    [
+        ("data=p.jsonl reward_model=a/b cost_model=probe scorer_steps=9", "neither reward_model"),
         ("data=p.jsonl parts=cdpo delta=5", "parts has no safedpo"),
         ("data=p.jsonl parts=dpo keep=0.2", "parts has no selective"),
         ("data=p.jsonl parts=dpo ridge=2", "parts has no dog"),
         ("data=p.jsonl parts=safedpo,dog cost_limit=1", "parts has no cdpo"),
+        ("data=p.jsonl sft_rate=1e-4", "sft_steps=0 does no fine-tuning"),
     ],
 )
-def test_a_value_without_an_effect_is_refused(given, why, tmp_path, capsys):
-    """Of a file, which may serve several runs, it is said."""
+def test_a_value_of_what_is_left_out_is_said_once(given, why, tmp_path, capsys):
+    """Of a file too, which may serve several runs."""
     cell = parameters.read_cell(OWN)
-    given = [tuple(word.split("=")) for word in given.split()]
-
-    def check(words, files=()):
-        values = parameters.collect(cell, words, files)
-        parameters.check_used(parameters.resolve(values), cell, values, words)
-
-    name, text = given[-1]
-    with pytest.raises(Refusal, match=f"^{name}=.*: has no effect, as {why}.*leave {name} out"):
-        check(given)
+    *given, (name, text) = [tuple(word.split("=")) for word in given.split()]
     (tmp_path / "f.yaml").write_text(f"{name}: {text}")
-    check(given[:-1], [tmp_path / "f.yaml"])
-    assert f"{name}=" in (said := capsys.readouterr().err) and f"has no effect, as {why}" in said
-    default = str(cell[name][1])
-    check([*given[:-1], (name, default)] if default else given[:-1])
-    assert capsys.readouterr().err == ""
+    values = parameters.collect(cell, given, [tmp_path / "f.yaml"])
+    settings = parameters.resolve(values)
+    parameters.check_used(settings, cell, values, given)
+    parameters._say.cache_clear()
+    for _ in range(2):
+        parameters.say_unused(settings, cell, values)
+    said = capsys.readouterr().err
+    assert said.startswith(f"{name}=") and f": has no effect, as {why}" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
