@@ -40,9 +40,9 @@ NEAREST = {  # module: test files that are nearest to it
     "loss": "test_loss test_train",
     "train": "test_train test_training_faults test_ties",
     "engine/checkpoint": "test_train test_training_faults engine/test_checkpoint",
-    "logprobs": "test_loss test_train test_tokens test_properties",
+    "logprobs": "test_loss test_train test_tokens test_properties engine/test_fast_llama",
     "tokens": "test_tokens test_loss",
-    "evaluate": "test_train test_ties test_pairs",
+    "evaluate": "test_train test_ties test_pairs test_intervals",
     "world/optimum": "world/test_optimum",
     **{f"methods/{name}": f"methods/test_{name} test_properties" for name in METHODS.split()},
     "methods/token_controls": "methods/test_selective methods/test_baselines",
@@ -301,10 +301,10 @@ def of_module(module, copied, known, each, seconds, only):
         if time.monotonic() - started > seconds:
             break
         by_line, missing = found[module]["by_line"], found[module]["missing"]
-        tests = {test for line in fault[3] for test in by_line.get(line, ())}
+        own = {test for test in taken if test.startswith(files)}
+        tests = own & {test for line in fault[3] for test in by_line.get(line, ())}
         if not tests and not {*fault[3]} & {*missing}:
-            tests = taken  # a constant: its line ran when the module was imported
-        tests = [test for test in tests if test.startswith(files) and test in taken]
+            tests = own  # a constant: its line ran when the module was imported
         tests = sorted((test for test in tests if taken[test] < SLOWEST), key=taken.__getitem__)
         tried += 1
         if not tests or survives(file, source, fault[-1], tests, taken):

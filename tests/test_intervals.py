@@ -303,3 +303,8 @@ def test_no_committed_interval_is_impossible():
             if bounds is not None and len(ends):
                 assert ends.min() >= bounds[0] - 1e-9, f"{path.name}: {q}"
                 assert bounds[1] is None or ends.max() <= bounds[1] + 1e-9, f"{path.name}: {q}"
+
+
+def test_no_pairs_have_no_accuracy():
+    mean, low, high, n = evaluate.accuracy([np.array([])], prompts=[])
+    assert math.isnan(mean) and (low, high, n) == (None, None, 0)

@@ -647,3 +647,28 @@ def test_directions_that_are_not_finite_are_refused_by_row():
             call()
     with pytest.raises(ValueError, match="energies: row 1"):
         dog.fronts(np.array([[1.0, 2.0], [np.nan, 0.0]]))
+
+
+def test_singular_values_are_those_of_the_residual():
+    """By numpy's SVD of the directions of each data set, outside the anchor; a span of all is taken."""
+    u = np.random.default_rng(3).normal(size=(30, 5))
+    source = np.repeat(["a", "b"], [12, 18])
+    asked = dict(anchor_rank=2, residual_rank=3, outside="anchor", span=1.0)
+    where = dog.coordinates(torch.from_numpy(u), source, **asked)
+    parts = [u[source == name] for name in where.names]
+    mean = np.mean([part.T @ part / len(part) for part in parts], axis=0)
+    anchor = np.linalg.eigh(mean)[1][:, :-3:-1]
+    outside = np.eye(5) - anchor @ anchor.T
+    assert len(where.singular) == 2
+    for part, values in zip(parts, where.singular):
+        wanted = np.linalg.svd(part @ outside, compute_uv=False) / np.sqrt(len(part))
+        assert np.allclose(values, wanted, atol=1e-7)
+
+
+def test_five_pairs_are_named_of_those_that_are_not_finite():
+    u = torch.ones(8, 2, dtype=torch.float64)
+    u[1:7, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"rows 1, 2, 3, 4, 5, \.\.\. \(6 in all\)"):
+        dog.check_finite(u)
+    with pytest.raises(ValueError, match=r"rows 1, 2, 3, 4, 5 \(5 in all\)"):
+        dog.check_finite(u[:6])

@@ -15,6 +15,7 @@ from safealign_utils.world import optimum
 def test_the_loss_by_hand():
     z = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     assert ipo(z, 0.5).tolist() == pytest.approx([1.0, 0.0, 1.0])  # log-ratios 0, 1 and 2
+    assert ipo(z, 0.2).tolist() == pytest.approx([6.25, 0.0, 6.25])  # 0, 2.5 and 5; the margin 2.5
 
 
 def test_the_optimum_minimises_the_loss_over_all_pairs():

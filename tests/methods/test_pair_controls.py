@@ -1,5 +1,7 @@
 """Controls for the selection of pairs: k different pairs, the same again, one of every cluster."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,11 @@ def test_orderings():
 def test_refusals_say_what_to_do(call, reason):
     with pytest.raises(ValueError, match=reason):
         call()
+
+
+def test_fewer_different_directions_than_pairs_asked_for_are_no_warning():
+    """scikit-learn would say so; the next nearest rows are taken, and that is what is documented."""
+    u = unit_rows(4, 3).repeat(3, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(set(s.k_means(u, 8, seed=0))) == 8

@@ -267,22 +267,36 @@ def outside(folder, way):
     return "/dev/zero"
 
 
-@pytest.mark.parametrize("kind", ["tables", "figures"])
-@pytest.mark.parametrize("way", ["up", "root", "link", "link to a folder", "pipe", "device"])
-def test_a_path_out_of_the_runs_folder_is_refused(tmp_path, capsys, way, kind):
-    """The run that names it is left out and named; the others are shown."""
-    small = tmp_path / "small"
-    evil, good = finished(small, "02_safedpo"), finished(small, "01_dpo_basics", title="01 · DPO")
+def leads_out(folder, way, kind):
+    """Two runs, one of which names what is not its own."""
+    evil, good = finished(folder, "02_safedpo"), finished(folder, "01_dpo_basics", title="01 · DPO")
     record = json.loads((evil / "record.json").read_text())
     record[kind].append(outside(evil, way))
     (evil / "record.json").write_text(json.dumps(record))
+    return evil, good
+
+
+@pytest.mark.parametrize("kind", ["tables", "figures"])
+@pytest.mark.parametrize("way", ["up", "root", "link", "link to a folder", "pipe", "device"])
+def test_a_path_out_of_the_runs_folder_is_refused(tmp_path, way, kind):
+    """The run that names it is left out, with the name; the other is there."""
+    evil, good = leads_out(tmp_path / "small", way, kind)
     assert records.read(evil) is None and records.read(good)
+    shown = report.Report(tmp_path / "small")
+    assert list(shown.runs) == ["01_dpo_basics"] and list(shown.odd) == ["02_safedpo"]
+    assert "no plain file of this folder" in shown.odd["02_safedpo"]
+    drawn = "".join(part.data for part in shown.notebooks())
+    assert SECRET not in drawn and "Left out:" in shown.notes().data
+
+
+def test_the_command_says_which_run_it_leaves_out(tmp_path, capsys):
+    evil, _ = leads_out(tmp_path / "small", "up", "tables")
     assert cli.main(["report", "--results", str(tmp_path)]) == 0
     err = capsys.readouterr().err
     assert "02_safedpo" in err and "no plain file of this folder" in err and err.count("\n") == 1
-    html = (small / "report.html").read_text()
+    html = (tmp_path / "small" / "report.html").read_text()
     assert SECRET not in html and "Left out:" in html and "01 · DPO" in html
-    assert not (small / "report_notebooks" / "02_safedpo.html").exists()
+    assert not (tmp_path / "small" / "report_notebooks" / "02_safedpo.html").exists()
 
 
 def test_the_only_run_that_leads_out_is_a_refusal(tmp_path, capsys):
