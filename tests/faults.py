@@ -297,7 +297,7 @@ def write(lines):
         name = name if line.startswith(" ") else line
         known.setdefault(name, []).append(line)
     known |= {line.partition("\n")[0]: [line] for line in lines}
-    rows = ["\n".join(known[fault.name]) for fault in FAULTS if fault.name in known]
+    rows = ["\n".join(known.get(f.name, [f.name, "  not measured"])) for f in FAULTS]
     head = f"{len(rows)} faults, one run each, {time.strftime('%Y-%m-%d')}"
     TABLE.write_text("\n".join([head, *rows]) + "\n")
 
