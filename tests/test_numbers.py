@@ -6,11 +6,13 @@ are not found with their neighbours into tests/reference/numbers_without_table.t
 
 import functools
 import json
+import os
 import random
 import re
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -37,7 +39,6 @@ def live(name):
 
     notebook = (ROOT / "notebooks" / "07_a_real_model.ipynb").read_text()
     sweeps = (TABLES / "sweeps.txt").read_text()
-    threads = (ROOT / "safealign_utils/engine/torch_setup.py").read_text()
     return {
         "lines of loss.py": lambda: (
             len((ROOT / "safealign_utils/loss.py").read_text().split("\n")) - 1
@@ -49,11 +50,18 @@ def live(name):
         "runs of tests/benchmarks/sweeps.py": lambda: int(sweeps.split()[0]),
         "start-up in sweeps.txt": lambda: 5 * round(_overhead(sweeps) / 5),
         "default size of the cache": lambda: room.DEFAULT,
-        "default threads": lambda: int(re.search(r'"SAFEALIGN_THREADS"\) or "(\d+)"', threads)[1]),
+        "default threads": _default_threads,
         "last shipped seed": lambda: max(
             int(re.findall(r"\d+", f.stem)[0]) for f in SHIPPED.iterdir()
         ),
     }[name]()
+
+
+def _default_threads():
+    from safealign_utils.engine import torch_setup
+
+    with mock.patch.dict(os.environ, clear=True):
+        return torch_setup.threads()
 
 
 def _overhead(text):
