@@ -301,13 +301,15 @@ def _listed(folder, names, endings, by_content=None):
 
 def _claim(claim, exact=True):
     word, n, value, low, high = (claim[name] for name in ("verdict", "n", "value", "low", "high"))
+    p = claim.get("p")
     words, places = word.replace("_", " "), {"verdict": word, "n": str(n), "value": value}
     half = 0.0 if low is None else (high - low) / 2
     if value is not None:
         between = "" if low is None else f" ({_said(low)} to {_said(high)})"
         words += f", {_said(value)}{between}, n = {n}"
+    words += "" if p is None else f", p = {p:.3g}"
     if exact:
-        return Group(words, places | {"low": low, "high": high}, TOLERANCE)
+        return Group(words, places | {"low": low, "high": high, "p": p}, TOLERANCE)
     return Group(words, places, (LOOSE + half) / max(1.0, abs(value or 0.0)))
 
 
@@ -376,8 +378,10 @@ def ledger_entries():
     out = {}
     for id, claim in ledger().items():
         fields = asdict(claim)
-        ((side, limit),) = fields.pop("rule").items()
-        out[id] = {"rule": f"{side} {limit!r}", "scope": fields.pop("scope"), "text": _hash(fields)}
+        rule = fields.pop("rule")
+        fields["why"] = claim.reason
+        side = {"rule": f"{claim.side} {rule[claim.side]!r}", "scope": fields.pop("scope")}
+        out[id] = side | {"text": _hash(fields)}
     return out
 
 
