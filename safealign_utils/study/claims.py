@@ -32,7 +32,7 @@ _PLACE = "a setting is given where the claim is judged"
 _Id = of_kind(str, f"small letters, digits, _ and .; {_PLACE}", pattern=r"^[a-z0-9_.]+$")
 _Bar = int | Annotated[float, Field(allow_inf_nan=False)]
 _Rule = dict[Literal["above", "below", "within", "why"], _Bar | Annotated[str, Field(min_length=1)]]
-_RULE = "{above: x}, {below: x} or {within: x, why: a text}, x a finite number"
+_RULE = "one of {above: x}, {below: x}, x a finite number, or {within: x, why: a text}"
 SIDES = ("above", "below", "within")
 DECIDED = (1 - intervals.LEVEL) / 2  # of each side of the 95 % interval
 
@@ -142,7 +142,7 @@ def _wrong_rule(claim):
     numbers = all(type(claim.rule[side]) in (int, float) for side in sides)
     texts = all(type(v) is str for k, v in claim.rule.items() if k == "why")
     if len(sides) != 1 or not numbers or not texts:
-        return f"rule: {claim.rule!r} must be one of {_RULE}"
+        return f"rule: {claim.rule!r} must be {_RULE}"
     if (sides == ["within"]) != ("why" in claim.rule):
         return f"rule: {claim.rule!r}: a margin, and nothing else, has its why: in the rule"
     if sides == ["within"] and claim.limit <= 0:

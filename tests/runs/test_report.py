@@ -113,7 +113,8 @@ VERDICTS = [
 def sections(folder, committed):
     """All that the notebook shows on the runs in a folder, as HTML, without a kernel."""
     shown = report.Report(folder, "pages", committed)
-    parts = [shown.opening(), shown.notes(), shown.contents(), *shown.notebooks()]
+    parts = [shown.opening(), shown.notes(), shown.kinds(), shown.contents()]
+    parts += shown.notebooks()
     parts += [shown.sweeps(), shown.provenance()]
     return "".join(p.data if isinstance(p, HTML) else pages.markdown(p.data) for p in parts)
 
@@ -193,10 +194,10 @@ def test_every_claim_of_the_ledger_has_its_verdict_in_words(made):
 
 def test_the_counts_stand_on_top_and_choose(made):
     found = re.findall(r'<label class="(\w+)"><input [^>]*id="show-(\w+)"><b>(\d+)</b>', made.html)
-    counts = "holds 2, does_not_hold 1, undecided 1, needs_scale 1, not_measured 2"
+    counts = "holds 1, does_not_hold 1, undecided 1, needs_scale 1, not_measured 2"
     assert ", ".join(f"{word} {n}" for word, _, n in found) == counts
     assert all(word == chosen for word, chosen, _ in found)
-    drawn = "02 · SafeDPO: 2 holds, 1 does not hold, 1 undecided, 1 needs scale, 1 not measured"
+    drawn = "02 · SafeDPO: 1 holds, 1 does not hold, 1 undecided, 1 needs scale, 1 not measured"
     alt = next(a["alt"] for t, a in Reader(made.html).tags if t == "img")
     assert alt == f"Verdicts by notebook; {drawn}; 03_x: 1 not measured"
 

@@ -63,11 +63,18 @@ def test_the_ledger_speaks_to_five_papers_and_the_kit():
     for paper in ("2305.18290", "2505.20065", "2403.02475", "2507.07725", "2606.07678", "kit"):
         assert sum(paper in c.paper for c in LEDGER.values()) >= 2, paper
     assert {c.scope for c in LEDGER.values()} == set(claims.SCOPES)
+    assert {c.kind for c in LEDGER.values()} == set(claims.KINDS)
+    assert claims.LEDGER.read_text("utf-8").count("\n  kind: ") == len(LEDGER), "each says its kind"
     for c in LEDGER.values():
         assert c.paper == "kit" or re.match(r"(reading of )?\d{4}\.\d{5}", c.paper), c.id
         assert (c.evidence in ("bar", "later")) <= (c.paper == "kit"), (
             f"{c.id}: a paper's claim has a paper's evidence"
         )
+        stated = c.paper[:1].isdigit()
+        assert (c.kind == "paper") <= stated and (c.kind == "kit") <= (not stated), (
+            f"{c.id}: a paper's claim has its place; a reading of one is the kit's"
+        )
+        assert (c.kind == "theorem") <= (c.scope == "exact"), c.id
         assert c.says.endswith(".") and c.says[0].isupper() and not c.refuted_by.endswith("."), c.id
 
 
@@ -130,6 +137,10 @@ def test_what_is_open_only_at_scale_says_what_would_test_it():
             "rule: {'above': 0.0, 'below': 1.0} must be one of",
         ),
         ({"rule": {"near": 1.0}}, "must be one of {above: x}, {below: x}"),
+        ({"rule": {"within": 0.1}}, "a margin, and nothing else, has its why: in the rule"),
+        ({"rule": {"within": 0.0, "why": "x"}}, "must have a margin above 0"),
+        ({"rule": {"above": 0.5}}, "why: missing; a bar other than 0 says why it is what it is"),
+        ({"kind": "guess"}, "kind: 'guess' must be one of theorem, world, paper, kit"),
         (
             {"rule": {"above": "big"}},
             "'big'} must be one of {above: x}, {below: x}, x a finite number",
@@ -173,15 +184,24 @@ def test_an_id_twice_and_no_list_are_refused():
 
 @pytest.mark.parametrize("id", HERE)
 def test_every_rule_can_go_every_way(id):
-    ((side, limit),) = HERE[id].rule.items()
-    sign = 1 if side == "above" else -1
-    rooms = [abs(limit - end) for end in HERE[id].range if end is not None]
+    claim = HERE[id]
+    sign = -1 if claim.side == "below" else 1
+    limit = claim.limit
+    rooms = [abs(limit - end) for end in claim.range if end is not None]
+    rooms += [limit / 2] if claim.side == "within" else []
     step = min([1.0, *(room / 2 for room in rooms if room)])  # values that the claim's range allows
-    values = lambda direction: [limit + direction * sign * step * v for v in (1.0, 1.1, 0.9)]
     word = lambda v: claims.judge(id, v)["verdict"]
+    if claim.side == "within":
+        for end in (limit, -limit):
+            assert word([end * v for v in (0.1, 0.11, 0.09)]) == "holds"
+            assert word([end + np.sign(end) * step * v for v in (1.0, 1.1, 0.9)]) == "does_not_hold"
+        inside = [limit / 2 + 0.6 * limit * v for v in (-1, 0, 1)]
+        assert word(inside) == "undecided", "the interval crosses the margin"
+        return
+    values = lambda direction: [limit + direction * sign * step * v for v in (1.0, 1.1, 0.9)]
     assert (word(values(1)), word(values(-1))) == ("holds", "does_not_hold")
     assert word([limit - step, limit + 1.1 * step, limit + 0.1 * step]) == "undecided"
-    assert word(values(1)[:1]) == ("holds" if HERE[id].scope == "exact" else "undecided")
+    assert word(values(1)[:1]) == ("holds" if claim.scope == "exact" else "undecided")
 
 
 def test_exact_claims_are_judged_by_their_range():
@@ -212,9 +232,11 @@ def test_statistical_claims_are_judged_by_a_t_interval():
 
 def test_words_of_what_was_judged():
     words = lambda id, values: claims.found(claims.judge(id, values), LEDGER[id].scope)
-    assert words("safedpo.helpful", [1.0, 2.0, 3.0]) == "2.0000, -0.4841 to 4.4841, n = 3"
+    assert words("safedpo.helpful", [1.0, 2.0, 3.0]) == (
+        "2.0000, -0.4841 to 4.4841, n = 3, p = 0.2254"
+    )
     assert words("safedpo.helpful", [-0.0]) == "0.0000, n = 1"
-    assert words("safedpo.refusal", [0.01] * 3) == "0.0100, no variation, n = 3"
+    assert words("safedpo.refusal", [0.01] * 3) == "0.0100, no variation, n = 3, p < 0.0001"
     assert words("delta.same_optimum", [0.0, 0.0]) == "0.0000, 0.0000 to 0.0000, n = 2", (
         "a range of exact values"
     )
@@ -226,8 +248,8 @@ def test_no_interval_leaves_the_range_of_its_claim():
     assert 0 < share["low"] < share["value"] < share["high"] < 1
     found = claims.judge("dog_d.finds_rare", [0.9, 0.99, 1.0])
     assert found["value"] < found["high"] < 1
-    assert claims.judge("cdpo.lambda", [0.001, 0.002, 0.027])["low"] > 0
-    assert claims.judge("dog_d.safer_than_random", [-99.0, -60.0, -99.9])["low"] > -100
+    assert claims.judge("dpo.on_frontier", [0.001, 0.002, 0.027])["low"] > 0
+    assert claims.judge("dog_d.five_points_safer", [-99.0, -60.0, -99.9])["low"] > -100
     with pytest.raises(
         ValueError, match=r"claim safedpo.unsafe: values: \[0.1, 2.0\] do not all lie in 0 to 1"
     ):
@@ -249,7 +271,7 @@ def test_every_share_distance_and_divergence_has_its_range():
 
 
 def test_an_interval_found_elsewhere_is_taken_as_it_is():
-    """A bootstrap over pairs, as notebook 01 hands it over."""
+    """A bootstrap over pairs, as notebook 08 hands it over."""
     better, worse = np.arange(200) % 10 < 8, np.arange(200) % 10 < 5
     for one, two, word in (
         (better, worse, "holds"),
@@ -257,12 +279,11 @@ def test_an_interval_found_elsewhere_is_taken_as_it_is():
         (better, better, "undecided"),
     ):
         ahead = evaluate.accuracy([one - 0.5], against=[two - 0.5])
-        judged = claims.judge("dpo.beats_bag_of_words", measured=ahead)
-        assert judged["verdict"] == word and judged["n"] == 200
+        judged = claims.judge("dog_d.orders_better", measured=ahead)
+        assert (judged["verdict"], judged["n"], judged["p"]) == (word, 200, None)
         assert (judged["value"], judged["low"], judged["high"]) == ahead[:3]
     assert (
-        claims.judge("dpo.beats_bag_of_words", measured=(0.1, None, None, 1))["verdict"]
-        == "undecided"
+        claims.judge("dog_d.orders_better", measured=(0.1, None, None, 1))["verdict"] == "undecided"
     )
 
 
@@ -353,10 +374,7 @@ def test_cdpo_with_the_sign_of_the_cost_swapped(bench):
     plain, honest, broken = (
         bench.per_seed(t, cost) for t in (lambda t: t, lambda t: cdpo.relabel(t, 2.0), swapped)
     )
-    assert verdicts("fixed_lambda.cost_falls", honest - plain, broken - plain) == (
-        "holds",
-        "does_not_hold",
-    )
+    assert (honest < plain).all() and (broken > plain).all()
 
 
 def test_soft_labels_of_the_wrong_response(bench):
@@ -369,7 +387,8 @@ def test_soft_labels_of_the_wrong_response(bench):
     }
     distance = lambda seed, logp: optimum.kl(logp, best[seed])
     hard, honest, broken = (bench.per_seed(t, distance) for t in (lambda t: t, soft, wrong))
-    assert verdicts("dpo_soft.nearer_than_hard", hard - honest, hard - broken) == (
+    ratios = (intervals.log_ratio(soft, hard) for soft in (honest, broken))
+    assert verdicts("dpo_soft.nearer_than_hard", *ratios) == (
         "holds",
         "does_not_hold",
     )
