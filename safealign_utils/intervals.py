@@ -125,16 +125,16 @@ def p_above(values, limit, bounds=None):
 def p_of_interval(mean, half, n, limit, bounds=None):
     """The same from a mean and the half width of its interval, taken on the scale of `bounds`."""
     error = half / special.stdtrit(n - 1, (1 + LEVEL) / 2)
-    off = _on_scale(mean, bounds) - _on_scale(limit, bounds)
+    off = on_scale(mean, bounds) - on_scale(limit, bounds)
     return float(special.stdtr(n - 1, -off / error))
 
 
 def half_width(low, high, bounds=None):
     """Half the width of an interval on the scale of `bounds`, where it is symmetric."""
-    return float(_on_scale(high, bounds) - _on_scale(low, bounds)) / 2
+    return float(on_scale(high, bounds) - on_scale(low, bounds)) / 2
 
 
-def _on_scale(value, bounds):
+def on_scale(value, bounds):
     """x, log(x - a) or logit: what `bounds` make of a number inside them."""
     if bounds is None:
         return value
@@ -143,6 +143,14 @@ def _on_scale(value, bounds):
         if end is None:
             return np.log(value - start)
         return np.log(value - start) - np.log(end - value)
+
+
+def off_scale(value, bounds):
+    """The number that `on_scale` makes this of."""
+    if bounds is None:
+        return value
+    start, end = bounds
+    return start + (np.exp(value) if end is None else (end - start) * special.expit(value))
 
 
 def log_ratio(one, other):

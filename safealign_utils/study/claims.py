@@ -197,7 +197,7 @@ def judge(id, values=None, *, measured=None, **setting):
     if not np.isfinite([v for v in (value, low, high) if v is not None]).all():
         raise ValueError(f"claim {id}: measured as {measured}; finite numbers are needed")
     p = None if measured is not None or claim.scope == "exact" else p_value(claim, values)
-    verdict = _verdict(claim, low, high)
+    verdict = verdict_of(claim, low, high)
     return dict(id=name, verdict=verdict, value=value, low=low, high=high, n=n, p=p)
 
 
@@ -216,7 +216,7 @@ def _measure(claim, values):
     return mean, low, high, len(values)
 
 
-def _verdict(claim, low, high):
+def verdict_of(claim, low, high):
     """holds, does_not_hold or undecided, from the ends of an interval (None for one seed)."""
     floor = {"above": claim.limit, "below": -np.inf, "within": -claim.limit}[claim.side]
     ceiling = np.inf if claim.side == "above" else claim.limit

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT
+from scipy import stats
 
 from safealign_utils import evaluate, intervals, pairs, references, train
 from safealign_utils.methods import cdpo, safedpo, selective
@@ -447,3 +448,95 @@ def test_tied_scores_that_keep_the_first_tokens(bench):
     )
     apart = [[max((x - y).abs().max().item() for x, y in zip(plain, other))] for other in others]
     assert verdicts("selective.first_step_is_dpo", *apart) == ("holds", "does_not_hold")
+
+
+# ---------------------------------------------------------------- equivalence, several settings, many claims
+MARGIN = "cdpo.cost"  # within 0.03
+
+
+@pytest.mark.parametrize("mean", [-0.05, -0.02, 0.0, 0.01, 0.06])
+def test_within_is_two_one_sided_tests_of_scipy(mean):
+    claim, values = LEDGER[MARGIN], mean + np.random.default_rng(0).normal(0, 0.01, 6)
+    side = lambda at, way: stats.ttest_1samp(values, at, alternative=way).pvalue
+    holds, refuted = claims.one_sided(claim, lambda at: intervals.p_above(values, at))
+    assert holds == pytest.approx(max(side(0.03, "less"), side(-0.03, "greater")), abs=1e-12)
+    assert refuted == pytest.approx(min(side(0.03, "greater"), side(-0.03, "less")), abs=1e-12)
+    judged = claims.judge(MARGIN, values)
+    word = "holds" if holds < 0.025 else "does_not_hold" if refuted < 0.025 else "undecided"
+    assert judged["verdict"] == word and judged["p"] == pytest.approx(2 * min(holds, refuted))
+
+
+def simulated(id, mean, spread, n, draws=2000, seed=0):
+    """Shares of the three verdicts over samples of n seeds."""
+    g = np.random.default_rng(seed)
+    words = [claims.judge(id, mean + g.normal(0, spread, n))["verdict"] for _ in range(draws)]
+    return {word: words.count(word) / draws for word in ("holds", "does_not_hold", "undecided")}
+
+
+@pytest.mark.parametrize("spread", [0.005, 0.01])
+def test_equivalence_is_claimed_wrongly_in_one_of_forty(spread):
+    """At the margin itself, by simulation: 2.5 %, within four standard errors."""
+    found = simulated(MARGIN, 0.03, spread, 8)
+    assert found["holds"] < 0.025 + 4 * (0.025 * 0.975 / 2000) ** 0.5
+    assert found["does_not_hold"] < 0.025 + 4 * (0.025 * 0.975 / 2000) ** 0.5
+    assert simulated(MARGIN, 0.0, spread, 8)["holds"] > 0.95, "and where it is so, it is seen"
+    assert simulated(MARGIN, -0.06, spread, 8)["does_not_hold"] > 0.95, "on either side"
+
+
+def test_a_wide_interval_around_0_is_no_equivalence():
+    """What the rule by intervals that hold 0 got wrong: noise is not sameness."""
+    assert claims.judge(MARGIN, [-0.5, 0.5, -0.4, 0.4])["verdict"] == "undecided"
+
+
+def settings_of(*groups):
+    return [claims.judge(MARGIN, v, cost_limit=float(i)) for i, v in enumerate(groups)]
+
+
+def test_a_claim_over_settings_has_one_verdict():
+    claim = LEDGER[MARGIN]
+    near, wide, far = [0.001, 0.002, -0.001], [-0.1, 0.1, 0.02], [0.2, 0.21, 0.19]
+    for groups, word in (
+        ((near, near), "holds"),
+        ((near, wide), "undecided"),
+        ((near, far), "does_not_hold"),
+        ((wide, far), "does_not_hold"),
+        ((near,), "holds"),
+    ):
+        judged = settings_of(*groups)
+        both = claims.together(claim, judged)
+        assert (both["id"], both["verdict"]) == (MARGIN, word), groups
+        assert both["at"] in [one["id"] for one in judged]
+    holds = claims.together(claim, settings_of(near, [0.01, 0.012, 0.008]))
+    assert holds["p"] == max(one["p"] for one in settings_of(near, [0.01, 0.012, 0.008]))
+    refuted = claims.together(claim, settings_of(far, near, near))
+    assert refuted["p"] == pytest.approx(3 * settings_of(far)[0]["p"]), "times their number"
+    alone = claims.together(claim, settings_of(near))
+    assert alone["p"] == settings_of(near)[0]["p"]
+
+
+def test_exact_claims_over_settings():
+    claim = LEDGER["delta.same_optimum"]
+    judged = [claims.judge(claim.id, v, at=i) for i, v in enumerate(([0.0], [0.002]))]
+    assert claims.together(claim, judged)["verdict"] == "does_not_hold"
+    assert claims.together(claim, judged[:1])["verdict"] == "holds"
+
+
+def test_many_claims_are_corrected_for():
+    p = [0.001, None, 0.04, 0.03, 0.5]
+    known = stats.false_discovery_control([0.001, 0.04, 0.03, 0.5], method="bh")
+    assert claims.adjusted(p) == [known[0], None, known[1], known[2], known[3]]
+    assert claims.adjusted(p)[2] > 0.05 > p[2], "decided alone, not among four"
+    assert claims.adjusted([None]) == [None] and claims.adjusted([]) == []
+
+
+def test_among_claims_without_effect_few_are_decided():
+    """Families of 40 claims of which 10 are so: wrong verdicts among the decided, on average."""
+    g, wrong = np.random.default_rng(1), []
+    effect = np.where(np.arange(40) < 10, 1.0, 0.0)
+    for _ in range(150):
+        values = effect[:, None] + g.normal(0, 0.6, (40, 8))
+        p = claims.adjusted([claims.judge("dpo_safebetter.more_helpful", v)["p"] for v in values])
+        decided = np.array(p) < 0.05
+        false = decided & (effect == 0)
+        wrong.append(false.sum() / max(1, decided.sum()))
+    assert np.mean(wrong) < 0.05 + 3 * np.std(wrong) / len(wrong) ** 0.5
