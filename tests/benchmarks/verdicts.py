@@ -1,11 +1,13 @@
 """One table of verdicts, a row a claim and below it its settings, from the records of finished runs.
 
-    python tests/benchmarks/verdicts.py FOLDER... --frozen COMMIT [--csv FILE]
+    python tests/benchmarks/verdicts.py FOLDER... --frozen COMMIT [--csv FILE] [--counts FILE]
 
 FOLDER: one that holds record.json, or runs that do; COMMIT: the one whose rules judged. p is two-sided, for the value
 against its bar; `adjusted_p` is Benjamini and Hochberg's, over all claims with a p, theorems and properties of the
 world apart. `confirmed` is the verdict that stands after that correction. `detectable`: how far from its bar a value
 would have had to be to be decided in four of five repetitions, for what is undecided (power; same seeds, same noise).
+`--counts` writes the claims by kind and verdict, before (the rules of then on seeds 0 to 2, `verdicts_full.csv`) and
+after.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from scipy import special
 
 from safealign_utils import intervals
 from safealign_utils.study import claims
+from safealign_utils.study.records import COMMITTED
 
 COLUMNS = "claim kind setting verdict confirmed value low high n p adjusted_p detectable rule notebook frozen"
 
@@ -88,18 +91,42 @@ def counts(table):
     return pd.crosstab(heads.kind, heads.confirmed)
 
 
+WORST = ("does_not_hold", "undecided", "not_judged", "needs_scale", "holds")
+
+
+def before():
+    """Claims by kind and verdict under the rules of before, settings together, from their table."""
+    old = pd.read_csv(COMMITTED / "verdicts_full.csv").replace("not_measured", "not_judged")
+    changed = pd.read_csv(COMMITTED / "ledger_changes.csv").set_index("claim").kind
+    known = {id: claim.kind for id, claim in claims.ledger().items()} | changed.to_dict()
+    by_claim = old.groupby("id", sort=False).verdict.agg(lambda v: min(v, key=WORST.index))
+    kinds = by_claim.index.map(known).to_numpy()
+    return pd.crosstab(kinds, by_claim.to_numpy(), rownames=["kind"])
+
+
+def before_and_after(table):
+    """Both counts, one below the other."""
+    both = {"before": before(), "after": counts(table)}
+    out = pd.concat(both, names=["rules"]).fillna(0).astype(int)
+    return out.reindex(columns=["holds", *WORST[:-1]], fill_value=0).reset_index()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", help="of records")
     parser.add_argument("--frozen", required=True, help="commit whose rules judged")
     parser.add_argument("--csv", default="", help="write the table there")
+    parser.add_argument("--counts", default="", help="write the counts there")
     args = parser.parse_args()
     found = table(judged_by(records_of(args.folders)), args.frozen)
     if args.csv:
         found.to_csv(args.csv, index=False, float_format="%.6g")
     shown = found[found.confirmed.notna() & found.value.notna()]
     print(shown.drop(columns=["notebook", "frozen"]).round(4).to_string(index=False, na_rep=""))
-    print(counts(found).to_string())
+    both = before_and_after(found)
+    if args.counts:
+        both.to_csv(args.counts, index=False)
+    print(both.to_string(index=False))
 
 
 if __name__ == "__main__":
