@@ -143,18 +143,14 @@ class Report:
 
     def _claims(self):
         """A row for each claim: its one verdict, with p and the p corrected for their number."""
-        out = []
+        judged, homes = {}, {}
         for id, rows in self.verdicts.groupby("id", sort=False):
-            claim, first = self.ledger.get(id), rows.iloc[0]
-            judged = rows.astype(object).where(rows.notna(), None).to_dict("records")
-            both = ledgers.together(claim, judged) if claim and len(rows) > 1 else judged[0]
-            kind = claim.kind if claim else "kit"
-            how = dict(kind=kind, verdict=both["verdict"], p=both["p"], settings=len(rows))
-            out.append(dict(id=id, notebook=first.notebook, **how))
-        counted = [row["p"] if row["kind"] in ledgers.COUNTED else None for row in out]
-        adjusted = ledgers.adjusted(counted)
-        table = pd.DataFrame([row | {"adjusted": q} for row, q in zip(out, adjusted, strict=True)])
-        return table.set_index("id").astype({"p": float, "adjusted": float})
+            judged[id] = rows.astype(object).where(rows.notna(), None).to_dict("records")
+            homes[id] = dict(notebook=rows.notebook.iloc[0], settings=len(rows))
+        rows = {id: homes[id] | one for id, one in ledgers.summary(judged).items()}
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("id")
+        columns = "notebook kind verdict settings p adjusted".split()
+        return table[columns].astype({"p": float, "adjusted": float})
 
     def kinds(self):
         """Verdicts by kind of claim, a table; what they mean."""

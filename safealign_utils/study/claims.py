@@ -306,6 +306,30 @@ def adjusted(p):
     return out
 
 
+def summary(judged):
+    """{id: its one verdict, with kind and adjusted p} of {id: verdicts, one a setting}.
+
+    An id that the ledger does not have keeps its first verdict, as a claim of the kit.
+    """
+    out, known = {}, ledger()
+    for id, rows in judged.items():
+        one = together(known[id], rows) if id in known else rows[0]
+        out[id] = {"p": None} | one | {"kind": known[id].kind if id in known else "kit"}
+    p = [one["p"] if one["kind"] in COUNTED else None for one in out.values()]
+    for one, corrected in zip(out.values(), adjusted(p), strict=True):
+        one["adjusted"] = corrected
+    return out
+
+
+def by_claim(records):
+    """{id: verdicts, one a setting} of the records of runs."""
+    out = {}
+    for record in records:
+        for one in record["claims"]:
+            out.setdefault(one["id"].partition("[")[0], []).append({"p": None} | one)
+    return out
+
+
 def found(judged, scope):
     """What was judged, in words: "0.0017, 0.0012 to 0.0025, n = 3, p = 0.0004"."""
     ends = (judged[k] for k in ("value", "low", "high"))

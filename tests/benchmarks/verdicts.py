@@ -30,15 +30,6 @@ def records_of(folders):
     return [json.loads(file.read_text("utf-8")) for file in files]
 
 
-def judged_by(records):
-    """{claim: verdicts, one a setting} of records."""
-    out = {}
-    for record in records:
-        for one in record["claims"]:
-            out.setdefault(one["id"].partition("[")[0], []).append({"p": None} | one)
-    return out
-
-
 def detectable(one):
     """Distance from the bar with a power of 80 %, in the value's unit; None where decided."""
     if one["verdict"] != "undecided" or one["low"] is None or one["n"] < 2:
@@ -76,9 +67,9 @@ def confirmed(verdict, p):
 def table(judged, frozen):
     """The table of `judged` {claim: verdicts}, over the whole ledger."""
     groups = [rows_of(claim, judged.get(id, [])) for id, claim in claims.ledger().items()]
-    heads = [rows[0] for rows in groups]
-    p = [head["p"] if head["kind"] in claims.COUNTED else None for head in heads]
-    for head, adjusted in zip(heads, claims.adjusted(p), strict=True):
+    corrected = claims.summary({id: rows for id, rows in judged.items() if id in claims.ledger()})
+    for head in (rows[0] for rows in groups):
+        adjusted = corrected.get(head["claim"], {}).get("adjusted")
         head["adjusted_p"] = adjusted
         head["confirmed"] = confirmed(head["verdict"], adjusted)
     out = pd.DataFrame([row | {"frozen": frozen} for rows in groups for row in rows])
@@ -118,7 +109,7 @@ def main():
     parser.add_argument("--csv", default="", help="write the table there")
     parser.add_argument("--counts", default="", help="write the counts there")
     args = parser.parse_args()
-    found = table(judged_by(records_of(args.folders)), args.frozen)
+    found = table(claims.by_claim(records_of(args.folders)), args.frozen)
     if args.csv:
         found.to_csv(args.csv, index=False, float_format="%.6g")
     shown = found[found.confirmed.notna() & found.value.notna()]

@@ -36,7 +36,7 @@ def test_a_row_a_claim_and_the_correction():
         "dpo_safebetter.more_helpful": [0.05, -0.04, 0.06, 0.01],
         "delta.same_optimum": [0.0, 0.0],
     }
-    table = verdicts.table(verdicts.judged_by(records(**found)), "f00dcaf")
+    table = verdicts.table(claims.by_claim(records(**found)), "f00dcaf")
     assert list(table.columns) == verdicts.COLUMNS.split()
     heads = table[table.confirmed.notna()].set_index("claim")
     assert list(heads.index) == list(claims.ledger()), "each claim once, in the ledger's order"
