@@ -122,3 +122,18 @@ def test_the_committed_tables_are_what_the_scripts_give():
     assert unseen == set()
     with pytest.raises(ValueError, match="name one"):
         grids.row_of("04_rules_full", {"rule": "signed"})
+
+
+def test_the_list_of_changed_rules_is_that_of_the_ledger():
+    """What was dropped is gone, what is new or changed stands as the list says, each with a reason."""
+    listed, ledger = pd.read_csv(grids.COMMITTED / "ledger_changes.csv"), claims.ledger()
+    assert listed.claim.is_unique and listed.why.str.len().min() > 10
+    gone = listed.change.isin(["dropped", "merged"])
+    assert set(listed.claim[gone]).isdisjoint(ledger) and set(listed.claim[~gone]) <= set(ledger)
+    for row in listed[~gone].itertuples():
+        claim = ledger[row.claim]
+        assert row.kind == claim.kind
+        bar = f"{claim.side} {claim.rule[claim.side]} ({claim.scope})"
+        assert row.new_rule == f"{claim.metric}: {bar}", row.claim
+        assert (row.change == "new") == (not isinstance(row.old_rule, str)), row.claim
+        assert row.change != "changed" or row.old_rule != row.new_rule, row.claim
