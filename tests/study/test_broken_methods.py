@@ -407,6 +407,44 @@ def levers(m):
     )
 
 
+# ---------------------------------------------------------------- 07
+HONEST_07 = {
+    "rows": {
+        ("train", "ref"): dict(kl_opt=1.2),
+        ("train", "dpo"): dict(kl_opt=0.9),
+        ("train", "dpo_soft"): dict(kl_opt=0.3),
+        ("train", "selective"): dict(kl_opt=1.2),
+        ("train", "dog_d"): dict(kl_opt=0.8),
+        ("train", "random"): dict(kl_opt=1.0),
+        ("heldout", "ref"): dict(kl_opt=1.2),
+        ("heldout", "dpo"): dict(unsafe=0.10),
+        ("heldout", "dpo_soft"): dict(kl_opt=0.7, log_mass=-1.5),
+        ("heldout", "safedpo"): dict(unsafe=0.02),
+    },
+    "over": 0.01,
+    "lam": 1.05,
+    "between": 0.02,
+}
+
+
+def real_model(m):
+    usual = dict(kl_opt=1.0, unsafe=0.1, log_mass=-1.0)
+    rows = rows_of({k: usual | v for k, v in m["rows"].items()}, ["split", "method"])
+    ended = lambda s: SimpleNamespace(
+        lam=m["lam"] + WOBBLE[s],
+        rounds=SimpleNamespace(cost=pd.Series([0.5, -0.8 + m["over"] + WOBBLE[s]])),
+    )
+    return run(
+        "07_a_real_model",
+        Recorder(between=lambda one, other: by_seed_of(m["between"])),
+        rows=rows,
+        real_model=SimpleNamespace(SPLITS=("train", "heldout")),
+        loops={s: ended(s) for s in SEEDS},
+        lam=1.0,
+        settings=SimpleNamespace(cost_limit=-0.8),
+    )
+
+
 # ---------------------------------------------------------------- what is broken, and what it does
 BENCHES = {
     "01": (dpo_basics, HONEST_01),
@@ -415,6 +453,7 @@ BENCHES = {
     "04": (selective, HONEST_04),
     "05": (dog, HONEST_05),
     "06": (levers, HONEST_06),
+    "07": (real_model, HONEST_07),
 }
 BREAKS = [  # bench, claim, what is broken, {where in the metric set: the number of the broken method}
     ("01", "dpo.chosen_falls", "likelihood of the chosen added to the loss", {"chosen": 0.5}),
@@ -704,6 +743,39 @@ BREAKS = [  # bench, claim, what is broken, {where in the metric set: the number
     ),
     ("06", "levers.safe_score_reference", "a helpful score reference", {"asked": 0.5}),
     ("06", "levers.all_four", "the sixteenth cell is another", {"all_four": 0.9}),
+    (
+        "07",
+        "real_model.dpo_nears_optimum",
+        "one split of two: 1 - p in place of p",
+        {"rows.heldout dpo_soft.kl_opt": 3.0},
+    ),
+    (
+        "07",
+        "real_model.soft_labels_nearer",
+        "1 - p in place of p",
+        {"rows.train dpo_soft.kl_opt": 3.0},
+    ),
+    ("07", "real_model.safedpo_safer", "no swap", {"rows.heldout safedpo.unsafe": 0.3}),
+    ("07", "real_model.cdpo_meets_limit", "the sign of the cost swapped", {"over": 0.9}),
+    ("07", "real_model.cdpo_finds_lambda", "the multiplier never moves", {"lam": 0.01}),
+    (
+        "07",
+        "real_model.selective_ends_at_score_reference",
+        "a selection that is not made anew",
+        {"between": 3.0},
+    ),
+    (
+        "07",
+        "real_model.dog_d_nearer_than_random",
+        "rows of another table",
+        {"rows.train dog_d.kl_opt": 2.0},
+    ),
+    (
+        "07",
+        "real_model.mass_falls",
+        "likelihood added to the loss",
+        {"rows.heldout dpo_soft.log_mass": 0.5},
+    ),
 ]
 
 
