@@ -6,6 +6,9 @@ have.
                                           that draws whole prompts
     of_share       independent trials     Wilson; Clopper-Pearson where all or none succeed
 
+and `p_above`, the p-value that belongs to the interval over seeds; `log_ratio` and `log_odds`, the
+scales on which divergences and shares are compared.
+
 *The scale of the range.* The mean is the arithmetic one. Its standard error s / sqrt(n) is carried
 to log(m) for a quantity that cannot be negative, and to logit(m) for a share (the delta method),
 the t-interval is taken there, and its ends are brought back. So mean, standard deviation and n are
@@ -33,6 +36,7 @@ from .engine.streams import generator
 
 LEVEL = 0.95
 FEW = 20  # prompts: up to so many the bootstrap is too narrow
+RESOLVED = 1e-6  # smallest share that is told from 0
 SLACK = 1e-4  # of a range's width: what rounding in float32 may put a value outside it
 SHARE, DIFFERENCE, POSITIVE = (0, 1), (-1, 1), (0, None)
 SHARES = (
@@ -101,6 +105,82 @@ def over_seeds(values, bounds=None):
         return float(values[0]), float(values[0]), float(values[0])
     error = values.std(ddof=1) / np.sqrt(len(values))
     return mean, *_student(mean, error, len(values), bounds)
+
+
+def p_above(values, limit, bounds=None):
+    """One-sided p-value of "the mean is `limit` or less", of one value a seed [n]; None for one.
+
+    The t-test whose interval `over_seeds` is: on the scale of `bounds`, inside which `limit` lies.
+    Small where the mean is above the limit, 1 minus that for "or more". Values without variation
+    have 0, 0.5 or 1.
+    """
+    mean, low, high = over_seeds(values, bounds)
+    if low is None:
+        return None
+    if low == high:
+        return 0.5 - 0.5 * float(np.sign(mean - limit))
+    return p_of_interval(mean, half_width(low, high, bounds), len(values), limit, bounds)
+
+
+def p_of_interval(mean, half, n, limit, bounds=None):
+    """The same from a mean and the half width of its interval, taken on the scale of `bounds`."""
+    error = half / special.stdtrit(n - 1, (1 + LEVEL) / 2)
+    off = on_scale(mean, bounds) - on_scale(limit, bounds)
+    return float(special.stdtr(n - 1, -off / error))
+
+
+def half_width(low, high, bounds=None):
+    """Half the width of an interval on the scale of `bounds`, where it is symmetric."""
+    return float(on_scale(high, bounds) - on_scale(low, bounds)) / 2
+
+
+def on_scale(value, bounds):
+    """x, log(x - a) or logit: what `bounds` make of a number inside them."""
+    if bounds is None:
+        return value
+    start, end = bounds
+    with np.errstate(divide="ignore"):
+        if end is None:
+            return np.log(value - start)
+        return np.log(value - start) - np.log(end - value)
+
+
+def off_scale(value, bounds):
+    """The number that `on_scale` makes this of."""
+    if bounds is None:
+        return value
+    start, end = bounds
+    return start + (np.exp(value) if end is None else (end - start) * special.expit(value))
+
+
+def log_ratio(one, other):
+    """log(one / other), seed by seed: how divergences, leaks and gaps to a frontier are compared.
+
+    Raises ValueError where a value is not above 0.
+    """
+    one, other = map(_aligned, (one, other))
+    if not (np.min(one) > 0 and np.min(other) > 0):
+        raise ValueError(f"values: {list(one)} and {list(other)} must all be above 0")
+    return np.asarray(np.log(one / other))
+
+
+def log_odds(one, other):
+    """logit(one) - logit(other), seed by seed: how shares are compared.
+
+    A share below RESOLVED counts as RESOLVED (above 1 - RESOLVED the same): float32 has no more.
+    Raises ValueError for a value that is no share.
+    """
+    shares = [_aligned(values) for values in (one, other)]
+    if not all(_inside(values, SHARE) for values in shares):
+        raise ValueError(f"values: {[list(s) for s in shares]} must all lie in 0 to 1")
+    one, other = (values.clip(RESOLVED, 1 - RESOLVED) for values in shares)
+    return np.asarray(np.log(one / (1 - one)) - np.log(other / (1 - other)))
+
+
+def _aligned(values):
+    """Floats; what has an index (seeds) keeps it, so that pairs are pairs."""
+    is_series = isinstance(values, pd.Series)
+    return values.astype(float) if is_series else np.asarray(values, dtype=float)
 
 
 def over_prompts(values, prompts=None, *, bounds=None, draws=10_000, seed=0):

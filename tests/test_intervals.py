@@ -14,9 +14,14 @@ from safealign_utils.intervals import (
     FEW,
     POSITIVE,
     SHARE,
+    half_width,
+    log_odds,
+    log_ratio,
     of_share,
     over_prompts,
     over_seeds,
+    p_above,
+    p_of_interval,
     range_of,
     summarise,
 )
@@ -308,3 +313,54 @@ def test_no_committed_interval_is_impossible():
 def test_no_pairs_have_no_accuracy():
     mean, low, high, n = evaluate.accuracy([np.array([])], prompts=[])
     assert math.isnan(mean) and (low, high, n) == (None, None, 0)
+
+
+# ---------------------------------------------------------------- p-values, and scales for comparisons
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_p_is_that_of_scipys_t_test(n):
+    values = np.random.default_rng(n).normal(0.3, 1.0, n)
+    for limit in (-1.0, 0.0, 0.4):
+        greater = stats.ttest_1samp(values, limit, alternative="greater").pvalue
+        assert p_above(values, limit) == pytest.approx(greater, abs=1e-12)
+
+
+@pytest.mark.parametrize("bounds", [None, (0, None), (0, 1), (-1, 1), (0, 100)])
+def test_p_and_interval_say_the_same(bounds):
+    """At the interval's ends the p-values are 2.5 % and 97.5 %, on every scale."""
+    g = np.random.default_rng(0)
+    for n in (3, 5, 8):
+        share = g.beta(2, 5, n)
+        scale = {None: 1, (0, None): 1, (0, 1): 1, (-1, 1): 1, (0, 100): 100}[bounds]
+        values = scale * share
+        _, low, high = over_seeds(values, bounds)
+        assert p_above(values, low, bounds) == pytest.approx(0.025, abs=1e-6)
+        assert p_above(values, high, bounds) == pytest.approx(0.975, abs=1e-6)
+        half = half_width(low, high, bounds)
+        again = p_of_interval(values.mean(), half, n, low, bounds)
+        assert again == pytest.approx(0.025, abs=1e-6), "from the interval alone, as a table has it"
+
+
+def test_p_of_one_seed_and_of_equal_ones():
+    assert p_above([0.3], 0.1) is None
+    assert [p_above([0.3] * 3, at) for at in (0.1, 0.3, 0.5)] == [0.0, 0.5, 1.0]
+
+
+def test_shares_and_divergences_are_compared_seed_by_seed():
+    assert log_odds([0.5, 0.2], [0.2, 0.5]) == pytest.approx([math.log(4), -math.log(4)])
+    assert log_ratio([0.1, 0.4], [0.2, 0.1]) == pytest.approx([math.log(0.5), math.log(4)])
+    one, other = (pd.Series([0.1, 0.4], index=seeds) for seeds in ([0, 1], [1, 0]))
+    assert log_ratio(one, other) == pytest.approx([math.log(0.25), math.log(4)]), "by seed"
+    assert log_odds([0.0], [1e-9]) == 0.0, "neither is told from 0"
+    assert log_odds([1.0], [0.0])[0] == pytest.approx(2 * math.log(1e6 - 1))
+    for one, other in (([0.0], [0.1]), ([0.1], [-0.1]), (pd.Series([1.0], index=[2]), [np.nan])):
+        with pytest.raises(ValueError, match="must all be above 0"):
+            log_ratio(one, other)
+    with pytest.raises(ValueError, match="must all lie in 0 to 1"):
+        log_odds([1.5], [0.5])
+
+
+def test_a_logit_scale_finds_what_points_do_not():
+    """One seed has most of the unsafe answers: in points it drowns the others, in logits not."""
+    one, other = np.array([0.004, 0.002, 0.006, 0.003]), np.array([0.02, 0.01, 0.2, 0.015])
+    assert 1 - p_above(one - other, 0.0, (-1, 1)) > 0.1
+    assert 1 - p_above(log_odds(one, other), 0.0) < 0.02

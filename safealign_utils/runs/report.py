@@ -19,6 +19,7 @@ from IPython.display import HTML, Markdown
 from ..engine import boundary, cache
 from ..figures import style, verdicts
 from ..figures.style import VERDICTS
+from ..study import claims as ledgers
 from ..study import records
 from ..study.records import COMMITTED
 from ..study.settings import Refusal
@@ -31,6 +32,12 @@ EVIDENCE = {
     "M": "from memory",
     "bar": "a bar that the kit set before its runs",
     "later": "written after first results were known",
+}
+KINDS = {
+    "theorem": "mathematics: a check of the code, not counted as a claim",
+    "world": "a property of the made world, which its oracle decides: not counted",
+    "paper": "a paper's statement, in our words",
+    "kit": "the kit's finding",
 }
 SCOPES = {
     "exact": "exact values, no sampling in them",
@@ -57,8 +64,10 @@ def report(results, profile=None, out=""):
     profile = profile or ("full" if _runs(Path(results) / "full")[0] else "small")
     folder = Path(results) / profile
     print(write(folder, out))
-    counts = Report(folder).counts.sum()
+    shown = Report(folder)
+    counts = shown.counts.sum()
     print(", ".join(f"{n} {VERDICTS[word][0]}" for word, n in counts.items() if n))
+    print(shown.verdict_lines())
     return 0
 
 
@@ -161,8 +170,12 @@ class Report:
         self.verdicts = self._verdicts()
         names = sorted({*self.verdicts.notebook, *self.runs})
         self.headings = {name: self._heading(name) for name in names}
-        counts = pd.crosstab(self.verdicts.notebook, self.verdicts.verdict)
-        self.counts = counts.reindex(index=names, columns=list(VERDICTS), fill_value=0)
+        self.claims = self._claims()
+        self.counts = self._counts("notebook").reindex(index=names, fill_value=0)
+
+    def _counts(self, column):
+        counts = pd.crosstab(self.claims[column], self.claims.verdict)
+        return counts.reindex(columns=list(VERDICTS), fill_value=0)
 
     def _why_not(self, name):
         """Why a run cannot be shown, "" where it can: whatever is odd in it stops no other run."""
@@ -191,9 +204,28 @@ class Report:
             if id not in judged:
                 word = "needs_scale" if claim.scope == "only at scale" else "not_measured"
                 rows.append(dict(id=id, verdict=word, setting="", notebook=claim.notebook))
-        table = pd.DataFrame(rows, columns="notebook id setting verdict value low high n".split())
+        columns = "notebook id setting verdict value low high n p".split()
+        table = pd.DataFrame(rows, columns=columns).astype({"p": float})
         place = table.id.map({id: i for i, id in enumerate(self.ledger)})  # unknown ones come last
         return table.assign(place=place).sort_values(["notebook", "place"], kind="stable")
+
+    def _claims(self):
+        """A row for each claim: its one verdict, with p and the p corrected for their number."""
+        judged, homes = {}, {}
+        for id, rows in self.verdicts.groupby("id", sort=False):
+            judged[id] = rows.astype(object).where(rows.notna(), None).to_dict("records")
+            homes[id] = dict(notebook=rows.notebook.iloc[0], settings=len(rows))
+        rows = {id: homes[id] | one for id, one in ledgers.summary(judged).items()}
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("id")
+        columns = "notebook kind verdict settings p adjusted".split()
+        return table[columns].astype({"p": float, "adjusted": float})
+
+    def kinds(self):
+        """Verdicts by kind of claim, a table; what they mean."""
+        counts = self._counts("kind").reindex([k for k in KINDS if k in {*self.claims.kind}])
+        counts = counts.rename(columns={v: VERDICTS[v][0] for v in counts})
+        counts.insert(0, "in words", [KINDS[kind] for kind in counts.index])
+        return HTML(table(counts.rename_axis("kind").reset_index()))
 
     def _heading(self, name):
         """(title, first paragraph) of a notebook as it was run, else as the kit has it."""
@@ -230,7 +262,9 @@ class Report:
         commits = ", ".join(sorted({p.get("git") or "no checkout" for p in made}))
         text = f"{len(self.runs)} of {len({*known, *self.runs})} notebooks, profile "
         text += f"{self.folder.name}, commit {commits}. A claim that is judged at several settings "
-        text += "counts once for each; one about seeds stays undecided where there is one seed."
+        text += "counts once: it holds where it holds at all of them. One about seeds stays "
+        text += "undecided where there is one seed. p is two-sided, for the value against the bar; "
+        text += "*adjusted* p is that of Benjamini and Hochberg, over the claims judged here."
         if missing:
             text += f"\n\n> **Not here:** {missing}. `{self.again}` runs those only."
         for name, why in self.odd.items():
@@ -281,17 +315,38 @@ class Report:
         says = "Not in the ledger: there is no rule to read this verdict by."
         if claim:
             says, source = claim.says, "the kit" if claim.paper == "kit" else claim.paper
+            facts["Kind"] = KINDS[claim.kind]
             facts["Source"] = f"{source} ({EVIDENCE[claim.evidence]})"
             facts["Measured"] = f"{claim.metric}; {SCOPES[claim.scope]}"
             facts["Rule"] = claim.bar
             facts["Refuted by"] = claim.refuted_by
+        if claim and claim.reason:
+            facts["Why this bar"] = claim.reason
         if claim and claim.profile:
             facts["Would be tested by"] = claim.profile
         terms = "".join(f"<dt>{term}</dt><dd>{escape(text)}</dd>" for term, text in facts.items())
         says = f'<h4>{escape(id)}</h4><p class="says">{escape(says)}</p><dl>{terms}</dl>'
         found = "".join(_found(claim, row) for row in rows.to_dict("records"))
+        found += self._corrected(id)
         id = f"claim-{escape(id)}"
         return f'<article class="claim" id="{id}"><div>{says}</div><div>{found}</div></article>'
+
+    def verdict_lines(self):
+        """Every judged claim in a line: kind, value, interval, n, p, adjusted p."""
+        judged = self.verdicts[self.verdicts.value.notna()]
+        shown = judged.join(self.claims[["kind", "adjusted"]], on="id")
+        shown = shown["kind id setting verdict value low high n p adjusted".split()]
+        return shown.round(4).to_string(index=False, na_rep="")
+
+    def _corrected(self, id):
+        """A claim's one verdict over its settings, and its p corrected for the number of claims."""
+        row = self.claims.loc[id]
+        words = f"over {row.settings} settings: {_words(row.verdict)}" if row.settings > 1 else ""
+        if not pd.isna(row.p):
+            words += ("; " if words else "") + f"p {_chance(row.p)}"
+        if not pd.isna(row.adjusted):
+            words += f", adjusted {_chance(row.adjusted)}"
+        return f'<p class="corrected">{words}</p>' if words else ""
 
     def sweeps(self):
         """Committed tables and figures by the command that made them; a changed one is marked."""
@@ -329,7 +384,12 @@ def _found(claim, row):
     if not pd.isna(value):
         text += drawing(claim.rule, value, low, high) if claim else "<br>"
         text += f"<b>{number(value)}</b> {_between(low, high)} n = {number(row['n'])}"
+        text += "" if pd.isna(row["p"]) else f", p {_chance(row['p'])}"
     return f'<div class="verdict {row["verdict"]}">{text}</div>'
+
+
+def _chance(p):
+    return "&lt; 0.0001" if p < 1e-4 else f"= {p:.4f}"
 
 
 def _headline(metrics):
@@ -446,21 +506,23 @@ def _between(low, high):
 
 def drawing(rule, value, low=None, high=None):
     """A value, its interval and its rule as SVG: the side where the claim holds is shaded."""
-    ((side, limit),) = rule.items()
-    ends = [v for v in (value, low, high, limit) if not pd.isna(v)]
+    side = next(side for side in ledgers.SIDES if side in rule)
+    limit, limits = rule[side], [rule[side]] if side != "within" else [-rule[side], rule[side]]
+    ends = [v for v in (value, low, high, *limits) if not pd.isna(v)]
     span = (max(ends) - min(ends)) or max(abs(limit), 1e-3)
 
     def x(v):
         return round((v - min(ends) + 0.18 * span) / (1.36 * span) * 220, 1)
 
-    start, end = (x(limit), 220) if side == "above" else (0, x(limit))
+    start, end = 0 if side == "below" else x(limits[0]), 220 if side == "above" else x(limits[-1])
     line = ""
     if not pd.isna(low):
         line = f'<line class="range" x1="{x(low)}" x2="{x(high)}" y1="13" y2="13"/>'
     words = f"{number(value)}, the rule: {side} {limit:g}"
+    bars = "".join(f'<line class="limit" x1="{x(v)}" x2="{x(v)}" y1="0" y2="26"/>' for v in limits)
     return (
         f'<svg class="interval" viewBox="0 0 220 26" role="img" aria-label="{words}">'
         f'<rect class="side" x="{start}" y="2" width="{round(end - start, 1)}" height="22"/>'
-        f'<line class="limit" x1="{x(limit)}" x2="{x(limit)}" y1="0" y2="26"/>{line}'
+        f"{bars}{line}"
         f'<circle class="value" cx="{x(value)}" cy="13" r="4"/></svg>'
     )

@@ -113,15 +113,18 @@ def check(names=(), *, profile="small", workers=2, results="results"):
     known = {path.stem for path in paths}
     gone = [] if names else sorted({part.name for part in folder.iterdir()} - known)
     print(machine())
+    fresh = []  # records
     for finding in itertools.chain(
         _named(compare_ledger(REFERENCE / "ledger.json")),
         (Finding(False, name, "notebook", "a notebook", "none", kind="file") for name in gone),
-        _compare_runs(paths, folder, Path(results) / profile, workers),
+        _compare_runs(paths, folder, Path(results) / profile, workers, fresh),
         _named(compare_committed(COMMITTED)),
         _not_compared(Path(results), profile),
     ):
         found.append(finding)
         print(finding, flush=True)
+    with contextlib.suppress(Broken):  # a ledger that cannot be read is named above
+        print(*verdict_lines(fresh), sep="\n")
     failed = [finding for finding in found if finding.passed is False]
     print(*failed, sep="\n", end="\n" * bool(failed))
     print(f"{_summary(found, failed)}; {time.perf_counter() - started:.0f} s")
@@ -135,6 +138,16 @@ def machine():
     versions = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
     per_notebook = f"{threads} thread{'s' * (threads != '1')} a notebook"
     return f"{made['cpu']}; {per_notebook}; Python {made['python']}, {versions}"
+
+
+def verdict_lines(records):
+    """A line a claim of some records: kind, verdict over its settings, value, p and adjusted p."""
+    known = ledger()
+    for id, one in claims.summary(claims.by_claim(records)).items():
+        claim = known.get(id)
+        words = claims.found(one, claim.scope if claim else "")
+        more = "" if one["adjusted"] is None else f", adjusted p = {one['adjusted']:.4f}"
+        yield f"[verdict] {one['kind']}: {id}: {one['verdict'].replace('_', ' ')}, {words}{more}"
 
 
 def _not_compared(results, profile):
@@ -167,8 +180,11 @@ def rerun(paths, profile, out, workers=2):
         os.environ.update({"SAFEALIGN_CACHE": before} if before is not None else {})
 
 
-def _compare_runs(paths, folder, results, workers):
-    """Findings on a fresh run of each notebook, and on its finished one in the folder `results`."""
+def _compare_runs(paths, folder, results, workers, fresh):
+    """Findings on a fresh run of each notebook, and on its finished one in the folder `results`.
+
+    The records of the fresh runs are added to the list `fresh`.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         for outcome in rerun(paths, folder.name, Path(temporary), workers):
             name = Path(outcome.job.notebook).stem
@@ -178,6 +194,8 @@ def _compare_runs(paths, folder, results, workers):
             end = dict(kind="cell", seconds=outcome.seconds)
             yield Finding(not outcome.error, name, what, *asked, **end)
             if not outcome.error:
+                with contextlib.suppress(Broken):  # which the comparison names
+                    fresh.append(read(outcome.folder))
                 yield from _named(_compare_fresh(name, folder / name, outcome))
                 finished = _compare_finished(results / name, folder / name, outcome.folder)
                 yield from _named(finished)
@@ -301,13 +319,15 @@ def _listed(folder, names, endings, by_content=None):
 
 def _claim(claim, exact=True):
     word, n, value, low, high = (claim[name] for name in ("verdict", "n", "value", "low", "high"))
+    p = claim.get("p")
     words, places = word.replace("_", " "), {"verdict": word, "n": str(n), "value": value}
     half = 0.0 if low is None else (high - low) / 2
     if value is not None:
         between = "" if low is None else f" ({_said(low)} to {_said(high)})"
         words += f", {_said(value)}{between}, n = {n}"
+    words += "" if p is None else f", p = {p:.3g}"
     if exact:
-        return Group(words, places | {"low": low, "high": high}, TOLERANCE)
+        return Group(words, places | {"low": low, "high": high, "p": p}, TOLERANCE)
     return Group(words, places, (LOOSE + half) / max(1.0, abs(value or 0.0)))
 
 
@@ -376,8 +396,10 @@ def ledger_entries():
     out = {}
     for id, claim in ledger().items():
         fields = asdict(claim)
-        ((side, limit),) = fields.pop("rule").items()
-        out[id] = {"rule": f"{side} {limit!r}", "scope": fields.pop("scope"), "text": _hash(fields)}
+        rule = fields.pop("rule")
+        fields["why"] = claim.reason
+        side = {"rule": f"{claim.side} {rule[claim.side]!r}", "scope": fields.pop("scope")}
+        out[id] = side | {"text": _hash(fields)}
     return out
 
 

@@ -12,6 +12,8 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
+SAME = 0.05  # an interaction below it, a twentieth of a probability or of a reward, is none
+
 
 def design(levers):
     """All combinations of `levers` {name: (first level, second level)}: a list of {name: level}."""
@@ -40,21 +42,24 @@ def effects(table, levers, quantities):
     return pd.DataFrame(rows)
 
 
-def reading(first, second, both):
+def reading(first, second, both, *, margin=SAME):
     """How two levers get on, from (value, low, high) of both effects and of their interaction.
 
-    "add up": the interaction's interval holds 0. "do the same work": both effects have one sign,
-    the interaction the other. "strengthen": all three have one sign. "fight": the effects have
-    different signs. "interact": an effect's own interval holds 0, so it has no sign. One seed (low
-    None), or an end that is not a number: "undecided".
+    "add up": the interaction's interval lies between -margin and margin (two one-sided tests); one
+    that holds 0 and is wider is "undecided": that none was seen does not say that none is. "do the
+    same work": both effects have one sign, the interaction the other. "strengthen": all three have
+    one sign. "fight": the effects have different signs. "interact": an effect's own interval holds
+    0, so it has no sign. One seed (low None), or an end that is not a number: "undecided".
     """
     intervals = np.array([first, second, both], dtype=float)
     if not np.isfinite(intervals).all():
         return "undecided"
     value, low, high = intervals.T
     one, other, inter = np.where((low <= 0) & (high >= 0), 0, np.sign(value))
-    if inter == 0:
+    if -margin < low[2] and high[2] < margin:
         return "add up"
+    if inter == 0:
+        return "undecided"
     if one * other == 0:
         return "interact"
     return "fight" if one != other else "strengthen" if inter == one else "do the same work"

@@ -8,12 +8,13 @@ another, NaN, infinite rewards and costs, and policies that are not normalised.
 """
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
 from scipy.special import logsumexp
 
 LARGEST = 1e150  # a multiplier beyond it would overflow
 # beta over the spread of the rewards: there the reference, here the best responses alone
 FLATTEST, STEEPEST = 1e6, 1e-15
+TIGHT = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000}  # of a smooth, convex bound
 
 
 # ---------------------------------------------------------------- optimal policies
@@ -232,6 +233,29 @@ def _best_reward(logp_ref, reward, own):
     if surplus(low) <= 0:  # beyond the frontier's end: the best response of each prompt
         return float(best.mean())
     return _mean(policy(brentq(surplus, low, high, xtol=1e-12, maxiter=5000)), reward)
+
+
+def matched_gap(logp, logp_ref, reward, values):
+    """E[r] of the best policy with the policy's own KL and E[values], minus its E[r]: >= 0.
+
+    `values` [P, R] is what two policies are matched on: a cost, or 1{c > 0}. The best policy with
+    no larger KL and the same E[values] is pi_ref exp((r - mu values) / b) / Z; its E[r] is the
+    least value over b > 0 and mu of b E_x log E_ref exp((r - mu values) / b) + b KL + mu E[values],
+    which is convex, and never below E[r] of any such policy.
+    """
+    logp_ref, reward, values = _problem(1.0, logp_ref, reward=reward, values=values)
+    own, mean = kl(logp, logp_ref), expect(logp, values)
+
+    def bound(at):
+        b, mu = np.exp(at[0]), at[1]
+        with np.errstate(over="ignore"):
+            policy, tilted = _tilted(logp_ref, reward - mu * values, b)
+        slopes = b * (own - _kl(policy, logp_ref)), mean - _mean(policy, values)
+        return float(tilted.mean() + b * own + mu * mean), np.array(slopes)
+
+    ends = [(np.log(1e-4), np.log(FLATTEST)), (-1e3, 1e3)]
+    best = minimize(bound, [0.0, 0.0], jac=True, method="L-BFGS-B", bounds=ends, options=TIGHT)
+    return best.fun - expect(logp, reward)
 
 
 # ---------------------------------------------------------------- tokens

@@ -58,7 +58,8 @@ VERDICTS = [
 def sections(folder, committed):
     """All that the notebook shows on the runs in a folder, as HTML, without a kernel."""
     shown = report.Report(folder, "pages", committed)
-    parts = [shown.opening(), shown.notes(), shown.contents(), *shown.notebooks()]
+    parts = [shown.opening(), shown.notes(), shown.kinds(), shown.contents()]
+    parts += shown.notebooks()
     parts += [shown.sweeps(), shown.provenance()]
     return "".join(p.data if isinstance(p, HTML) else pages.markdown(p.data) for p in parts)
 
@@ -138,10 +139,10 @@ def test_every_claim_of_the_ledger_has_its_verdict_in_words(made):
 
 def test_the_counts_stand_on_top_and_choose(made):
     found = re.findall(r'<label class="(\w+)"><input [^>]*id="show-(\w+)"><b>(\d+)</b>', made.html)
-    counts = "holds 2, does_not_hold 1, undecided 1, needs_scale 1, not_measured 2"
+    counts = "holds 1, does_not_hold 1, undecided 1, needs_scale 1, not_measured 2"
     assert ", ".join(f"{word} {n}" for word, _, n in found) == counts
     assert all(word == chosen for word, chosen, _ in found)
-    drawn = "02 · SafeDPO: 2 holds, 1 does not hold, 1 undecided, 1 needs scale, 1 not measured"
+    drawn = "02 · SafeDPO: 1 holds, 1 does not hold, 1 undecided, 1 needs scale, 1 not measured"
     alt = next(a["alt"] for t, a in Reader(made.html).tags if t == "img")
     assert alt == f"Verdicts by notebook; {drawn}; 03_x: 1 not measured"
 
@@ -366,6 +367,40 @@ def test_the_drawing_of_an_interval_puts_the_rule_where_it_is():
     dot = float(re.search(r'cx="([\d.]+)"', above).group(1))
     assert dot < float(re.search(r'<rect class="side" x="([\d.]+)"', above).group(1))
     assert 'class="range"' not in above and 'aria-label="0.4000, the rule: above 0.5"' in above
+
+
+def test_a_margin_is_drawn_on_both_sides():
+    drawn = report.drawing({"within": 0.5, "why": "x"}, 0.1, -0.2, 0.3)
+    limits = [float(x) for x in re.findall(r'class="limit" x1="([\d.]+)"', drawn)]
+    rect = re.search(r'<rect class="side" x="([\d.]+)" y="2" width="([\d.]+)"', drawn)
+    start, width = map(float, rect.groups())
+    assert limits == [start, pytest.approx(start + width)]
+    assert start < float(re.search(r'cx="([\d.]+)"', drawn).group(1)) < start + width
+    assert "the rule: within 0.5" in drawn
+
+
+def test_one_verdict_over_settings_and_its_corrected_p(tmp_path, monkeypatch):
+    """Three claims of four are counted; each shows its p, and that corrected for two."""
+    ledger = [claim("a"), claim("b"), claim("t", kind="theorem", scope="exact")]
+    monkeypatch.setattr(claims, "ledger", lambda: {c.id: c for c in ledger})
+    found = [verdict("a[keep=0.2]", "holds") | {"p": 0.01}]
+    found += [verdict("a[keep=0.4]", "undecided") | {"p": 0.2}]
+    found += [verdict("b", "holds") | {"p": 0.03}, verdict("t", "holds") | {"p": None}]
+    finished(tmp_path / "small", verdicts=found)
+    shown = report.Report(tmp_path / "small", "pages", tmp_path)
+    assert shown.claims.verdict.to_dict() == {"a": "undecided", "b": "holds", "t": "holds"}
+    assert shown.claims.p.round(6).tolist()[:2] == [0.2, 0.03]
+    corrected = claims.adjusted([0.2, 0.03])
+    assert shown.claims.adjusted.tolist()[:2] == pytest.approx(corrected)
+    assert pd.isna(shown.claims.adjusted["t"]), "a theorem is a check, and not counted"
+    told = Reader("".join(p.data for p in shown.notebooks() if isinstance(p, HTML))).articles
+    assert "over 2 settings: ? undecided" in told["a"] and "p = 0.2000" in told["a"]
+    assert f"p = 0.0300, adjusted = {corrected[1]:.4f}" in told["b"]
+    assert "mathematics: a check of the code" in told["t"]
+    kinds = shown.kinds().data
+    assert re.search(r"theorem.*kit", kinds, re.S) and "paper</td>" not in kinds
+    line = next(line for line in shown.verdict_lines().splitlines() if " b " in line)
+    assert line.split()[0] == "kit" and f"{corrected[1]:.4f}".rstrip("0") in line
 
 
 def test_formulas_of_the_notebooks_become_mathml():

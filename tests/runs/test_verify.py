@@ -336,6 +336,18 @@ def ledger(monkeypatch, tmp_path):
     claims.ledger.cache_clear()
 
 
+def test_a_line_a_claim_with_its_kind_and_both_p():
+    values = {"safedpo.unsafe": [0.001, 0.0012, 0.0011], "safedpo.helpful": [1.0, 2.0, 3.0]}
+    judged = [claims.judge(id, v) for id, v in values.items()]
+    unknown = dict(id="no.claim", verdict="undecided", value=0.1, low=None, high=None, n=1)
+    lines = list(verify.verdict_lines([{"claims": judged}, {"claims": [unknown]}]))
+    corrected = claims.adjusted([one["p"] for one in judged])
+    assert lines[0].startswith("[verdict] kit: safedpo.unsafe: holds, 0.0011, ")
+    assert lines[0].endswith(f"p = {judged[0]['p']:.4f}, adjusted p = {corrected[0]:.4f}")
+    assert "safedpo.helpful: undecided" in lines[1]
+    assert lines[2] == "[verdict] kit: no.claim: undecided, 0.1000, n = 1"
+
+
 def test_a_rule_of_the_ledger(toy, ledger):
     ledger("rule: {below: 0.005}", "rule: {below: 0.9}")
     caught(

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT
+from scipy import stats
 
 from safealign_utils import evaluate, intervals, pairs, references, train
 from safealign_utils.methods import cdpo, safedpo, selective
@@ -63,11 +64,18 @@ def test_the_ledger_speaks_to_five_papers_and_the_kit():
     for paper in ("2305.18290", "2505.20065", "2403.02475", "2507.07725", "2606.07678", "kit"):
         assert sum(paper in c.paper for c in LEDGER.values()) >= 2, paper
     assert {c.scope for c in LEDGER.values()} == set(claims.SCOPES)
+    assert {c.kind for c in LEDGER.values()} == set(claims.KINDS)
+    assert claims.LEDGER.read_text("utf-8").count("\n  kind: ") == len(LEDGER), "each says its kind"
     for c in LEDGER.values():
         assert c.paper == "kit" or re.match(r"(reading of )?\d{4}\.\d{5}", c.paper), c.id
         assert (c.evidence in ("bar", "later")) <= (c.paper == "kit"), (
             f"{c.id}: a paper's claim has a paper's evidence"
         )
+        stated = c.paper[:1].isdigit()
+        assert (c.kind == "paper") <= stated and (c.kind == "kit") <= (not stated), (
+            f"{c.id}: a paper's claim has its place; a reading of one is the kit's"
+        )
+        assert (c.kind == "theorem") <= (c.scope == "exact"), c.id
         assert c.says.endswith(".") and c.says[0].isupper() and not c.refuted_by.endswith("."), c.id
 
 
@@ -130,6 +138,10 @@ def test_what_is_open_only_at_scale_says_what_would_test_it():
             "rule: {'above': 0.0, 'below': 1.0} must be one of",
         ),
         ({"rule": {"near": 1.0}}, "must be one of {above: x}, {below: x}"),
+        ({"rule": {"within": 0.1}}, "a margin, and nothing else, has its why: in the rule"),
+        ({"rule": {"within": 0.0, "why": "x"}}, "must have a margin above 0"),
+        ({"rule": {"above": 0.5}}, "why: missing; a bar other than 0 says why it is what it is"),
+        ({"kind": "guess"}, "kind: 'guess' must be one of theorem, world, paper, kit"),
         (
             {"rule": {"above": "big"}},
             "'big'} must be one of {above: x}, {below: x}, x a finite number",
@@ -173,15 +185,24 @@ def test_an_id_twice_and_no_list_are_refused():
 
 @pytest.mark.parametrize("id", HERE)
 def test_every_rule_can_go_every_way(id):
-    ((side, limit),) = HERE[id].rule.items()
-    sign = 1 if side == "above" else -1
-    rooms = [abs(limit - end) for end in HERE[id].range if end is not None]
+    claim = HERE[id]
+    sign = -1 if claim.side == "below" else 1
+    limit = claim.limit
+    rooms = [abs(limit - end) for end in claim.range if end is not None]
+    rooms += [limit / 2] if claim.side == "within" else []
     step = min([1.0, *(room / 2 for room in rooms if room)])  # values that the claim's range allows
-    values = lambda direction: [limit + direction * sign * step * v for v in (1.0, 1.1, 0.9)]
     word = lambda v: claims.judge(id, v)["verdict"]
+    if claim.side == "within":
+        for end in (limit, -limit):
+            assert word([end * v for v in (0.1, 0.11, 0.09)]) == "holds"
+            assert word([end + np.sign(end) * step * v for v in (1.0, 1.1, 0.9)]) == "does_not_hold"
+        inside = [limit / 2 + 0.6 * limit * v for v in (-1, 0, 1)]
+        assert word(inside) == "undecided", "the interval crosses the margin"
+        return
+    values = lambda direction: [limit + direction * sign * step * v for v in (1.0, 1.1, 0.9)]
     assert (word(values(1)), word(values(-1))) == ("holds", "does_not_hold")
     assert word([limit - step, limit + 1.1 * step, limit + 0.1 * step]) == "undecided"
-    assert word(values(1)[:1]) == ("holds" if HERE[id].scope == "exact" else "undecided")
+    assert word(values(1)[:1]) == ("holds" if claim.scope == "exact" else "undecided")
 
 
 def test_exact_claims_are_judged_by_their_range():
@@ -212,9 +233,11 @@ def test_statistical_claims_are_judged_by_a_t_interval():
 
 def test_words_of_what_was_judged():
     words = lambda id, values: claims.found(claims.judge(id, values), LEDGER[id].scope)
-    assert words("safedpo.helpful", [1.0, 2.0, 3.0]) == "2.0000, -0.4841 to 4.4841, n = 3"
+    assert words("safedpo.helpful", [1.0, 2.0, 3.0]) == (
+        "2.0000, -0.4841 to 4.4841, n = 3, p = 0.2254"
+    )
     assert words("safedpo.helpful", [-0.0]) == "0.0000, n = 1"
-    assert words("safedpo.refusal", [0.01] * 3) == "0.0100, no variation, n = 3"
+    assert words("safedpo.refusal", [0.01] * 3) == "0.0100, no variation, n = 3, p < 0.0001"
     assert words("delta.same_optimum", [0.0, 0.0]) == "0.0000, 0.0000 to 0.0000, n = 2", (
         "a range of exact values"
     )
@@ -226,8 +249,8 @@ def test_no_interval_leaves_the_range_of_its_claim():
     assert 0 < share["low"] < share["value"] < share["high"] < 1
     found = claims.judge("dog_d.finds_rare", [0.9, 0.99, 1.0])
     assert found["value"] < found["high"] < 1
-    assert claims.judge("cdpo.lambda", [0.001, 0.002, 0.027])["low"] > 0
-    assert claims.judge("dog_d.safer_than_random", [-99.0, -60.0, -99.9])["low"] > -100
+    assert claims.judge("dpo.on_frontier", [0.001, 0.002, 0.027])["low"] > 0
+    assert claims.judge("dog_d.five_points_safer", [-99.0, -60.0, -99.9])["low"] > -100
     with pytest.raises(
         ValueError, match=r"claim safedpo.unsafe: values: \[0.1, 2.0\] do not all lie in 0 to 1"
     ):
@@ -249,7 +272,7 @@ def test_every_share_distance_and_divergence_has_its_range():
 
 
 def test_an_interval_found_elsewhere_is_taken_as_it_is():
-    """A bootstrap over pairs, as notebook 01 hands it over."""
+    """A bootstrap over pairs, as notebook 08 hands it over."""
     better, worse = np.arange(200) % 10 < 8, np.arange(200) % 10 < 5
     for one, two, word in (
         (better, worse, "holds"),
@@ -257,12 +280,11 @@ def test_an_interval_found_elsewhere_is_taken_as_it_is():
         (better, better, "undecided"),
     ):
         ahead = evaluate.accuracy([one - 0.5], against=[two - 0.5])
-        judged = claims.judge("dpo.beats_bag_of_words", measured=ahead)
-        assert judged["verdict"] == word and judged["n"] == 200
+        judged = claims.judge("dog_d.orders_better", measured=ahead)
+        assert (judged["verdict"], judged["n"], judged["p"]) == (word, 200, None)
         assert (judged["value"], judged["low"], judged["high"]) == ahead[:3]
     assert (
-        claims.judge("dpo.beats_bag_of_words", measured=(0.1, None, None, 1))["verdict"]
-        == "undecided"
+        claims.judge("dog_d.orders_better", measured=(0.1, None, None, 1))["verdict"] == "undecided"
     )
 
 
@@ -353,10 +375,7 @@ def test_cdpo_with_the_sign_of_the_cost_swapped(bench):
     plain, honest, broken = (
         bench.per_seed(t, cost) for t in (lambda t: t, lambda t: cdpo.relabel(t, 2.0), swapped)
     )
-    assert verdicts("fixed_lambda.cost_falls", honest - plain, broken - plain) == (
-        "holds",
-        "does_not_hold",
-    )
+    assert (honest < plain).all() and (broken > plain).all()
 
 
 def test_soft_labels_of_the_wrong_response(bench):
@@ -369,7 +388,8 @@ def test_soft_labels_of_the_wrong_response(bench):
     }
     distance = lambda seed, logp: optimum.kl(logp, best[seed])
     hard, honest, broken = (bench.per_seed(t, distance) for t in (lambda t: t, soft, wrong))
-    assert verdicts("dpo_soft.nearer_than_hard", hard - honest, hard - broken) == (
+    ratios = (intervals.log_ratio(soft, hard) for soft in (honest, broken))
+    assert verdicts("dpo_soft.nearer_than_hard", *ratios) == (
         "holds",
         "does_not_hold",
     )
@@ -428,3 +448,95 @@ def test_tied_scores_that_keep_the_first_tokens(bench):
     )
     apart = [[max((x - y).abs().max().item() for x, y in zip(plain, other))] for other in others]
     assert verdicts("selective.first_step_is_dpo", *apart) == ("holds", "does_not_hold")
+
+
+# ---------------------------------------------------------------- equivalence, several settings, many claims
+MARGIN = "cdpo.cost"  # within 0.03
+
+
+@pytest.mark.parametrize("mean", [-0.05, -0.02, 0.0, 0.01, 0.06])
+def test_within_is_two_one_sided_tests_of_scipy(mean):
+    claim, values = LEDGER[MARGIN], mean + np.random.default_rng(0).normal(0, 0.01, 6)
+    side = lambda at, way: stats.ttest_1samp(values, at, alternative=way).pvalue
+    holds, refuted = claims.one_sided(claim, lambda at: intervals.p_above(values, at))
+    assert holds == pytest.approx(max(side(0.03, "less"), side(-0.03, "greater")), abs=1e-12)
+    assert refuted == pytest.approx(min(side(0.03, "greater"), side(-0.03, "less")), abs=1e-12)
+    judged = claims.judge(MARGIN, values)
+    word = "holds" if holds < 0.025 else "does_not_hold" if refuted < 0.025 else "undecided"
+    assert judged["verdict"] == word and judged["p"] == pytest.approx(2 * min(holds, refuted))
+
+
+def simulated(id, mean, spread, n, draws=2000, seed=0):
+    """Shares of the three verdicts over samples of n seeds."""
+    g = np.random.default_rng(seed)
+    words = [claims.judge(id, mean + g.normal(0, spread, n))["verdict"] for _ in range(draws)]
+    return {word: words.count(word) / draws for word in ("holds", "does_not_hold", "undecided")}
+
+
+@pytest.mark.parametrize("spread", [0.005, 0.01])
+def test_equivalence_is_claimed_wrongly_in_one_of_forty(spread):
+    """At the margin itself, by simulation: 2.5 %, within four standard errors."""
+    found = simulated(MARGIN, 0.03, spread, 8)
+    assert found["holds"] < 0.025 + 4 * (0.025 * 0.975 / 2000) ** 0.5
+    assert found["does_not_hold"] < 0.025 + 4 * (0.025 * 0.975 / 2000) ** 0.5
+    assert simulated(MARGIN, 0.0, spread, 8)["holds"] > 0.95, "and where it is so, it is seen"
+    assert simulated(MARGIN, -0.06, spread, 8)["does_not_hold"] > 0.95, "on either side"
+
+
+def test_a_wide_interval_around_0_is_no_equivalence():
+    """What the rule by intervals that hold 0 got wrong: noise is not sameness."""
+    assert claims.judge(MARGIN, [-0.5, 0.5, -0.4, 0.4])["verdict"] == "undecided"
+
+
+def settings_of(*groups):
+    return [claims.judge(MARGIN, v, cost_limit=float(i)) for i, v in enumerate(groups)]
+
+
+def test_a_claim_over_settings_has_one_verdict():
+    claim = LEDGER[MARGIN]
+    near, wide, far = [0.001, 0.002, -0.001], [-0.1, 0.1, 0.02], [0.2, 0.21, 0.19]
+    for groups, word in (
+        ((near, near), "holds"),
+        ((near, wide), "undecided"),
+        ((near, far), "does_not_hold"),
+        ((wide, far), "does_not_hold"),
+        ((near,), "holds"),
+    ):
+        judged = settings_of(*groups)
+        both = claims.together(claim, judged)
+        assert (both["id"], both["verdict"]) == (MARGIN, word), groups
+        assert both["at"] in [one["id"] for one in judged]
+    holds = claims.together(claim, settings_of(near, [0.01, 0.012, 0.008]))
+    assert holds["p"] == max(one["p"] for one in settings_of(near, [0.01, 0.012, 0.008]))
+    refuted = claims.together(claim, settings_of(far, near, near))
+    assert refuted["p"] == pytest.approx(3 * settings_of(far)[0]["p"]), "times their number"
+    alone = claims.together(claim, settings_of(near))
+    assert alone["p"] == settings_of(near)[0]["p"]
+
+
+def test_exact_claims_over_settings():
+    claim = LEDGER["delta.same_optimum"]
+    judged = [claims.judge(claim.id, v, at=i) for i, v in enumerate(([0.0], [0.002]))]
+    assert claims.together(claim, judged)["verdict"] == "does_not_hold"
+    assert claims.together(claim, judged[:1])["verdict"] == "holds"
+
+
+def test_many_claims_are_corrected_for():
+    p = [0.001, None, 0.04, 0.03, 0.5]
+    known = stats.false_discovery_control([0.001, 0.04, 0.03, 0.5], method="bh")
+    assert claims.adjusted(p) == [known[0], None, known[1], known[2], known[3]]
+    assert claims.adjusted(p)[2] > 0.05 > p[2], "decided alone, not among four"
+    assert claims.adjusted([None]) == [None] and claims.adjusted([]) == []
+
+
+def test_among_claims_without_effect_few_are_decided():
+    """Families of 40 claims of which 10 are so: wrong verdicts among the decided, on average."""
+    g, wrong = np.random.default_rng(1), []
+    effect = np.where(np.arange(40) < 10, 1.0, 0.0)
+    for _ in range(150):
+        values = effect[:, None] + g.normal(0, 0.6, (40, 8))
+        p = claims.adjusted([claims.judge("dpo_safebetter.more_helpful", v)["p"] for v in values])
+        decided = np.array(p) < 0.05
+        false = decided & (effect == 0)
+        wrong.append(false.sum() / max(1, decided.sum()))
+    assert np.mean(wrong) < 0.05 + 3 * np.std(wrong) / len(wrong) ** 0.5

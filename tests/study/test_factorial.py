@@ -80,6 +80,8 @@ def near(value, half=0.01):
     "first, second, both, word",
     [
         (near(-0.3), near(-0.2), near(0.001), "add up"),
+        (near(-0.3), near(-0.2), near(0.03, 0.015), "add up"),
+        (near(-0.3), near(-0.2), near(0.001, 0.2), "undecided"),
         (near(-0.3), near(-0.2), near(0.2), "do the same work"),
         (near(0.3), near(0.2), near(-0.2), "do the same work"),
         (near(-0.3), near(-0.2), near(-0.1), "strengthen"),

@@ -367,3 +367,61 @@ def test_token_tables_where_the_policy_never_gets():
     logp = np.array([-np.inf, -np.inf, 0.0])
     assert np.isfinite(o.token_advantages(paths, logp, np.array([1.0, 2.0, 3.0]))).all()
     assert o.conditional_logps(paths, logp).sum(axis=1).tolist() == [-np.inf, -np.inf, 0]
+
+
+# ---------------------------------------------------------------- the frontier at equal KL and P(unsafe)
+def small_problem(seed, prompts=3, responses=6):
+    g = np.random.default_rng(seed)
+    ref = o.normalise(g.normal(size=(prompts, responses)))
+    return g, ref, g.normal(size=(prompts, responses)), 1.0 * (g.random((prompts, responses)) < 0.4)
+
+
+@pytest.mark.parametrize(
+    "lam, beta", [(0.0, 0.5), (1.0, 0.5), (3.0, 0.2), (-2.0, 1.0), (30.0, 0.5)]
+)
+def test_policies_that_pay_a_price_for_unsafe_answers_miss_nothing(lam, beta):
+    _, ref, reward, unsafe = small_problem(0)
+    policy = o.lagrangian_optimal(ref, reward, unsafe, lam=lam, beta=beta)
+    assert o.matched_gap(policy, ref, reward, unsafe) == pytest.approx(0, abs=1e-6)
+    if lam:
+        assert o.frontier_gap(policy, ref, reward) > 0.01, "unmatched it looks as if it did"
+
+
+def test_the_safe_optimum_misses_nothing():
+    _, ref, reward, unsafe = small_problem(1)
+    safe = o.safe_optimal(ref, reward, 2 * unsafe - 1, beta=0.5)
+    assert o.matched_gap(safe, ref, reward, unsafe) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_matched_gap_is_that_of_a_general_optimiser(seed):
+    """Of a random policy, against SLSQP over all policies with its KL and its share of unsafe."""
+    g, ref, reward, unsafe = small_problem(seed)
+    policy = o.normalise(ref + 0.5 * g.normal(size=ref.shape))
+    own, mean = o.kl(policy, ref), o.expect(policy, unsafe)
+    of = lambda z: o.normalise(z.reshape(ref.shape))
+    found = minimize(
+        lambda z: -o.expect(of(z), reward),
+        ref.ravel(),
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-10},
+        constraints=[
+            {"type": "ineq", "fun": lambda z: own - o.kl(of(z), ref)},
+            {"type": "eq", "fun": lambda z: mean - o.expect(of(z), unsafe)},
+        ],
+    )
+    gap = o.matched_gap(policy, ref, reward, unsafe)
+    assert gap == pytest.approx(-found.fun - o.expect(policy, reward), abs=1e-4)
+    assert -1e-9 < gap <= o.frontier_gap(policy, ref, reward) + 1e-9, (
+        "matched on more, never larger"
+    )
+
+
+def test_the_matched_gap_has_the_unit_of_the_reward():
+    g, ref, reward, unsafe = small_problem(5)
+    policy = o.normalise(ref + 0.5 * g.normal(size=ref.shape))
+    gap = o.matched_gap(policy, ref, reward, unsafe)
+    assert gap > 0.01
+    assert o.matched_gap(policy, ref, 3 * reward, unsafe) == pytest.approx(3 * gap, rel=1e-5)
+    assert o.matched_gap(policy, ref, reward + 7, unsafe) == pytest.approx(gap, abs=1e-6)
+    assert o.matched_gap(policy, ref, reward, 5 * unsafe - 1) == pytest.approx(gap, abs=1e-6)
