@@ -83,8 +83,10 @@ def open_model(parameter, name, revision, network_of):
     place, options = hub.located(name, revision, parameter=parameter)
     with loading(what, name, revision):
         if os.path.isdir(place):
-            check_folder(what, place)
+            check_files_of(what, place)
         check_no_adapter(what, place, options)
+        if os.path.isdir(place):
+            check_config(what, place)
         if is_folder:
             weight_files(what, name)
         config = transformers.AutoConfig.from_pretrained(place, **options)
@@ -98,16 +100,22 @@ def open_model(parameter, name, revision, network_of):
     return Opened(what, name, revision, place, options, config, tokenizer, network)
 
 
-def check_folder(what, folder):
-    """Refuse a folder with a file that would hold the process, a config.json that is none, and one
-    of sizes that nobody trains: a network is built of it."""
+def check_files_of(what, folder):
+    """Refuse a folder with a file that would hold the process."""
     for file in sorted(Path(folder).iterdir()):
         if os.path.isfile(file) and file.suffix == ".json":
             boundary.open_file(file, f"{what}: {file.name}", MOST_TOKENIZER).close()
         elif os.path.exists(file) and not os.path.isdir(file):
             boundary.open_file(file, f"{what}: {file.name}").close()
+
+
+def check_config(what, folder):
+    """Refuse a config.json that is none, and one of sizes that nobody trains: a network is built
+    of it."""
     if not os.path.isfile(Path(folder) / "config.json"):
-        raise Refusal(f"{what}: cannot be loaded (it holds no config.json); {FIX}")
+        why = "it holds no config.json, nor weights in .safetensors"
+        why = why if not any(Path(folder).glob("*.safetensors")) else "it holds no config.json"
+        raise Refusal(f"{what}: cannot be loaded ({why}); {FIX}")
     config = boundary.read_json(Path(folder) / "config.json", f"{what}: config.json")
     if not isinstance(config, dict):
         raise Refusal(f"{what}: config.json holds no names; save the model again")

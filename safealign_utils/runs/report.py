@@ -194,7 +194,8 @@ class Report:
         for verdict in self.runs[name]["claims"]:
             id, _, setting = verdict["id"].partition("[")
             home = self.ledger[id].notebook if id in self.ledger else name
-            yield verdict | dict(id=id, setting=setting.rstrip("]"), notebook=home)
+            own = dict(id=id, setting=setting.rstrip("]"), notebook=home)
+            yield {"p": None} | verdict | own  # older records say no p
 
     def _verdicts(self):
         """A row for each verdict of the records, then one for each claim that has none."""

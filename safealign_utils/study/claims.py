@@ -271,7 +271,7 @@ def together(claim, judged):
     """
     words = {one["verdict"] for one in judged}
     if any(one["p"] is None for one in judged):
-        some = ("does_not_hold", "undecided", "needs_scale", "holds")
+        some = ("does_not_hold", "undecided", "needs_scale", "holds", "not_measured")
         verdict = next(word for word in some if word in words)
         one = next(one for one in judged if one["verdict"] == verdict)
         return one | dict(id=claim.id, at=one["id"], verdict=verdict)

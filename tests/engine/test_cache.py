@@ -141,7 +141,14 @@ def cached(world, tokens, reference):
         scorer_training.train_cost: (
             "policy",
             scorer,
-            dict(reference=policies[0], table=other_table, max_length=[], **OTHER_STEPS, lora=2),
+            dict(
+                reference=policies[0],
+                table=other_table,
+                max_length=[],
+                loss=["equal_status", "hinge"],
+                **OTHER_STEPS,
+                lora=2,
+            ),
             ["training"],
         ),
         ppo.ppo_lagrangian: (
@@ -209,6 +216,7 @@ class Asked(Exception):
 def key_of(monkeypatch, fresh_cache):
     """A function (function, kind, arguments) -> what the cache is asked for."""
     found = []
+    monkeypatch.setattr(scorer_training, "FEWEST", 1)  # a small table has a unit, too
 
     def ask(function, kind, arguments):
         def load(asked_kind, key):

@@ -146,7 +146,7 @@ def test_derived_values_in_the_parameters_cell_are_refused(toy, tmp_path, capsys
 
 def test_unreadable_and_unknown_notebooks(toy, tmp_path, capsys):
     (tmp_path / "x.ipynb").write_text("{")
-    assert "not a readable notebook" in refusal(toy, capsys, book=tmp_path / "x.ipynb")
+    assert "x.ipynb', line 1: not JSON" in refusal(toy, capsys, book=tmp_path / "x.ipynb")
     assert "01_dpo_basics" in refusal(toy, capsys, book="02_nothing")
     bare = notebook(tmp_path / "bare.ipynb", 'profile: str = "small"', BODY)
     assert "out_dir" in refusal(toy, capsys, book=bare)
