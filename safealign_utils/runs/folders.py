@@ -3,6 +3,7 @@ limits that leave it room. Nothing is left behind by a look."""
 
 import contextlib
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def check_out(out):
 
 def check_cache():
     """Refuse a cache that cannot be written, or of which a part belongs to somebody else; a machine
-    without a temporary folder; limits under which no kernel runs."""
+    without a temporary folder; limits, and a Python, under which no kernel runs."""
+    _check_docstrings()
     _check_temporary()
     _check_limits()
     fix = "set SAFEALIGN_CACHE to a folder of yours"
@@ -63,6 +65,11 @@ def _check_temporary():
     except OSError:
         asked, fix = f"TMPDIR={os.environ.get('TMPDIR', '')!r}", "set it to a folder of yours"
         raise Refusal(f"{asked}: no temporary folder can be written; {fix}") from None
+
+
+def _check_docstrings():
+    if sys.flags.optimize > 1:
+        raise Refusal("python -OO: transformers reads its own docstrings; use -O, or leave it out")
 
 
 def _check_limits():

@@ -51,8 +51,7 @@ def test_no_check_of_the_package_is_an_assert():
         assert not found, (file, found)
 
 
-@pytest.mark.parametrize("option", ["-O", "-OO"])
-def test_checks_hold_without_asserts_and_docstrings(option, tmp_path):
+def test_checks_hold_without_asserts(tmp_path):
     """A refused parameter, and a check of a notebook that fails."""
     code = (
         "from safealign_utils.runs import cli\n"
@@ -63,7 +62,7 @@ def test_checks_hold_without_asserts_and_docstrings(option, tmp_path):
         "except Exception as error:\n"
         "    print(type(error).__name__, error)\n"
     )
-    words = [sys.executable, option, "-c", code]
+    words = [sys.executable, "-O", "-c", code]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.startswith("2\n") and "beta" in done.stderr, done.stderr
     assert "one is two" in done.stdout, done.stdout
