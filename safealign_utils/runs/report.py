@@ -268,8 +268,6 @@ class Report:
         text += "*adjusted* p is that of Benjamini and Hochberg, over the claims judged here."
         if missing:
             text += f"\n\n> **Not here:** {missing}. `{self.again}` runs those only."
-        for name, why in self.odd.items():
-            text += f"\n\n> **Left out:** {name}, as {escape(why)}"
         if codes > 1:
             text += f"\n\n> **Mixed code:** made by {codes} versions of the package. "
             text += f"`{self.again}` runs again what is out of date."

@@ -181,14 +181,8 @@ def read(folder):
         _RECORD.validate_python(record, strict=True)
     except ValueError:
         return None
-    return None if strangers(folder, record) else record
-
-
-def strangers(folder, record):
-    """What a record names as its tables and figures, and is no plain file of its own folder."""
-    parts = [record.get("tables", []), record.get("figures", [])]
-    named = [name for part in parts for name in (part if isinstance(part, list) else [part])]
-    return [name for name in named if own_file(folder, name) is None]
+    files = [*record["tables"], *record["figures"]]
+    return record if all(own_file(folder, file) for file in files) else None
 
 
 def own_file(folder, name):
