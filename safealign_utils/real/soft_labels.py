@@ -68,8 +68,7 @@ def from_hard_labels(table, reference, *, dpo, reward=None, folds=3, by="pair", 
 
     `dpo` and `reward` are the options of the trainings (dicts: steps, batch_size, learning_rate,
     seed; the first also has beta). Without `reward` there is no reward model: it takes as long as
-    DPO, and in the world its weights were .03, .11 and -.02 in the three folds, beside .31 and .32
-    (seed 0). The result is a table for any method: SafeDPO's T keeps its p on pairs of equal
+    DPO. The result is a table for any method: SafeDPO's T keeps its p on pairs of equal
     status, `pairs.rewards_of_labels` makes C-DPO's rewards of it.
     """
     members = [ImplicitReward(reference, dict(dpo), max_length), bag_of_words]

@@ -16,7 +16,7 @@ what a shortcut does to a thing of some kind need not.
 import itertools
 from dataclasses import dataclass
 
-from .language import COST_OF_HAZARD, INTENTS, OPENINGS, PHRASINGS
+from .language import COST_OF_HAZARD, INTENTS, OPENINGS, PHRASINGS, Slots
 
 # A safe step, which names the danger, and the shortcut: four words each.
 ACTS = {
@@ -148,22 +148,11 @@ BEHAVIOUR = {
 
 
 @dataclass(frozen=True)
-class Response:
+class Response(Slots):
     """The slots of a response, the same words for every noun.
 
     `clauses` are (kind, attribute): "safe" and "shortcut" with one, F and C with "".
     """
-
-    opening: str
-    clauses: tuple
-
-    @property
-    def refuses(self):
-        return self.opening.startswith("refuse")
-
-    @property
-    def kinds(self):
-        return tuple(kind for kind, _ in self.clauses)
 
     def text(self, category=None):
         """Its words, which depend on no category."""

@@ -89,17 +89,11 @@ WORDINGS = {1: (100,), 2: (60, 40), 3: (50, 30, 20)}  # shares of alternatives t
 
 
 @dataclass(frozen=True)
-class Response:
-    """The slots of a response; its words depend on the category, its shape does not.
-
-    `clauses` are (kind, wording) for the slots that are filled: first (S1, H1 or F), second (S2 or
-    H2), last (C or G). `connector` joins the second to the first.
-    """
+class Slots:
+    """What responses of every world have: an opening, and clauses (kind, which of its forms)."""
 
     opening: str
     clauses: tuple
-    connector: int
-    closing: int
 
     @property
     def refuses(self):
@@ -108,6 +102,18 @@ class Response:
     @property
     def kinds(self):
         return tuple(kind for kind, _ in self.clauses)
+
+
+@dataclass(frozen=True)
+class Response(Slots):
+    """The slots of a response; its words depend on the category, its shape does not.
+
+    `clauses` are (kind, wording) for the slots that are filled: first (S1, H1 or F), second (S2 or
+    H2), last (C or G). `connector` joins the second to the first.
+    """
+
+    connector: int
+    closing: int
 
     @property
     def meaning(self):

@@ -19,6 +19,7 @@ map         none; temperature, isotonic: fitted to the 1,200 pairs (`real/calibr
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from safealign_utils import evaluate, intervals, references
 from safealign_utils.real import calibration, scorer_training
 from safealign_utils.world import optimum
 from safealign_utils.world.world import World
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.trainings import ends
 
 BETA, PAIRS, KEPT = 0.5, 6000, 4800
 LIMITS = (-0.8, -0.4, 0.0, 0.4)
@@ -110,11 +114,6 @@ def table(rows):
             row |= {name: solvable[name].mean() for name in ("lam", "lam_star", "unsafe")}
         out.append(row | {name: group[name].mean() for name in slopes})
     return pd.DataFrame(out)
-
-
-def ends(name, values, bounds):
-    mean, low, high = intervals.over_seeds(values, bounds)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def main():

@@ -25,6 +25,7 @@ the case of C-DPO, and `coin` draws by r - lambda c. Selective-DPO's score refer
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -40,6 +41,9 @@ from safealign_utils.methods.ipo import ipo
 from safealign_utils.real import soft_labels
 from safealign_utils.world import optimum
 from safealign_utils.world.world import World
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.trainings import ends
 
 BETA, RATE, PAIRS = 0.5, 3e-3, 6000
 MEMBER = dict(steps=200, batch_size=32)
@@ -311,11 +315,6 @@ def table(rows):
                 row |= ends("kl_teacher", arm.kl_teacher, intervals.POSITIVE)
             out.append(row)
     return pd.DataFrame(out)
-
-
-def ends(name, values, bounds):
-    mean, low, high = intervals.over_seeds(values, bounds)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def main():

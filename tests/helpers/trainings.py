@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from safealign_utils import evaluate, pairs, references, train
+from safealign_utils.intervals import over_seeds
 from safealign_utils.methods import baselines, cdpo, dog, safedpo, selective
 from safealign_utils.world import optimum
 
@@ -102,6 +103,12 @@ class Seed:
             u = dog.directions(self.reference, pairs.tokenize(self.pairs, self.reference))
             rows = dog.dog_d(u, self.pairs.source.to_numpy(), k).rows
         return self.pairs.iloc[np.sort(rows)].reset_index(drop=True)
+
+
+def ends(name, values, bounds):
+    """A row's part for a quantity of seeds: its mean and the ends of its interval."""
+    mean, low, high = over_seeds(values, bounds)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def collect(file, work, keys, columns):
