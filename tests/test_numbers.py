@@ -152,8 +152,8 @@ def test_a_number_without_source_is_found():
 
 
 # ---------------------------------------------------------------- FINDINGS: by the tables of each section
-def derived():
-    """What follows from a committed table: C-DPO's errors by seed, mean and interval."""
+def errors_by_seed():
+    """C-DPO's errors by seed, mean and interval: they follow from a committed table."""
     from safealign_utils.intervals import POSITIVE, over_seeds
 
     kkt, rows = pd.read_csv(TABLES / "03_kkt_full.csv"), []
@@ -162,6 +162,20 @@ def derived():
             row = dict(zip(("value", "low", "high"), over_seeds(off, POSITIVE)))
             rows.append({"limit": limit, "lam_star": of.lam_star.mean(), **row})
     return [pd.DataFrame(rows)]
+
+
+def across():
+    """Committed tables with what stands in several of their rows in one, as the page shows them."""
+    worlds = pd.read_csv(TABLES / "two_worlds.csv")
+    costs = pd.read_csv(TABLES / "cost_model.csv")
+    seen = dict(columns=["world", "split", "read"], values=["reward", "unsafe", "tv_opt"])
+    return [
+        worlds.pivot(index="method", **seen),
+        costs.pivot(index=["loss", "map"], columns="limit", values="cost"),
+    ]
+
+
+FOLLOWS = {"errors by seed": errors_by_seed, "across": across}
 
 
 @functools.cache
@@ -173,7 +187,8 @@ def sources(section):
     files = sorted(f.name for f in TABLES.iterdir() if f.suffix in (".csv", ".txt"))
     names = tuple(f for f in files if any(f.startswith(start) for start in starts))
     assert names, section
-    return prose.Sources(names, derived if "derived" in starts else list)
+    more = [frames for name, frames in FOLLOWS.items() if name in starts]
+    return prose.Sources(names, *more)
 
 
 def lines(said):
@@ -197,7 +212,7 @@ def test_the_numbers_of_findings_that_are_not_found_with_their_neighbours_are_li
 
 def test_most_of_findings_is_found_with_its_neighbours():
     found = Counter(x.found for x in findings())
-    assert found["strong"] > 0.6 * len(findings()), found  # of two seeds no interval is given
+    assert found["strong"] > 0.65 * len(findings()), found
 
 
 def test_a_number_of_findings_changed_by_hand_is_found():
