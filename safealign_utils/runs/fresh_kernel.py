@@ -9,7 +9,9 @@ import atexit
 import contextlib
 import multiprocessing
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import uuid
 from multiprocessing import forkserver
@@ -23,6 +25,7 @@ from ..engine import cache
 
 PRELOAD = [__name__.replace("fresh_kernel", "preload"), __name__]
 _lock = threading.Lock()  # while the server is started the whole process stands in another folder
+LONGEST = 90  # bytes of a folder's path; a socket's whole path may have 107
 _code = []  # hash of the source as the server was started, and started again
 
 
@@ -48,14 +51,31 @@ def _is_running(child):
 
 
 class Manager(AsyncKernelManager):
-    """Starts kernels by a fork, where they are the same as new ones."""
+    """Starts kernels by a fork, where they are the same as new ones; speaks with them in private.
+
+    A port that was found free may be another kernel's when it is bound, and whoever is on the
+    machine can listen there; so the sockets lie in a folder of their own, for this user alone.
+    """
 
     async def _async_pre_start_kernel(self, **options):
         self.kernel_id = self.kernel_id or str(uuid.uuid4())
         if sys.platform == "linux" and not self.kernel_spec.metadata.get("kernel_provisioner"):
             given = dict(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec)
             self.provisioner = _Provisioner(parent=self, **given)
+            self._use_sockets()
         return await super()._async_pre_start_kernel(**options)
+
+    def _use_sockets(self):
+        folder = tempfile.mkdtemp(prefix="kernel.")
+        if len(os.fsencode(folder)) > LONGEST:
+            os.rmdir(folder)
+        else:
+            self.transport, self.ip = "ipc", f"{folder}/socket"
+
+    def cleanup_ipc_files(self):
+        super().cleanup_ipc_files()
+        if self.transport == "ipc":
+            shutil.rmtree(os.path.dirname(self.ip), ignore_errors=True)
 
 
 class _Provisioner(LocalProvisioner):
@@ -67,6 +87,9 @@ class _Provisioner(LocalProvisioner):
         multiprocessing.current_process().daemon = False  # as Dask's workers are: may have children
         folder = options.get("cwd") or os.getcwd()
         self.process = _Kernel(cmd[cmd.index("-f") :], options["env"], folder)
+        self.process.leftovers = [self.parent.connection_file]
+        if self.parent.transport == "ipc":
+            self.process.leftovers.append(os.path.dirname(self.parent.ip))
         self.process.start()
         self.pid = self.pgid = self.process.pid
         return self.connection_info
@@ -80,6 +103,7 @@ class _Kernel(multiprocessing.get_context("forkserver").Process):
     def __init__(self, arguments, environment, folder):
         super().__init__(daemon=True)
         self.given = arguments, environment, folder
+        self.leftovers = []  # what whoever asked for it would have removed
 
     def poll(self):
         return self.exitcode
@@ -110,14 +134,20 @@ class _Kernel(multiprocessing.get_context("forkserver").Process):
         numpy.random.seed()  # random numbers start anywhere; Python's do so after a fork
         torch.seed()
         atexit.unregister(os._exit)
-        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+        threading.Thread(target=_end_with, args=[os.getppid(), self.leftovers], daemon=True).start()
         IPKernelApp.launch_instance(arguments)
         atexit._run_exitfuncs()  # those of the notebook, which a forked process would leave out
 
 
-def _end_with(server):
-    """End when the fork server or the process that asked for this kernel has ended."""
+def _end_with(server, leftovers):
+    """End when the fork server or the process that asked for this kernel has ended; what the latter
+    would have removed is removed here."""
     parent = multiprocessing.parent_process().sentinel
     while os.getppid() == server and not wait([parent], timeout=1):
         pass
+    if wait([parent], timeout=0):
+        for path in leftovers:
+            remove = shutil.rmtree if os.path.isdir(path) else os.remove
+            with contextlib.suppress(OSError):
+                remove(path)
     os._exit(1)

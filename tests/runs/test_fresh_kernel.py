@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -127,6 +130,59 @@ if len(open({str(pids)!r}).read().split()) == 1:
     one, two = map(int, pids.read_text().split())
     assert one != two and not alive(one) and not alive(two)
     assert [p.name for p in (tmp_path / "out").iterdir()] == [Path(outcome.folder).name]
+
+
+def test_a_kernel_is_spoken_with_in_private(tmp_path, monkeypatch):
+    """Its sockets lie in a folder that nobody else enters, no port is open, and nothing is left."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen = tmp_path / "seen"
+    look = f"""import os, pathlib, stat, json
+from ipykernel.kernelapp import IPKernelApp
+app = IPKernelApp.instance()
+folder = pathlib.Path(app.ip).parent
+mode = stat.S_IMODE(folder.stat().st_mode)
+pathlib.Path({str(seen)!r}).write_text(json.dumps([app.transport, str(folder), mode]))"""
+    path = notebook(tmp_path / "toy.ipynb", CELL, look, WRITE)
+    assert pool.work(pool.Job(str(path), out=str(tmp_path / "out"))).ran
+    transport, folder, mode = json.loads(seen.read_text())
+    assert (transport, mode) == ("ipc", 0o700)
+    assert Path(folder).parent == tmp_path and not Path(folder).exists()
+
+
+def test_a_long_temporary_path_is_no_fault(tmp_path, monkeypatch):
+    """The path of a socket has 107 bytes: where they do not do, ports are used."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    path = notebook(tmp_path / "toy.ipynb", CELL, WRITE)
+    assert pool.work(pool.Job(str(path), out=str(tmp_path / "out"))).ran
+    assert not list(deep.glob("kernel.*"))
+
+
+def test_a_killed_command_leaves_no_sockets(tmp_path):
+    """The kernel removes them, and the file that says where they are, as it sees the command end."""
+    temporary, started = tmp_path / "tmp", tmp_path / "started"
+    temporary.mkdir()
+    wait = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)"
+    path = notebook(tmp_path / "toy.ipynb", CELL, wait)
+    words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", str(path)]
+    command = subprocess.Popen(
+        [*words, "--out", str(tmp_path / "out")], env=os.environ | {"TMPDIR": str(temporary)}
+    )
+
+    def left():
+        return [path for name in ("kernel.*", "*.json") for path in temporary.glob(name)]
+
+    until = time.monotonic() + 120
+    while not started.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert started.exists() and len(left()) == 2
+    command.kill()
+    command.wait()
+    until = time.monotonic() + 30
+    while left() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not left()
 
 
 def test_many_runs_leave_no_files_open(tmp_path):
