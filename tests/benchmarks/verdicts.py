@@ -1,11 +1,12 @@
 """One table of verdicts, a row a claim and below it its settings, from the records of finished runs.
 
-    python tests/benchmarks/verdicts.py FOLDER... --frozen COMMIT [--csv FILE] [--counts FILE]
+    python tests/benchmarks/verdicts.py FOLDER... --frozen COMMIT [--earlier TABLE] [--csv FILE] [--counts FILE]
 
 FOLDER: one that holds record.json, or runs that do; COMMIT: the one whose rules judged. p is two-sided, for the value
 against its bar; `adjusted_p` is Benjamini and Hochberg's, over all claims with a p, theorems and properties of the
 world apart. `confirmed` is the verdict that stands after that correction. `detectable`: how far from its bar a value
 would have had to be to be decided in four of five repetitions, for what is undecided (power; same seeds, same noise).
+`--earlier`: a table of this command; what it has of the same rules stands where FOLDER has no record of the notebook.
 `--counts` writes the claims by kind and verdict, before (the rules of then on seeds 0 to 2, `verdicts_full.csv`) and
 after.
 """
@@ -21,6 +22,7 @@ from safealign_utils import intervals
 from safealign_utils.study import claims
 from safealign_utils.study.records import COMMITTED
 
+DECIDING = ("holds", "does_not_hold", "undecided")
 COLUMNS = "claim kind setting verdict confirmed value low high n p adjusted_p detectable rule notebook frozen"
 
 
@@ -64,16 +66,30 @@ def confirmed(verdict, p):
     return "undecided" if decided and p is not None and p >= 1 - intervals.LEVEL else verdict
 
 
-def table(judged, frozen):
-    """The table of `judged` {claim: verdicts}, over the whole ledger."""
-    groups = [rows_of(claim, judged.get(id, [])) for id, claim in claims.ledger().items()]
-    corrected = claims.summary({id: rows for id, rows in judged.items() if id in claims.ledger()})
-    for head in (rows[0] for rows in groups):
-        adjusted = corrected.get(head["claim"], {}).get("adjusted")
+def table(judged, frozen, earlier=None):
+    """The table of `judged` {claim: verdicts}, over the whole ledger, and of `earlier` {claim: rows}."""
+    earlier, ledger = earlier or {}, claims.ledger()
+    groups = [
+        earlier[id] if id in earlier and not judged.get(id) else rows_of(claim, judged.get(id, []))
+        for id, claim in ledger.items()
+    ]
+    heads = [rows[0] for rows in groups]
+    counted = [head["p"] if head["kind"] in claims.COUNTED else None for head in heads]
+    for head, adjusted in zip(heads, claims.adjusted(counted), strict=True):
         head["adjusted_p"] = adjusted
         head["confirmed"] = confirmed(head["verdict"], adjusted)
     out = pd.DataFrame([row | {"frozen": frozen} for rows in groups for row in rows])
     return out[COLUMNS.split()]
+
+
+def earlier_rows(file, frozen):
+    """{claim: its rows} of a table that the same rules judged, what they did not judge left out."""
+    table = pd.read_csv(file)
+    if {*table.frozen} != {frozen}:
+        raise SystemExit(f"--earlier {file}: judged by {', '.join({*table.frozen})}, not {frozen}")
+    table = table.astype(object).where(table.notna(), None)
+    groups = {id: rows.to_dict("records") for id, rows in table.groupby("claim", sort=False)}
+    return {id: rows for id, rows in groups.items() if rows[0]["verdict"] in DECIDING}
 
 
 def counts(table):
@@ -106,10 +122,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", help="of records")
     parser.add_argument("--frozen", required=True, help="commit whose rules judged")
+    parser.add_argument("--earlier", default="", help="table of other notebooks, the same rules")
     parser.add_argument("--csv", default="", help="write the table there")
     parser.add_argument("--counts", default="", help="write the counts there")
     args = parser.parse_args()
-    found = table(claims.by_claim(records_of(args.folders)), args.frozen)
+    earlier = earlier_rows(args.earlier, args.frozen) if args.earlier else {}
+    found = table(claims.by_claim(records_of(args.folders)), args.frozen, earlier)
     if args.csv:
         found.to_csv(args.csv, index=False, float_format="%.6g")
     shown = found[found.confirmed.notna() & found.value.notna()]

@@ -137,3 +137,21 @@ def test_the_list_of_changed_rules_is_that_of_the_ledger():
         assert row.new_rule == f"{claim.metric}: {bar}", row.claim
         assert (row.change == "new") == (not isinstance(row.old_rule, str)), row.claim
         assert row.change != "changed" or row.old_rule != row.new_rule, row.claim
+
+
+def test_notebooks_judged_earlier_stand(tmp_path):
+    """Rows of a table by the same rules, where there is no newer record; p is corrected over all."""
+    once = verdicts.table(
+        claims.by_claim(records(**{"safedpo.unsafe": [0.001, 0.002, 0.0015]})), "f00"
+    )
+    once.to_csv(tmp_path / "once.csv", index=False)
+    with pytest.raises(SystemExit, match="judged by f00, not bad"):
+        verdicts.earlier_rows(tmp_path / "once.csv", "bad")
+    earlier = verdicts.earlier_rows(tmp_path / "once.csv", "f00")
+    assert list(earlier) == ["safedpo.unsafe"]
+    newer = claims.by_claim(records(**{"safedpo.helpful": [1.5, 1.6, 1.4]}))
+    both = verdicts.table(newer, "f00", earlier).set_index("claim")
+    found = {"safedpo.unsafe": [0.001, 0.002, 0.0015], "safedpo.helpful": [1.5, 1.6, 1.4]}
+    at_once = verdicts.table(claims.by_claim(records(**found)), "f00").set_index("claim")
+    for name in ("value", "p", "adjusted_p"):
+        np.testing.assert_allclose(both.loc[list(found), name], at_once.loc[list(found), name])
