@@ -99,8 +99,11 @@ class Worker:
         self.answer, answers = os.pipe()
         self.pid = os.fork()
         if not self.pid:
-            os.close(self.ask), os.close(self.answer)
-            self._serve(os.fdopen(asked), os.fdopen(answers, "w"))
+            try:
+                os.close(self.ask), os.close(self.answer)
+                self._serve(os.fdopen(asked), os.fdopen(answers, "w"))
+            finally:  # what no verdict was made of is the death of this process, and of no other
+                os._exit(70)
         os.close(asked), os.close(answers)
 
     def _serve(self, asked, answers):
@@ -114,7 +117,6 @@ class Worker:
             verdict, words = one(reader, int(index), self.seed, self.work)
             answers.write(f"{verdict} {words[-4000:].encode('unicode_escape').decode()}\n")
             answers.flush()
-        os._exit(0)
 
     def send(self, name):
         if self.pid is None:

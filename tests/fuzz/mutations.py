@@ -68,7 +68,8 @@ def values(rng, of, times=None):
             inside[rng.choice(TEXTS)[:300]] = inside.pop(key)
         else:
             other, name = rng.choice(places)
-            inside[key] = copy.deepcopy(other.get(name) if isinstance(other, dict) else None)
+            doubled = other.get(name) if isinstance(other, dict) else None
+            inside[key] = json.loads(json.dumps(doubled))  # of what deepcopy is too deep for
     return out
 
 

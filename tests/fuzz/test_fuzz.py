@@ -60,6 +60,21 @@ def test_the_harness_sees_what_must_not_be(tmp_path, monkeypatch):
     assert "IndexError" in next(words for name, verdict, words in bad if verdict == "uncaught")
 
 
+def test_what_no_verdict_is_made_of_ends_no_other_process(monkeypatch):
+    """An input that ends its process, or that cannot be made, is a death; the harness goes on."""
+
+    def unmade(rng, folder):
+        raise RecursionError
+
+    made = {"ends": (1, lambda rng, folder: lambda: sys.exit(3)), "unmade": (1, unmade)}
+    made["taken"] = (1, lambda rng, folder: lambda: None)
+    monkeypatch.setattr(readers, "READERS", made)
+    monkeypatch.setattr(readers, "prepare", lambda folder: None)
+    found, bad = harness.fuzz(["ends/0", "taken/0", "unmade/0", "taken/1"], seed=0, workers=1)
+    assert dict(found["taken"]) == {"taken": 2} and len(bad) == 2
+    assert found["ends"] == found["unmade"] == {"death": 1}
+
+
 def test_an_input_is_made_again_from_its_name(tmp_path):
     import random
 
