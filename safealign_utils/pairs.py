@@ -22,6 +22,7 @@ LABELS = {"better": "better_response_id", "safer": "safer_response_id"}
 SAFE = ("is_response_0_safe", "is_response_1_safe")
 # Words in the name of a split; test_prefs, train-sft, 30k_test and the like hold one of them.
 TRAINED = ("train", "training", "trainset")
+CERTAIN = 30.0  # nats; a label is no surer: float64 would call it certain, its reward infinite
 HELD_OUT_SHARE = 0.15  # of the prompts, where no split is named
 HELD_OUT = (
     "test",
@@ -220,7 +221,7 @@ def cross_fitted(table, members, *, folds=3, by="pair"):
     gap = np.empty(len(table))
     for kept, out in parts:
         gap[out] = margins[out] @ _weights(margins[kept], first[kept])
-    return soft_label(table, gap, np.zeros(len(table)))
+    return soft_label(table, gap.clip(-CERTAIN, CERTAIN), np.zeros(len(table)))
 
 
 def _weights(margins, first):

@@ -113,3 +113,13 @@ def test_what_is_refused():
         pairs.cross_fitted(table.assign(p=0.7), [nothing])
     with pytest.raises(ValueError, match="folds=3: there are 2 prompts or pairs"):
         pairs.cross_fitted(table.head(2), [nothing])
+
+
+def test_no_fitted_label_is_certain():
+    """Pairs that a member tells apart without a fault get a large reward, and a finite one."""
+    table = made(60)
+    table["chosen"] = np.where(table.gap > 0, 0, 1)
+    fitted = pairs.cross_fitted(table, [lambda seen, asked: 1e6 * asked.gap.to_numpy()])
+    rewards = pairs.rewards_of_labels(fitted)
+    gap = (rewards.reward_0 - rewards.reward_1).abs()
+    assert np.isfinite(gap).all() and gap.max() == pytest.approx(pairs.CERTAIN, rel=1e-2)

@@ -9,10 +9,12 @@ nothing but a regular file is opened: a pipe would hold the process for ever.
 import contextlib
 import functools
 import inspect
+import itertools
 import json
 import os
 import re
 import stat
+from pathlib import Path
 
 SHOWN = 200  # characters of an input that a message repeats
 LONGEST = 2000  # characters of a message
@@ -20,6 +22,7 @@ DEEPEST = 64  # lists and objects in one another
 TEXT = 2**26  # bytes of a file that is read as one JSON value: a record, a notebook, a model's
 ROWS = 2**31  # of a file of rows that is one JSON value
 LINE = 2**26  # of a line of a file of rows
+MOST_FILES = 10_000  # and folders, in a folder of rows
 WORD = re.compile(r"\S{201,}")
 FORM = re.compile(r"[A-Za-z_]\w*(\[[^\]]*\])?(=|: )|-[-\w]+|grid file |.*(ya?ml|json|ipynb)\b")
 STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -206,6 +209,16 @@ def is_deep(value, most=DEEPEST):
         if not level:
             return False
     return True
+
+
+def inside(folder, what):
+    """All that lies in a folder and below it, in order. Raises Refusal where that is more than a
+    data set has: a home or a root, named by mistake, would be read for hours."""
+    found = list(itertools.islice(Path(folder).rglob("*"), MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        why = f"is a folder of more than {MOST_FILES:,} files and folders"
+        raise Refusal(f"{what}: {why}; name the one that holds the rows alone")
+    return sorted(found)
 
 
 def read_cells(file, what=""):

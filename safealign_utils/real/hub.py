@@ -340,7 +340,7 @@ def _linked(path, folder):
 def _check_encodings(path, what):
     """Refuse what `datasets` would misread in silence: encodings, and half an emoji; and what would
     hold or end the process."""
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    for file in boundary.inside(path, what) if path.is_dir() else [path]:
         if os.path.exists(file) and not os.path.isdir(file):
             boundary.open_file(file, f"{what}: {file.name}", boundary.ROWS * 64).close()
         if file.is_file() and file.suffix in (".csv", ".json", ".jsonl"):

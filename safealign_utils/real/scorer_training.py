@@ -155,11 +155,7 @@ def train_cost(reference, table, *, max_length=256, loss="safe_rlhf", **training
     if loss not in COST_LOSSES:
         raise ValueError(f"loss={loss!r}: choose one of {', '.join(COST_LOSSES)}")
     mixed, sharpness = COST_LOSSES[loss]
-    rows = with_cost_labels(table)
-    known = int(has_unit(rows).sum())
-    if not mixed and known < FEWEST:
-        why = f"only {known} pairs of equal status name the safer response, the unit needs {FEWEST}"
-        raise ValueError(f"loss={loss!r}: {why}; use safe_rlhf")
+    rows = check_unit(table, loss)
     labels = np.stack(cost_labels(rows, mixed=mixed), axis=1)
 
     def loss_of_pairs(cost_0, cost_1, number):
@@ -172,6 +168,17 @@ def train_cost(reference, table, *, max_length=256, loss="safe_rlhf", **training
 
     trained = _fit("cost", reference, rows, loss_of_pairs, max_length, training)
     return _scorer("cost", trained, max_length, training["seed"])
+
+
+def check_unit(table, loss, name="loss"):
+    """The rows of pairs that say something of safety. Raises ValueError, which calls the parameter
+    by `name`, where a loss takes the unit of the cost from pairs that are too few."""
+    rows = with_cost_labels(table)
+    known = int(has_unit(rows).sum())
+    if not COST_LOSSES[loss][0] and known < FEWEST:
+        why = f"only {known} pairs of equal status name the safer response, the unit needs {FEWEST}"
+        raise ValueError(f"{name}={loss!r}: {why}; use safe_rlhf")
+    return rows
 
 
 def _fit(kind, reference, rows, loss_of_pairs, max_length, training):

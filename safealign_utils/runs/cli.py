@@ -17,6 +17,7 @@ import typer
 from . import ending
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)  # what no path of the system can be
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*=")  # how a refusal of an environment variable begins
 
 app = typer.Typer(
@@ -419,7 +420,7 @@ def _said(error):
         command = context.command_path if context else "safealign"
         words = " ".join(error.format_message().split()).rstrip(".")
         return 2, f"{words}; `{command} --help` shows how"
-    from ..engine.boundary import Refusal
+    from ..engine.boundary import Refusal, shown
     from .runner import Failed
 
     if isinstance(error, Refusal) or isinstance(error, ValueError) and VARIABLE.match(str(error)):
@@ -427,6 +428,11 @@ def _said(error):
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         why = f"cannot be written ({error.strerror}); make room, or name another --out"
         return 1, f"{error.filename or 'results'}: {why}"
+    if isinstance(error, OSError) and error.errno in NO_NAME and error.filename is not None:
+        return (
+            2,
+            f"{shown(str(error.filename))}: no file or folder ({error.strerror}); name another",
+        )
     return 1, str(error) if isinstance(error, Failed) else ""
 
 

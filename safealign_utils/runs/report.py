@@ -10,6 +10,7 @@ import sys
 import tempfile
 from functools import partial
 from html import escape
+from numbers import Real
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -369,7 +370,8 @@ class Report:
         rows["seconds"] = rows["timings total"]
         rows["MB"] = rows["timings peak_memory_bytes"] / 2**20
         rows = rows.filter(regex="^notebook$|^run_id$|^provenance |^seconds$|^MB$").round(0)
-        return HTML(table(rows.rename(columns=lambda name: name.split(" ")[-1])))
+        rows = rows.rename(columns=lambda name: name.split(" ")[-1])
+        return HTML(table(rows.loc[:, ~rows.columns.duplicated()]))
 
 
 def _words(verdict):
@@ -485,6 +487,8 @@ def number(value, digits=4):
     """A number as a table shows it: `digits` decimals, fewer where it is large; "" for none."""
     if isinstance(value, (bool, str)):
         return str(value)
+    if not isinstance(value, Real):  # of a record, which may hold anything
+        return "" if value is None or value is pd.NA else boundary.shown(value)
     if pd.isna(value):
         return ""
     size = abs(value)

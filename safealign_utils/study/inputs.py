@@ -7,6 +7,7 @@ from ..engine import boundary
 from . import records
 from .settings import OWN, PATHS, Refusal, check_network
 
+FOLDS = 3  # of prompts, for cross-fitted labels
 LARGE = 10**7  # weights: a model as large was trained before, by somebody
 HIGH = 1e-4  # a rate that takes all of them apart
 
@@ -136,6 +137,7 @@ def _check_pairs(settings, tokenizer):
         transform(pairs.with_safety(training))
     _check_responses(settings, tokenizer, (training, test))
     _check_probes((training, test), settings)
+    _check_fits(training, settings)
     if settings.get("sft_steps") and not pairs.best_safe(pairs.split_pairs(loaded, **how)[0]):
         why = "no training prompt has a response that no label calls unsafe; use 0"
         raise Refusal(f"sft_steps={settings['sft_steps']}: {why}")
@@ -186,6 +188,21 @@ def _check_probes(tables, settings):
             if prompts < probe.FOLDS or not probe.tells(kind, table):
                 fix = f"give more pairs, heldout=0.3 or so, or name a {name}"
                 raise Refusal(f"{name}='probe': {why}; {fix}")
+
+
+def _check_fits(training, settings):
+    """Refuse cross-fitted labels of too few prompts, and a cost loss whose unit no pair has."""
+    if settings.get("cross_fitted") and (prompts := training.prompt.nunique()) < FOLDS:
+        why = f"labels are fitted to {FOLDS} folds of prompts, the training pairs have {prompts}"
+        raise Refusal(f"cross_fitted=true: {why}; give more pairs, or leave it out")
+    loss = settings.get("cost_loss", "safe_rlhf")
+    if loss == "safe_rlhf" or "cost_model" in unlabelled(training, settings):
+        return
+    from ..real import scorer_training
+
+    with boundary.reading(f"cost_loss={loss!r}", "use safe_rlhf"):
+        if settings["cost_model"] == "kit":
+            scorer_training.check_unit(training, loss, "cost_loss")
 
 
 def unlabelled(table, settings):

@@ -19,7 +19,15 @@ from ..figures import dpo_and_safety
 from ..intervals import summarise
 from ..methods import safedpo
 from ..policy import at_work
-from ..real import answer_metrics, judge_files, models, probe, read_pairs, scorer_training
+from ..real import (
+    answer_metrics,
+    judge_files,
+    models,
+    probe,
+    read_pairs,
+    scorer_training,
+    soft_labels,
+)
 from ..real import prompts as prompt_sets
 from ..real.scorer_checkpoints import load_scorer
 from ..real.scorer_training import encode_rows
@@ -45,7 +53,8 @@ class OwnPairs(Notebook):
 
     def __init__(self, name, namespace):
         super().__init__(name, namespace)
-        self.parts, self.answers, self._report, self._states = (), {}, {}, {}
+        self.parts, self.answers, self._report = (), {}, {}
+        self._states, self._fitted = {}, {}
         s = self.settings
         self.options = dict(accumulate=s.accumulate, checkpointing=s.checkpointing, lora=s.lora)
         if not s.data:
@@ -130,6 +139,22 @@ class OwnPairs(Notebook):
         of = texts, list(table.prompt), list(chosen)
         made = references.scratch_policy(*of, seed=seed, max_length=self.max_length)
         return self._at_work(made)
+
+    def cross_fitted(self, setup):
+        """A setup's training pairs with probabilities for labels, each fitted without the labels of
+        its prompt (`pairs.cross_fitted`); as they are where `cross_fitted` is not asked for."""
+        s = self.settings
+        if not s.cross_fitted:
+            return setup.train
+        if setup.seed not in self._fitted:
+            asked = dict(beta=s.beta, steps=s.steps, batch_size=s.batch_size, seed=setup.seed)
+            asked |= dict(learning_rate=s.learning_rate) | self.options
+            how = dict(folds=inputs.FOLDS, by="prompt", max_length=self.max_length)
+            with self.timed("cross-fitting"):
+                self._fitted[setup.seed] = soft_labels.from_hard_labels(
+                    setup.train, setup.reference, dpo=asked, **how
+                )
+        return self._fitted[setup.seed]
 
     def states(self, setup):
         """The hidden states that probes read, `probe.States` of a setup's reference."""
@@ -392,8 +417,9 @@ def _scorer(study, setup, kind, table):
         return load_scorer(name, kind=kind, dtype=dtype, device=study.device)
     asked = dict(steps=s.scorer_steps, learning_rate=s.scorer_rate, batch_size=s.batch_size)
     asked |= dict(seed=setup.seed, max_length=s.max_length, **study.options)
-    train = {"reward": scorer_training.train_reward, "cost": scorer_training.train_cost}
-    return train[kind](setup.reference, table, **asked)
+    if kind == "reward":
+        return scorer_training.train_reward(setup.reference, table, **asked)
+    return scorer_training.train_cost(setup.reference, table, loss=s.cost_loss, **asked)
 
 
 def scorer_quality(study, of_seeds):

@@ -125,8 +125,10 @@ FIELDS = {
     "rounds": _COUNT,
     "round_steps": _COUNT,
     "relabel": one_of("coin", "argmax", "soft"),
+    "cross_fitted": of_kind(bool, "true or false"),
     "reward_model": _SCORER,
     "cost_model": _SCORER,
+    "cost_loss": one_of("safe_rlhf", "equal_status", "hinge"),
     "scorer_steps": _COUNT,
     "scorer_rate": _FACTOR,
     "eval_prompts": of_kind(str, "a set of prompts, a file, or name=path"),
@@ -434,8 +436,9 @@ def pick_device(wanted):
 # ---------------------------------------------------------------- what has no effect
 OF_TEXT = (
     "model revision sft_steps sft_rate heldout heldout_categories label template max_length "
-    "accumulate checkpointing lora parts reward_model cost_model scorer_steps scorer_rate "
-    "round_samples eval_prompts eval_size new_tokens temperature judge_files".split()
+    "accumulate checkpointing lora parts cross_fitted reward_model cost_model cost_loss "
+    "scorer_steps scorer_rate round_samples eval_prompts eval_size new_tokens temperature "
+    "judge_files".split()
 )
 OF_PART = {
     "safedpo": ("delta",),
@@ -464,6 +467,8 @@ def unused(settings):
     if "kit" not in (settings.get("reward_model", "kit"), settings.get("cost_model", "kit")):
         why = "neither reward_model nor cost_model is kit, which is trained here"
         out |= dict.fromkeys(("scorer_steps", "scorer_rate"), why)
+    if settings.get("cost_model", "kit") != "kit":
+        out["cost_loss"] = "cost_model is not kit, which is trained here"
     for part in OF_PART if "parts" in settings else ():
         if part not in parts:
             out |= dict.fromkeys(OF_PART[part], f"parts has no {part}")

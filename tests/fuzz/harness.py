@@ -36,7 +36,7 @@ from safealign_utils.engine import boundary  # noqa: E402
 
 BAD = ("message", "uncaught", "hang", "death", "half")
 VERDICTS = ("taken", "refused", *BAD)
-HALF = re.compile(r"(^|/)\.|partial|^tmp/")  # what is written beside its place, or left in TMPDIR
+HALF = re.compile(r"partial|\.old$|^tmp/")  # what is written beside its place, or left in TMPDIR
 SECONDS, WALL, MEMORY = 10.0, 300.0, 12 * 2**30
 
 

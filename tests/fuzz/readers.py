@@ -399,12 +399,23 @@ def _written(rows, ending, rng):
     if ending in (".csv", ".parquet"):
         try:
             frame, out = pd.DataFrame([row for row in rows if isinstance(row, dict)]), io.BytesIO()
-            frame.to_csv(out, index=False) if ending == ".csv" else frame.to_parquet(out)
+            if ending == ".csv":
+                frame.to_csv(out, index=False)
+            elif _is_flat(frame):  # writing it takes pyarrow a minute where it is nested deeply
+                frame.to_parquet(out)
+            else:
+                return SEEDS.parquet
             return out.getvalue()
         except Exception:  # such rows no table can hold
             return SEEDS.csv if ending == ".csv" else SEEDS.parquet
     parts = [mutations.dumped(rng, row) for row in rows]
     return b"\n".join(parts) if ending == ".jsonl" else b"[" + b",".join(parts) + b"]"
+
+
+def _is_flat(frame):
+    """Whether no cell can be nested deeply: few brackets."""
+    texts = map(str, frame.to_numpy().ravel())
+    return all(text.count("[") + text.count("{") < 40 for text in texts)
 
 
 def _labelled(data):

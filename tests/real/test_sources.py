@@ -7,6 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from safealign_utils.engine import boundary
 from safealign_utils.real import read_pairs
 from safealign_utils.real.sources import absolute, sources
 from safealign_utils.study import records
@@ -166,3 +167,12 @@ def test_a_file_that_a_folder_would_leave_out_is_named(tmp_path):
         read_pairs.load_pairs("set")
     (tmp_path / "set" / "holdout.jsonl").rename(tmp_path / "set" / "test_prefs.jsonl")
     assert sorted(read_pairs.load_pairs("set")["split"]) == ["test", "train"]
+
+
+def test_a_folder_of_everything_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """data=/ or data=~ would be read for hours."""
+    monkeypatch.setattr(boundary, "MOST_FILES", 20)
+    for number in range(30):
+        (tmp_path / "all" / str(number)).mkdir(parents=True)
+    with pytest.raises(ValueError, match="data=all: is a folder of more than 20 files and folders"):
+        read_pairs.load_pairs("all")

@@ -106,6 +106,7 @@ def test_options_reach_the_run(monkeypatch):
         (runner.Failed("it stopped"), 1, "it stopped"),
         (ValueError("SAFEALIGN_THREADS='abc': a whole number; unset it"), 2, "THREADS='abc'"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "/x: cannot be written (No"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 9999), 2, "(File name too long)"),
         (ValueError("shapes differ"), 1, "stopped by ValueError: shapes differ; add --debug"),
         (OSError(errno.EIO, "Input/output error"), 1, "stopped by OSError: Input/output error"),
         (RecursionError("maximum recursion depth exceeded"), 1, "nested too deeply"),
@@ -127,6 +128,15 @@ def test_whatever_happens_is_one_line_and_a_status(error, status, said, monkeypa
     assert len(err) < 2020 and not re.search(r"\S{201}", err)
     with pytest.raises(type(error)):
         cli.main(["--debug", "run", "x"])
+
+
+@pytest.mark.parametrize(
+    "words", ["report --results", "plot", "sweep", "run x -f", "run", "run x --out"]
+)
+def test_a_name_that_no_file_can_have_is_refused(words, capsys):
+    assert cli.main([*words.split(), "x" * 5000]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and len(err) < 500 and "stopped by" not in err, err
 
 
 def test_ctrl_c_leaves_at_once(monkeypatch):

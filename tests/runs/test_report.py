@@ -328,6 +328,14 @@ def test_the_ledger_itself_can_be_shown(page):
     assert "undecided" in told[judged] and "Not in the ledger" in told["not.in_the_ledger"]
 
 
+@pytest.mark.parametrize("odd", [{"a": {"x": [1, 2]}, "x": 3}, {"MB": [None], "b c": {"c": {}}}])
+def test_a_provenance_of_any_shape_is_shown(odd, tmp_path):
+    """Nested, twice under one last name, and no number: a record may hold anything."""
+    finished(tmp_path / "small", provenance=PROVENANCE | odd)
+    shown = report.Report(tmp_path / "small", "pages", tmp_path)
+    assert shown.runs and "<table>" in shown.provenance().data
+
+
 # ---------------------------------------------------------------- pieces
 NUMBERS = [
     (0.25, "0.2500"),
@@ -341,6 +349,7 @@ NUMBERS = [
     (float("inf"), "∞"),
     (None, ""),
     ("dpo", "dpo"),
+    ([1, {"a": 2}], "[1, {'a': 2}]"),
 ]
 
 

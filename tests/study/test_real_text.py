@@ -1,6 +1,7 @@
 """Notebook 08: nothing without data, what labels allow, real pairs end to end (needs SAFEALIGN_DATA), refusals."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -106,6 +107,7 @@ def test_several_data_sets_and_unusual_values(tmp_path):
     )
     given = dict(data=f"one={one},two={two}", pairs=500, delta=2, keep=1, layer=1, pooling="last")
     given |= dict(budget=0.9, score_reference="equal", relabel="coin", fixed_lambda=0, seeds=2)
+    given["cost_loss"] = "hinge"
     given |= dict(selections="random,literal,k_means,smallest_margin,random_copies")
     folder, record = run(tmp_path / "out", **given)
     metrics = record["metrics"]
@@ -121,6 +123,7 @@ def test_real_pairs_with_the_kits_own_scorers(real_data, tmp_path):
     files = dict(pku="pku_saferlhf_pairs", xstest="xstest_pairs")
     data = ",".join(f"{name}={real_data / file}.jsonl" for name, file in files.items())
     given = dict(data=data, pairs=120, label="better_or_safer", judge_files="alpaca_eval")
+    given |= dict(cross_fitted="true")
     given["eval_prompts"] = f"xstest={real_data / 'xstest_prompts.csv'}"
     folder, record = run(tmp_path / "out", PROFILES / "real_text.yaml", **given)
     metrics = record["metrics"]
@@ -131,6 +134,10 @@ def test_real_pairs_with_the_kits_own_scorers(real_data, tmp_path):
     answers = pd.read_csv(folder / "answers.csv").set_index("method")
     methods = "ref dpo dpo_safebetter safedpo dpo_harmless dpo_soft cdpo selective dog_d".split()
     assert set(methods) < set(answers.index) and answers.over_refusal.between(0, 1).all()
+    assert {"dpo_cross_fitted", "safedpo_cross_fitted"} < set(answers.index)
+    assert (
+        metrics["dpo_cross_fitted.accuracy_better"] >= 0 and record["timings"]["cross-fitting"] > 0
+    )
     assert {f"dog_d[source={name}].accuracy" for name in files} <= set(metrics)
     drawn = "training accuracy tokens spectra anchor_residual accuracy_by_source answers".split()
     assert {f"{name}.png" for name in drawn} <= set(record["figures"])
@@ -275,10 +282,18 @@ def test_what_the_pairs_lack_is_refused_where_it_is_asked_for(capsys, tmp_path):
     assert "SafeDPO needs safety labels" in refused(capsys, tmp_path, *given, "parts=safedpo")
     words = "cost_model='kit': no training pair has a safety label"
     assert words in refused(capsys, tmp_path, *given, "parts=cdpo")
+    words = "cross_fitted=true: labels are fitted to 3 folds of prompts, the training pairs have 1"
+    assert words in refused(capsys, tmp_path, *given, "cross_fitted=true")
     row |= {"is_response_0_safe": True, "is_response_1_safe": False}
     file.write_text(both(row | {"safer_response_id": 0, "better_response_id": None}))
     words = "reward_model='kit': no training pair says which response is better; name a reward"
     assert words in refused(capsys, tmp_path, *given, "parts=cdpo")
+
+
+def test_a_cost_loss_whose_unit_no_pair_has_is_refused(capsys, tmp_path):
+    file = rows(tmp_path / "p.jsonl", 30, **BETTER, **SAFE)
+    said = refused(capsys, tmp_path, "-p", f"data={file}", "-p", "cost_loss=hinge")
+    assert re.search(r"cost_loss='hinge': only \d+ pairs of equal status .*; use safe_rlhf", said)
 
 
 @pytest.mark.parametrize(
