@@ -18,6 +18,8 @@ import ast
 import collections
 import contextlib
 import copy
+import functools
+import hashlib
 import importlib
 import io
 import os
@@ -236,33 +238,51 @@ def in_child(work, seconds):
 
 
 def measured(copied, modules, store):
-    """What the unchanged modules and their tests do: seconds of each test, {module: its lines, the
-    missing ones, the tests of each line}. Measured once, and read from `store` after that."""
+    """What the unchanged modules and their tests do: (seconds of each test, {module: its lines, the
+    missing ones, the tests of each line}). A file of tests is measured once, and read from the
+    folder `store` until it or one of the modules changes."""
     files = {module: copied / "safealign_utils" / f"{module}.py" for module in modules}
-    include = [str(file) for file in files.values()]
+    taken, found = {}, {module: {} for module in modules}
+    for tests in sorted({file for module in modules for file in nearest(copied, module)}):
+        users = [module for module in modules if tests in nearest(copied, module)]
+        content = b"".join(path.read_bytes() for path in [copied / tests, *files.values()])
+        kept = store / f"{Path(tests).stem}.{hashlib.sha256(content).hexdigest()[:16]}"
+        work = functools.partial(measure_file, tests, files, kept)
+        if not kept.is_file() and in_child(work, 3600) != 0:
+            raise SystemExit(f"{tests} could not be measured")
+        seconds, by_module = ast.literal_eval(kept.read_text())
+        taken |= seconds
+        for module in users:
+            for line, names in by_module[module].items():
+                found[module].setdefault(line, []).extend(names)
+    return taken, {module: lines_of(files[module], found[module]) for module in modules}
 
-    def work():
-        measure = coverage.Coverage(data_file=f"{store}.data", include=include)
-        watch = Watch(measure)
-        measure.start()
-        pytest_here(sorted({test for module in modules for test in nearest(copied, module)}), watch)
-        measure.stop()
-        measure.save()
-        found = {}
-        for module, file in files.items():
-            _, lines, _, missing, _ = measure.analysis2(str(file))
-            by_line = measure.get_data().contexts_by_lineno(str(file))
-            by_line = {line: [name for name in names if name] for line, names in by_line.items()}
-            found[module] = dict(lines=len(lines), missing=missing, by_line=by_line)
-        taken = {test: took for test, took in watch.seconds.items() if test not in watch.failed}
-        for test in watch.failed:
-            print(f"fails before any fault is planted, and is left out: {test}", flush=True)
-        store.write_text(repr((taken, found)))
-        return 0
 
-    if not store.is_file() and in_child(work, 3600) != 0:
-        raise SystemExit("the tests could not be measured")
-    return ast.literal_eval(store.read_text())
+def measure_file(tests, files, kept):
+    """Run a file of tests, and write its tests' seconds and what they ran of each module."""
+    measure = coverage.Coverage(data_file=None, include=[str(file) for file in files.values()])
+    watch = Watch(measure)
+    measure.start()
+    for module in files:  # what an import runs is no test's own
+        importlib.import_module(f"safealign_utils.{module.replace('/', '.')}")
+    pytest_here([tests], watch)
+    measure.stop()
+    by_module = {}
+    for module, file in files.items():
+        by_line = measure.get_data().contexts_by_lineno(str(file))
+        by_module[module] = {line: [x for x in names if x] for line, names in by_line.items()}
+    for test in watch.failed:
+        print(f"fails before any fault is planted, and is left out: {test}", flush=True)
+    taken = {test: took for test, took in watch.seconds.items() if test not in watch.failed}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(repr((taken, by_module)))
+    return 0
+
+
+def lines_of(file, by_line):
+    """How many lines a module has, those that nothing ran, and the tests of each."""
+    _, lines, _, _, _ = coverage.Coverage(data_file=None).analysis2(str(file))
+    return dict(lines=len(lines), missing=[x for x in lines if x not in by_line], by_line=by_line)
 
 
 def nearest(copied, module):
@@ -270,13 +290,13 @@ def nearest(copied, module):
     return [str(path.relative_to(copied)) for path in paths if path.is_file()]
 
 
-def survives(file, source, text, tests, seconds):
-    """Whether the tests pass with a fault."""
+def look(file, source, text, tests, seconds):
+    """The status of the tests with a fault: 0 where it has survived, None where they take too long."""
     file.write_text(text, encoding="utf-8")
     try:
         compile(text, str(file), "exec")
         limit = 60 + PATIENCE * sum(seconds[test] for test in tests)
-        return in_child(lambda: pytest_here(tests), limit) == 0
+        return in_child(lambda: pytest_here(tests), limit)
     finally:
         file.write_text(source, encoding="utf-8")
 
@@ -287,36 +307,40 @@ def name_of(fault):
     return f"{before[:90]} -> {after[:90]}"
 
 
-def of_module(module, copied, known, each, seconds, only):
-    """Plant faults of a module: a dict of its counts, and the survivors."""
+def that_ran(fault, files, taken, known):
+    """The tests that ran a fault's lines, those of the nearest files, the quickest first."""
+    own = {test for test in taken if test.startswith(files) and taken[test] < SLOWEST}
+    tests = own & {test for line in fault[3] for test in known["by_line"].get(line, ())}
+    if not tests and not {*fault[3]} & {*known["missing"]}:
+        tests = own  # a constant: its line ran when the module was imported
+    return sorted(tests, key=taken.__getitem__)
+
+
+def of_module(module, copied, known, args, only):
+    """Plant faults of a module, and print the survivors: a dict of its counts."""
     started, (taken, found) = time.monotonic(), known
     file = copied / "safealign_utils" / f"{module}.py"
     source = file.read_text(encoding="utf-8")
     every, files = faults(source), tuple(nearest(copied, module))
-    random.Random(0).shuffle(every)
+    random.Random(args.seed).shuffle(every)
     if only is not None:
         every = [fault for fault in every if (module, name_of(fault)) in only]
-    tried, left = 0, []
-    for fault in every[:each]:
-        if time.monotonic() - started > seconds:
+    tried, left, late = 0, 0, 0
+    for fault in every[: args.each]:
+        if time.monotonic() - started > args.seconds:
             break
-        by_line, missing = found[module]["by_line"], found[module]["missing"]
-        own = {test for test in taken if test.startswith(files)}
-        tests = own & {test for line in fault[3] for test in by_line.get(line, ())}
-        if not tests and not {*fault[3]} & {*missing}:
-            tests = own  # a constant: its line ran when the module was imported
-        tests = sorted((test for test in tests if taken[test] < SLOWEST), key=taken.__getitem__)
-        tried += 1
-        if not tests or survives(file, source, fault[-1], tests, taken):
-            left.append(fault)
-            print(
-                f"    {module}:{fault[0]}: {name_of(fault)}{'' if tests else '  # no test runs it'}",
-                flush=True,
-            )
+        tests = that_ran(fault, files, taken, found[module])
+        status = look(file, source, fault[-1], tests, taken) if tests else 0
+        tried, late = tried + 1, late + (status is None)
+        if status == 0:
+            left += 1
+            note = "" if tests else "  # no test runs it"
+            print(f"    {module}:{fault[0]}: {name_of(fault)}{note}", flush=True)
     return dict(
         faults=len(every),
         tried=tried,
-        noticed=tried - len(left),
+        noticed=tried - left,
+        late=late,
         lines=found[module]["lines"],
         run=found[module]["lines"] - len(found[module]["missing"]),
         seconds=time.monotonic() - started,
@@ -379,7 +403,8 @@ def main():
     add("--each", type=int, default=60, help="faults a module, at most")
     add("--seconds", type=float, default=150.0, help="for a module, at most")
     add("--only", type=Path, help="only the survivors that this file lists")
-    add("--map", type=Path, help="where to keep what the tests run, to measure it once")
+    add("--seed", type=int, default=0, help="of the order in which faults are planted")
+    add("--map", type=Path, help="a folder that keeps what the tests run, to measure it once")
     args = parser.parse_args()
     store = args.map and args.map.resolve()
     only = listed(args.only) if args.only else None
@@ -393,10 +418,10 @@ def main():
         as_in_copy(copied)
         known = measured(copied, modules, store or copied / "map")
         for module in modules:
-            row = of_module(module, copied, known, args.each, args.seconds, only)
+            row = of_module(module, copied, known, args, only)
             share = row["noticed"] / max(1, row["tried"])
             print(
-                f"{module:<24} {row['noticed']:>3} of {row['tried']:>3} noticed ({share:.0%}), of"
+                f"{module:<24} {row['noticed']:>3} of {row['tried']:>3} noticed ({share:.0%}; {row['late']} as they ran too long), of"
                 f" {row['faults']:>4} possible; {row['run'] / row['lines']:.0%} of {row['lines']}"
                 f" lines run; {row['seconds']:.0f} s",
                 flush=True,
