@@ -10,7 +10,8 @@ none of them notices has survived, and is listed. The order is that of a fixed s
 
 Why not mutmut or cosmic-ray: mutmut wraps every function in a dispatcher, and here the body of a function is part of
 its key in the cache; cosmic-ray starts a new interpreter for each fault, which imports torch for eight seconds. This
-forks from one that has it.
+forks from one that has it; where the fault lies in the body of a function, from one that has the package and its tests
+too, and gives the function its other code. What the tests computed while they were imported they keep.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import collections
 import contextlib
 import copy
 import functools
+import gc
 import hashlib
 import importlib
 import io
@@ -31,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import coverage
@@ -127,8 +130,9 @@ def of_choice(node):
 
 
 def of_branch(node):
-    """The condition of an `if` turned round."""
-    yield ast.UnaryOp(ast.Not(), node.test)
+    """The condition of an `if` turned round; one that is `not x` is, where its `not` is left out."""
+    if not isinstance(node.test, ast.UnaryOp):
+        yield ast.UnaryOp(ast.Not(), node.test)
 
 
 def of_statement(node):
@@ -195,12 +199,13 @@ def faults(source):
 class Watch:
     """A plugin of pytest: the seconds of each test, and the lines that it ran."""
 
-    def __init__(self, measure):
+    def __init__(self, measure=None):
         self.measure, self.seconds, self.failed = measure, collections.Counter(), []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        self.measure.switch_context(item.nodeid)
+        if self.measure:
+            self.measure.switch_context(item.nodeid)
         return (yield)
 
     def pytest_runtest_logreport(self, report):
@@ -237,14 +242,13 @@ def in_child(work, seconds):
     return None
 
 
-def measured(copied, modules, store):
-    """What the unchanged modules and their tests do: (seconds of each test, {module: its lines, the
-    missing ones, the tests of each line}). A file of tests is measured once, and read from the
+def measured(copied, module, store):
+    """What an unchanged module and its tests do: (seconds of each test, the module's lines, the
+    missing ones, the tests of each line). A file of tests is measured once, and read from the
     folder `store` until it or one of the modules changes."""
-    files = {module: copied / "safealign_utils" / f"{module}.py" for module in modules}
-    taken, found = {}, {module: {} for module in modules}
-    for tests in sorted({file for module in modules for file in nearest(copied, module)}):
-        users = [module for module in modules if tests in nearest(copied, module)]
+    files = {name: copied / "safealign_utils" / f"{name}.py" for name in NEAREST}
+    taken, found = {}, {}
+    for tests in nearest(copied, module):
         content = b"".join(path.read_bytes() for path in [copied / tests, *files.values()])
         kept = store / f"{Path(tests).stem}.{hashlib.sha256(content).hexdigest()[:16]}"
         work = functools.partial(measure_file, tests, files, kept)
@@ -252,10 +256,9 @@ def measured(copied, modules, store):
             raise SystemExit(f"{tests} could not be measured")
         seconds, by_module = ast.literal_eval(kept.read_text())
         taken |= seconds
-        for module in users:
-            for line, names in by_module[module].items():
-                found[module].setdefault(line, []).extend(names)
-    return taken, {module: lines_of(files[module], found[module]) for module in modules}
+        for line, names in by_module[module].items():
+            found.setdefault(line, []).extend(names)
+    return taken, lines_of(files[module], found)
 
 
 def measure_file(tests, files, kept):
@@ -290,15 +293,44 @@ def nearest(copied, module):
     return [str(path.relative_to(copied)) for path in paths if path.is_file()]
 
 
-def look(file, source, text, tests, seconds):
+def look(file, source, fault, tests, seconds, warm):
     """The status of the tests with a fault: 0 where it has survived, None where they take too long."""
+    text = fault[-1]
+
+    def work():
+        if warm:
+            put(file, text)
+        return pytest_here(tests)
+
     file.write_text(text, encoding="utf-8")
     try:
         compile(text, str(file), "exec")
-        limit = 60 + PATIENCE * sum(seconds[test] for test in tests)
-        return in_child(lambda: pytest_here(tests), limit)
+        return in_child(work, 60 + PATIENCE * sum(seconds[test] for test in tests))
     finally:
         file.write_text(source, encoding="utf-8")
+
+
+def put(file, text):
+    """Give the functions and methods of an imported module the code that they have in `text`."""
+    left, now = [compile(text, str(file), "exec")], {}
+    for code in left:
+        inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+        left += [part for part in inner if "<" not in part.co_qualname]
+        now[code.co_qualname] = code
+    for one in gc.get_objects():
+        if type(one) is types.FunctionType and one.__code__.co_filename == str(file):
+            one.__code__ = now.get(one.__code__.co_qualname, one.__code__)
+
+
+def in_a_body(source):
+    """The lines in bodies of functions and methods whose name is given once."""
+    bodies = collections.defaultdict(list)
+    for top in ast.parse(source).body:
+        for part in top.body if isinstance(top, ast.ClassDef) else [top]:
+            if isinstance(part, ast.FunctionDef):
+                lines = range(part.body[0].lineno, part.end_lineno + 1)
+                bodies[top.name, part.name].append(lines)
+    return {line for found in bodies.values() if len(found) == 1 for line in found[0]}
 
 
 # ---------------------------------------------------------------- the command
@@ -316,35 +348,71 @@ def that_ran(fault, files, taken, known):
     return sorted(tests, key=taken.__getitem__)
 
 
-def of_module(module, copied, known, args, only):
+def of_module(module, copied, store, args, only):
     """Plant faults of a module, and print the survivors: a dict of its counts."""
-    started, (taken, found) = time.monotonic(), known
     file = copied / "safealign_utils" / f"{module}.py"
     source = file.read_text(encoding="utf-8")
+    taken, known = measured(copied, module, store)
     every, files = faults(source), tuple(nearest(copied, module))
     random.Random(args.seed).shuffle(every)
     if only is not None:
         every = [fault for fault in every if (module, name_of(fault)) in only]
-    tried, left, late = 0, 0, 0
-    for fault in every[: args.each]:
-        if time.monotonic() - started > args.seconds:
-            break
-        tests = that_ran(fault, files, taken, found[module])
-        status = look(file, source, fault[-1], tests, taken) if tests else 0
-        tried, late = tried + 1, late + (status is None)
-        if status == 0:
-            left += 1
-            note = "" if tests else "  # no test runs it"
-            print(f"    {module}:{fault[0]}: {name_of(fault)}{note}", flush=True)
+    inside, started = in_a_body(source), time.monotonic()
+    chosen = [(fault, that_ran(fault, files, taken, known)) for fault in every[: args.each]]
+    counts = collections.Counter()
+    for warm in (True, False):
+        some = [one for one in chosen if (one[0][0] in inside) == warm]
+
+        def work(some=some, warm=warm):
+            if warm:
+                pytest_here(["--collect-only", *files])
+            failing = control(copied, file, source, some, taken) if warm else ()
+            found = collections.Counter()
+            for fault, tests in some:
+                tests = [test for test in tests if test not in failing]
+                if time.monotonic() - started < args.seconds:
+                    status = look(file, source, fault, tests, taken, warm) if tests else 0
+                    found += {"tried": 1, "left": status == 0, "late": status is None}
+                    say(module, fault, status, tests)
+            (copied / "counts").write_text(repr(dict(found)))
+            return 0
+
+        in_child(work, 3600)
+        counts += ast.literal_eval((copied / "counts").read_text())
     return dict(
         faults=len(every),
-        tried=tried,
-        noticed=tried - left,
-        late=late,
-        lines=found[module]["lines"],
-        run=found[module]["lines"] - len(found[module]["missing"]),
+        tried=counts["tried"],
+        noticed=counts["tried"] - counts["left"],
+        late=counts["late"],
+        lines=known["lines"],
+        run=known["lines"] - len(known["missing"]),
         seconds=time.monotonic() - started,
     )
+
+
+def control(copied, file, source, some, taken):
+    """Those of the tests that fail where nothing is planted: what they say of a fault says nothing."""
+    tests = {test for _, those in some for test in those}
+    failing = copied / "failing"
+
+    def work():
+        watch = Watch()
+        put(file, source)
+        pytest_here(sorted(tests, key=taken.__getitem__), watch)
+        failing.write_text(repr(watch.failed))
+        return 0
+
+    in_child(work, 3600)
+    found = ast.literal_eval(failing.read_text())
+    for test in found:
+        print(f"fails with no fault planted, and is left out: {test}", flush=True)
+    return found
+
+
+def say(module, fault, status, tests):
+    if status == 0:
+        note = "" if tests else "  # no test runs it"
+        print(f"    {module}:{fault[0]}: {name_of(fault)}{note}", flush=True)
 
 
 def copy_of_project(target):
@@ -416,9 +484,8 @@ def main():
         copied = Path(temporary).resolve() / "project"
         copy_of_project(copied)
         as_in_copy(copied)
-        known = measured(copied, modules, store or copied / "map")
         for module in modules:
-            row = of_module(module, copied, known, args, only)
+            row = of_module(module, copied, store or copied / "map", args, only)
             share = row["noticed"] / max(1, row["tried"])
             print(
                 f"{module:<24} {row['noticed']:>3} of {row['tried']:>3} noticed ({share:.0%}; {row['late']} as they ran too long), of"
