@@ -56,7 +56,6 @@ NEAREST = {  # module: test files that are nearest to it
     "study/records": "runs/test_runner runs/test_verify study/test_records study/test_whole_runs",
     "runs/verify": "runs/test_verify",
 }
-SLOWEST = 60.0  # seconds that one test may take, to be among those that look
 NOT_HERE = ("__main__", "safealign", "debugpy", "pydevd", "_pydevd", "ipykernel")
 PATIENCE = 4  # a test that takes so many times its seconds has noticed
 
@@ -293,13 +292,12 @@ def nearest(copied, module):
     return [str(path.relative_to(copied)) for path in paths if path.is_file()]
 
 
-def look(file, source, fault, tests, seconds, warm):
+def look(file, source, fault, tests, seconds, functions):
     """The status of the tests with a fault: 0 where it has survived, None where they take too long."""
     text = fault[-1]
 
     def work():
-        if warm:
-            put(file, text)
+        put(functions, file, text)
         return pytest_here(tests)
 
     file.write_text(text, encoding="utf-8")
@@ -310,16 +308,23 @@ def look(file, source, fault, tests, seconds, warm):
         file.write_text(source, encoding="utf-8")
 
 
-def put(file, text):
-    """Give the functions and methods of an imported module the code that they have in `text`."""
+def functions_of(file):
+    """The functions and methods of an imported module. What there is now is never collected again:
+    a fork that looked at all of it would copy all of it."""
+    every = [one for one in gc.get_objects() if type(one) is types.FunctionType]
+    gc.freeze()
+    return [one for one in every if one.__code__.co_filename == str(file)]
+
+
+def put(functions, file, text):
+    """Give functions of an imported module the code that they have in `text`."""
     left, now = [compile(text, str(file), "exec")], {}
     for code in left:
         inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
         left += [part for part in inner if "<" not in part.co_qualname]
         now[code.co_qualname] = code
-    for one in gc.get_objects():
-        if type(one) is types.FunctionType and one.__code__.co_filename == str(file):
-            one.__code__ = now.get(one.__code__.co_qualname, one.__code__)
+    for one in functions:
+        one.__code__ = now.get(one.__code__.co_qualname, one.__code__)
 
 
 def in_a_body(source):
@@ -339,9 +344,9 @@ def name_of(fault):
     return f"{before[:90]} -> {after[:90]}"
 
 
-def that_ran(fault, files, taken, known):
+def that_ran(fault, files, taken, known, slowest):
     """The tests that ran a fault's lines, those of the nearest files, the quickest first."""
-    own = {test for test in taken if test.startswith(files) and taken[test] < SLOWEST}
+    own = {test for test in taken if test.startswith(files) and taken[test] < slowest}
     tests = own & {test for line in fault[3] for test in known["by_line"].get(line, ())}
     if not tests and not {*fault[3]} & {*known["missing"]}:
         tests = own  # a constant: its line ran when the module was imported
@@ -358,20 +363,24 @@ def of_module(module, copied, store, args, only):
     if only is not None:
         every = [fault for fault in every if (module, name_of(fault)) in only]
     inside, started = in_a_body(source), time.monotonic()
-    chosen = [(fault, that_ran(fault, files, taken, known)) for fault in every[: args.each]]
+    chosen = [
+        (fault, that_ran(fault, files, taken, known, args.slowest)) for fault in every[: args.each]
+    ]
     counts = collections.Counter()
     for warm in (True, False):
         some = [one for one in chosen if (one[0][0] in inside) == warm]
 
         def work(some=some, warm=warm):
+            functions, failing = (), ()
             if warm:
                 pytest_here(["--collect-only", *files])
-            failing = control(copied, file, source, some, taken) if warm else ()
-            found = collections.Counter()
+                functions = functions_of(file)
+                failing = control(copied, functions, file, some, taken)
+            found, begun = collections.Counter(), time.monotonic()
             for fault, tests in some:
                 tests = [test for test in tests if test not in failing]
-                if time.monotonic() - started < args.seconds:
-                    status = look(file, source, fault, tests, taken, warm) if tests else 0
+                if time.monotonic() - begun < args.seconds:
+                    status = look(file, source, fault, tests, taken, functions) if tests else 0
                     found += {"tried": 1, "left": status == 0, "late": status is None}
                     say(module, fault, status, tests)
             (copied / "counts").write_text(repr(dict(found)))
@@ -390,14 +399,14 @@ def of_module(module, copied, store, args, only):
     )
 
 
-def control(copied, file, source, some, taken):
+def control(copied, functions, file, some, taken):
     """Those of the tests that fail where nothing is planted: what they say of a fault says nothing."""
     tests = {test for _, those in some for test in those}
     failing = copied / "failing"
 
     def work():
         watch = Watch()
-        put(file, source)
+        put(functions, file, file.read_text(encoding="utf-8"))
         pytest_here(sorted(tests, key=taken.__getitem__), watch)
         failing.write_text(repr(watch.failed))
         return 0
@@ -470,6 +479,7 @@ def main():
     add("modules", nargs="*", help=f"of {', '.join(NEAREST)}; default: all")
     add("--each", type=int, default=60, help="faults a module, at most")
     add("--seconds", type=float, default=150.0, help="for a module, at most")
+    add("--slowest", type=float, default=60.0, help="seconds that a test may take, to be asked")
     add("--only", type=Path, help="only the survivors that this file lists")
     add("--seed", type=int, default=0, help="of the order in which faults are planted")
     add("--map", type=Path, help="a folder that keeps what the tests run, to measure it once")
