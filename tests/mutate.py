@@ -57,6 +57,7 @@ NEAREST = {  # module: test files that are nearest to it
     "runs/verify": "runs/test_verify",
 }
 NOT_HERE = ("__main__", "safealign", "debugpy", "pydevd", "_pydevd", "ipykernel")
+LONGEST = 30  # seconds after which a test is stopped where it is measured, and left out
 PATIENCE = 4  # a test that takes so many times its seconds has noticed
 
 
@@ -205,7 +206,11 @@ class Watch:
     def pytest_runtest_protocol(self, item):
         if self.measure:
             self.measure.switch_context(item.nodeid)
-        return (yield)
+            signal.setitimer(signal.ITIMER_REAL, LONGEST)
+        try:
+            return (yield)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def pytest_runtest_logreport(self, report):
         self.seconds[report.nodeid] += report.duration
@@ -264,6 +269,7 @@ def measure_file(tests, files, kept):
     """Run a file of tests, and write its tests' seconds and what they ran of each module."""
     measure = coverage.Coverage(data_file=None, include=[str(file) for file in files.values()])
     watch = Watch(measure)
+    signal.signal(signal.SIGALRM, out_of_time)
     measure.start()
     for module in files:  # what an import runs is no test's own
         importlib.import_module(f"safealign_utils.{module.replace('/', '.')}")
@@ -279,6 +285,10 @@ def measure_file(tests, files, kept):
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(repr((taken, by_module)))
     return 0
+
+
+def out_of_time(*_):
+    raise TimeoutError(f"longer than {LONGEST} s")
 
 
 def lines_of(file, by_line):
