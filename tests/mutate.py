@@ -74,6 +74,7 @@ COMPARISONS = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
 }
+TURNED = (ast.Eq, ast.NotEq, ast.In, ast.NotIn, ast.Is, ast.IsNot)
 ARITHMETIC = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
@@ -130,8 +131,9 @@ def of_choice(node):
 
 
 def of_branch(node):
-    """The condition of an `if` turned round; one that is `not x` is, where its `not` is left out."""
-    if not isinstance(node.test, ast.UnaryOp):
+    """The condition of an `if` turned round, where no other fault does that: `not x`, `a == b`."""
+    operator = getattr(node.test, "ops", [None])[0]
+    if not isinstance(node.test, ast.UnaryOp) and not isinstance(operator, TURNED):
         yield ast.UnaryOp(ast.Not(), node.test)
 
 
@@ -379,24 +381,7 @@ def of_module(module, copied, store, args, only):
     counts = collections.Counter()
     for warm in (True, False):
         some = [one for one in chosen if (one[0][0] in inside) == warm]
-
-        def work(some=some, warm=warm):
-            functions, failing = (), ()
-            if warm:
-                pytest_here(["--collect-only", *files])
-                functions = functions_of(file)
-                failing = control(copied, functions, file, some, taken)
-            found, begun = collections.Counter(), time.monotonic()
-            for fault, tests in some:
-                tests = [test for test in tests if test not in failing]
-                if time.monotonic() - begun < args.seconds:
-                    status = look(file, source, fault, tests, taken, functions) if tests else 0
-                    found += {"tried": 1, "left": status == 0, "late": status is None}
-                    say(module, fault, status, tests)
-            (copied / "counts").write_text(repr(dict(found)))
-            return 0
-
-        in_child(work, 3600)
+        in_child(functools.partial(planted, module, copied, some, taken, args.seconds, warm), 3600)
         counts += ast.literal_eval((copied / "counts").read_text())
     return dict(
         faults=len(every),
@@ -407,6 +392,27 @@ def of_module(module, copied, store, args, only):
         run=known["lines"] - len(known["missing"]),
         seconds=time.monotonic() - started,
     )
+
+
+def planted(module, copied, some, taken, seconds, warm):
+    """Plant some faults, each with its tests, and write the counts; `warm`: with the package and
+    its tests at hand."""
+    file = copied / "safealign_utils" / f"{module}.py"
+    source = file.read_text(encoding="utf-8")
+    functions, failing = (), ()
+    if warm:
+        pytest_here(["--collect-only", *nearest(copied, module)])
+        functions = functions_of(file)
+        failing = control(copied, functions, file, some, taken)
+    found, begun = collections.Counter(), time.monotonic()
+    for fault, tests in some:
+        tests = [test for test in tests if test not in failing]
+        if time.monotonic() - begun < seconds:
+            status = look(file, source, fault, tests, taken, functions) if tests else 0
+            found += {"tried": 1, "left": status == 0, "late": status is None}
+            say(module, fault, status, tests)
+    (copied / "counts").write_text(repr(dict(found)))
+    return 0
 
 
 def control(copied, functions, file, some, taken):

@@ -154,3 +154,9 @@ def test_pairs_are_counted_before_anything_is_done():
 def test_numbers_that_differ_by_noise_keep_the_order_of_their_rows():
     for off, order in ((4e-10, [0, 1]), (2e-9, [1, 0])):
         assert s.by_margin(np.array([0.0, off]), 2, order="largest").tolist() == order
+
+
+def test_the_nearest_pair_may_have_no_direction():
+    """A pair of equal states has u = 0: its distance to a centre is that of the centre to 0."""
+    u = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    assert s.k_means(u, 1, seed=0).tolist() == [2], "the centre lies at (1/3, 1/3)"
