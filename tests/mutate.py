@@ -356,13 +356,12 @@ def name_of(fault):
     return f"{before[:90]} -> {after[:90]}"
 
 
-def that_ran(fault, files, taken, known, slowest):
-    """The tests that ran a fault's lines, those of the nearest files, the quickest first."""
-    own = {test for test in taken if test.startswith(files) and taken[test] < slowest}
-    tests = own & {test for line in fault[3] for test in known["by_line"].get(line, ())}
-    if not tests and not {*fault[3]} & {*known["missing"]}:
-        tests = own  # a constant: its line ran when the module was imported
-    return sorted(tests, key=taken.__getitem__)
+def that_ran(fault, inside, taken, known, slowest):
+    """The tests that ran a fault's lines, the quickest first. All of the nearest, where it lies
+    outside of the bodies of functions: its line ran when the module was imported."""
+    tests = {test for line in fault[3] for test in known["by_line"].get(line, ())}
+    tests = tests if fault[0] in inside else taken
+    return sorted((x for x in tests if taken.get(x, slowest) < slowest), key=taken.__getitem__)
 
 
 def of_module(module, copied, store, args, only):
@@ -370,13 +369,13 @@ def of_module(module, copied, store, args, only):
     file = copied / "safealign_utils" / f"{module}.py"
     source = file.read_text(encoding="utf-8")
     taken, known = measured(copied, module, store)
-    every, files = faults(source), tuple(nearest(copied, module))
+    every, inside = faults(source), in_a_body(source)
     random.Random(args.seed).shuffle(every)
     if only is not None:
         every = [fault for fault in every if (module, name_of(fault)) in only]
-    inside, started = in_a_body(source), time.monotonic()
+    started = time.monotonic()
     chosen = [
-        (fault, that_ran(fault, files, taken, known, args.slowest)) for fault in every[: args.each]
+        (fault, that_ran(fault, inside, taken, known, args.slowest)) for fault in every[: args.each]
     ]
     counts = collections.Counter()
     for warm in (True, False):

@@ -444,3 +444,7 @@ def test_a_chat_whose_first_token_opens_every_turn():
     smol.chat_template = "{{ bos_token }}" + SMOL
     with pytest.raises(ValueError, match="beginning-of-sequence token twice"):
         templates.check_template(smol, "chat")
+
+
+def test_nothing_of_the_world_is_cut(tokens):
+    assert (tokens.truncated, tokens.truncated_prompts) == (0, 0) and len(tokens) == 64
