@@ -441,6 +441,8 @@ def test_how_near_two_scores_are_equal():
     for off, share in ((0.9e-9, 0.5), (1.5e-9, 1.0), (-1.5e-9, 0.0)):
         assert token_controls.auc([0.0, off], [0, 1]) == share, off
     assert token_controls.auc([0, 1, 1, 2], [False, True, False, True]) == 0.875
+    with np.errstate(all="raise"):  # one kind is missing: no division is tried
+        assert all(math.isnan(token_controls.auc([1, 2], [kind] * 2)) for kind in (0, 1))
     assert token_controls.auc(np.array([3, 2, 1]), np.array([1, 0, 0])) == 1.0
 
 
