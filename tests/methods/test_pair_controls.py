@@ -160,3 +160,11 @@ def test_the_nearest_pair_may_have_no_direction():
     """A pair of equal states has u = 0: its distance to a centre is that of the centre to 0."""
     u = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
     assert s.k_means(u, 1, seed=0).tolist() == [2], "the centre lies at (1/3, 1/3)"
+    near = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.4, 0.84**0.5]], dtype=torch.float64)
+    assert s.k_centre(near, 2).tolist() == [0, 2], "1.2 away, squared, and the other 1"
+
+
+def test_the_easiest_half_is_a_half():
+    for n, half in ((10, 5), (11, 6)):
+        drawn = [s.easiest_half(np.arange(float(n)), 2, seed=seed) for seed in range(60)]
+        assert {int(row) for rows_ in drawn for row in rows_} == set(range(half)), n
