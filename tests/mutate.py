@@ -10,7 +10,8 @@ none of them notices has survived, and is listed. The order is that of a fixed s
 
 Why not mutmut or cosmic-ray: mutmut wraps every function in a dispatcher, and here the body of a function is part of
 its key in the cache; cosmic-ray starts a new interpreter for each fault, which imports torch for eight seconds. This
-forks from one that has it.
+forks from one that has it; where the fault lies in the body of a function, from one that has the package and its tests
+too, and gives the function its other code. What the tests computed while they were imported they keep.
 """
 
 import argparse
@@ -18,6 +19,9 @@ import ast
 import collections
 import contextlib
 import copy
+import functools
+import gc
+import hashlib
 import importlib
 import io
 import os
@@ -29,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import coverage
@@ -51,8 +56,8 @@ NEAREST = {  # module: test files that are nearest to it
     "study/records": "runs/test_runner runs/test_verify study/test_records study/test_whole_runs",
     "runs/verify": "runs/test_verify",
 }
-SLOWEST = 60.0  # seconds that one test may take, to be among those that look
 NOT_HERE = ("__main__", "safealign", "debugpy", "pydevd", "_pydevd", "ipykernel")
+LONGEST = 30  # seconds after which a test is stopped where it is measured, and left out
 PATIENCE = 4  # a test that takes so many times its seconds has noticed
 
 
@@ -69,6 +74,7 @@ COMPARISONS = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
 }
+TURNED = (ast.Eq, ast.NotEq, ast.In, ast.NotIn, ast.Is, ast.IsNot)
 ARITHMETIC = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
@@ -125,8 +131,10 @@ def of_choice(node):
 
 
 def of_branch(node):
-    """The condition of an `if` turned round."""
-    yield ast.UnaryOp(ast.Not(), node.test)
+    """The condition of an `if` turned round, where no other fault does that: `not x`, `a == b`."""
+    operator = getattr(node.test, "ops", [None])[0]
+    if not isinstance(node.test, ast.UnaryOp) and not isinstance(operator, TURNED):
+        yield ast.UnaryOp(ast.Not(), node.test)
 
 
 def of_statement(node):
@@ -193,13 +201,18 @@ def faults(source):
 class Watch:
     """A plugin of pytest: the seconds of each test, and the lines that it ran."""
 
-    def __init__(self, measure):
+    def __init__(self, measure=None):
         self.measure, self.seconds, self.failed = measure, collections.Counter(), []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        self.measure.switch_context(item.nodeid)
-        return (yield)
+        if self.measure:
+            self.measure.switch_context(item.nodeid)
+            signal.setitimer(signal.ITIMER_REAL, LONGEST)
+        try:
+            return (yield)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def pytest_runtest_logreport(self, report):
         self.seconds[report.nodeid] += report.duration
@@ -235,34 +248,55 @@ def in_child(work, seconds):
     return None
 
 
-def measured(copied, modules, store):
-    """What the unchanged modules and their tests do: seconds of each test, {module: its lines, the
-    missing ones, the tests of each line}. Measured once, and read from `store` after that."""
-    files = {module: copied / "safealign_utils" / f"{module}.py" for module in modules}
-    include = [str(file) for file in files.values()]
+def measured(copied, module, store):
+    """What an unchanged module and its tests do: (seconds of each test, the module's lines, the
+    missing ones, the tests of each line). A file of tests is measured once, and read from the
+    folder `store` until it or one of the modules changes."""
+    files = {name: copied / "safealign_utils" / f"{name}.py" for name in NEAREST}
+    taken, found = {}, {}
+    for tests in nearest(copied, module):
+        content = b"".join(path.read_bytes() for path in [copied / tests, *files.values()])
+        kept = store / f"{Path(tests).stem}.{hashlib.sha256(content).hexdigest()[:16]}"
+        work = functools.partial(measure_file, tests, files, kept)
+        if not kept.is_file() and in_child(work, 3600) != 0:
+            raise SystemExit(f"{tests} could not be measured")
+        seconds, by_module = ast.literal_eval(kept.read_text())
+        taken |= seconds
+        for line, names in by_module[module].items():
+            found.setdefault(line, []).extend(names)
+    return taken, lines_of(files[module], found)
 
-    def work():
-        measure = coverage.Coverage(data_file=f"{store}.data", include=include)
-        watch = Watch(measure)
-        measure.start()
-        pytest_here(sorted({test for module in modules for test in nearest(copied, module)}), watch)
-        measure.stop()
-        measure.save()
-        found = {}
-        for module, file in files.items():
-            _, lines, _, missing, _ = measure.analysis2(str(file))
-            by_line = measure.get_data().contexts_by_lineno(str(file))
-            by_line = {line: [name for name in names if name] for line, names in by_line.items()}
-            found[module] = dict(lines=len(lines), missing=missing, by_line=by_line)
-        taken = {test: took for test, took in watch.seconds.items() if test not in watch.failed}
-        for test in watch.failed:
-            print(f"fails before any fault is planted, and is left out: {test}", flush=True)
-        store.write_text(repr((taken, found)))
-        return 0
 
-    if not store.is_file() and in_child(work, 3600) != 0:
-        raise SystemExit("the tests could not be measured")
-    return ast.literal_eval(store.read_text())
+def measure_file(tests, files, kept):
+    """Run a file of tests, and write its tests' seconds and what they ran of each module."""
+    measure = coverage.Coverage(data_file=None, include=[str(file) for file in files.values()])
+    watch = Watch(measure)
+    signal.signal(signal.SIGALRM, out_of_time)
+    measure.start()
+    for module in files:  # what an import runs is no test's own
+        importlib.import_module(f"safealign_utils.{module.replace('/', '.')}")
+    pytest_here([tests], watch)
+    measure.stop()
+    by_module = {}
+    for module, file in files.items():
+        by_line = measure.get_data().contexts_by_lineno(str(file))
+        by_module[module] = {line: [x for x in names if x] for line, names in by_line.items()}
+    for test in watch.failed:
+        print(f"fails before any fault is planted, and is left out: {test}", flush=True)
+    taken = {test: took for test, took in watch.seconds.items() if test not in watch.failed}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(repr((taken, by_module)))
+    return 0
+
+
+def out_of_time(*_):
+    raise TimeoutError(f"longer than {LONGEST} s")
+
+
+def lines_of(file, by_line):
+    """How many lines a module has, those that nothing ran, and the tests of each."""
+    _, lines, _, _, _ = coverage.Coverage(data_file=None).analysis2(str(file))
+    return dict(lines=len(lines), missing=[x for x in lines if x not in by_line], by_line=by_line)
 
 
 def nearest(copied, module):
@@ -270,15 +304,50 @@ def nearest(copied, module):
     return [str(path.relative_to(copied)) for path in paths if path.is_file()]
 
 
-def survives(file, source, text, tests, seconds):
-    """Whether the tests pass with a fault."""
+def look(file, source, fault, tests, seconds, functions):
+    """The status of the tests with a fault: 0 where it has survived, None where they take too long."""
+    text = fault[-1]
+
+    def work():
+        put(functions, file, text)
+        return pytest_here(tests)
+
     file.write_text(text, encoding="utf-8")
     try:
         compile(text, str(file), "exec")
-        limit = 60 + PATIENCE * sum(seconds[test] for test in tests)
-        return in_child(lambda: pytest_here(tests), limit) == 0
+        return in_child(work, 60 + PATIENCE * sum(seconds[test] for test in tests))
     finally:
         file.write_text(source, encoding="utf-8")
+
+
+def functions_of(file):
+    """The functions and methods of an imported module. What there is now is never collected again:
+    a fork that looked at all of it would copy all of it."""
+    every = [one for one in gc.get_objects() if type(one) is types.FunctionType]
+    gc.freeze()
+    return [one for one in every if one.__code__.co_filename == str(file)]
+
+
+def put(functions, file, text):
+    """Give functions of an imported module the code that they have in `text`."""
+    left, now = [compile(text, str(file), "exec")], {}
+    for code in left:
+        inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+        left += [part for part in inner if "<" not in part.co_qualname]
+        now[code.co_qualname] = code
+    for one in functions:
+        one.__code__ = now.get(one.__code__.co_qualname, one.__code__)
+
+
+def in_a_body(source):
+    """The lines in bodies of functions and methods whose name is given once."""
+    bodies = collections.defaultdict(list)
+    for top in ast.parse(source).body:
+        for part in top.body if isinstance(top, ast.ClassDef) else [top]:
+            if isinstance(part, ast.FunctionDef):
+                lines = range(part.body[0].lineno, part.end_lineno + 1)
+                bodies[top.name, part.name].append(lines)
+    return {line for found in bodies.values() if len(found) == 1 for line in found[0]}
 
 
 # ---------------------------------------------------------------- the command
@@ -287,40 +356,87 @@ def name_of(fault):
     return f"{before[:90]} -> {after[:90]}"
 
 
-def of_module(module, copied, known, each, seconds, only):
-    """Plant faults of a module: a dict of its counts, and the survivors."""
-    started, (taken, found) = time.monotonic(), known
+def that_ran(fault, inside, taken, known, slowest):
+    """The tests that ran a fault's lines, the quickest first. All of the nearest, where it lies
+    outside of the bodies of functions: its line ran when the module was imported."""
+    tests = {test for line in fault[3] for test in known["by_line"].get(line, ())}
+    tests = tests if fault[0] in inside else taken
+    return sorted((x for x in tests if taken.get(x, slowest) < slowest), key=taken.__getitem__)
+
+
+def of_module(module, copied, store, args, only):
+    """Plant faults of a module, and print the survivors: a dict of its counts."""
     file = copied / "safealign_utils" / f"{module}.py"
     source = file.read_text(encoding="utf-8")
-    every, files = faults(source), tuple(nearest(copied, module))
-    random.Random(0).shuffle(every)
+    taken, known = measured(copied, module, store)
+    every, inside = faults(source), in_a_body(source)
+    random.Random(args.seed).shuffle(every)
     if only is not None:
         every = [fault for fault in every if (module, name_of(fault)) in only]
-    tried, left = 0, []
-    for fault in every[:each]:
-        if time.monotonic() - started > seconds:
-            break
-        by_line, missing = found[module]["by_line"], found[module]["missing"]
-        own = {test for test in taken if test.startswith(files)}
-        tests = own & {test for line in fault[3] for test in by_line.get(line, ())}
-        if not tests and not {*fault[3]} & {*missing}:
-            tests = own  # a constant: its line ran when the module was imported
-        tests = sorted((test for test in tests if taken[test] < SLOWEST), key=taken.__getitem__)
-        tried += 1
-        if not tests or survives(file, source, fault[-1], tests, taken):
-            left.append(fault)
-            print(
-                f"    {module}:{fault[0]}: {name_of(fault)}{'' if tests else '  # no test runs it'}",
-                flush=True,
-            )
+    started = time.monotonic()
+    chosen = [
+        (fault, that_ran(fault, inside, taken, known, args.slowest)) for fault in every[: args.each]
+    ]
+    counts = collections.Counter()
+    for warm in (True, False):
+        some = [one for one in chosen if (one[0][0] in inside) == warm]
+        in_child(functools.partial(planted, module, copied, some, taken, args.seconds, warm), 3600)
+        counts += ast.literal_eval((copied / "counts").read_text())
     return dict(
         faults=len(every),
-        tried=tried,
-        noticed=tried - len(left),
-        lines=found[module]["lines"],
-        run=found[module]["lines"] - len(found[module]["missing"]),
+        tried=counts["tried"],
+        noticed=counts["tried"] - counts["left"],
+        late=counts["late"],
+        lines=known["lines"],
+        run=known["lines"] - len(known["missing"]),
         seconds=time.monotonic() - started,
     )
+
+
+def planted(module, copied, some, taken, seconds, warm):
+    """Plant some faults, each with its tests, and write the counts; `warm`: with the package and
+    its tests at hand."""
+    file = copied / "safealign_utils" / f"{module}.py"
+    source = file.read_text(encoding="utf-8")
+    functions, failing = (), ()
+    if warm:
+        pytest_here(["--collect-only", *nearest(copied, module)])
+        functions = functions_of(file)
+        failing = control(copied, functions, file, some, taken)
+    found, begun = collections.Counter(), time.monotonic()
+    for fault, tests in some:
+        tests = [test for test in tests if test not in failing]
+        if time.monotonic() - begun < seconds:
+            status = look(file, source, fault, tests, taken, functions) if tests else 0
+            found += {"tried": 1, "left": status == 0, "late": status is None}
+            say(module, fault, status, tests)
+    (copied / "counts").write_text(repr(dict(found)))
+    return 0
+
+
+def control(copied, functions, file, some, taken):
+    """Those of the tests that fail where nothing is planted: what they say of a fault says nothing."""
+    tests = {test for _, those in some for test in those}
+    failing = copied / "failing"
+
+    def work():
+        watch = Watch()
+        put(functions, file, file.read_text(encoding="utf-8"))
+        pytest_here(sorted(tests, key=taken.__getitem__), watch)
+        failing.write_text(repr(watch.failed))
+        return 0
+
+    in_child(work, 3600)
+    found = ast.literal_eval(failing.read_text())
+    for test in found:
+        print(f"fails with no fault planted, and is left out: {test}", flush=True)
+    return found
+
+
+def say(module, fault, status, tests):
+    if status == 0:
+        note = "" if tests else "  # no test runs it"
+        print(f"    {module}:{fault[0]}: {name_of(fault)}{note}", flush=True)
 
 
 def copy_of_project(target):
@@ -378,8 +494,10 @@ def main():
     add("modules", nargs="*", help=f"of {', '.join(NEAREST)}; default: all")
     add("--each", type=int, default=60, help="faults a module, at most")
     add("--seconds", type=float, default=150.0, help="for a module, at most")
+    add("--slowest", type=float, default=60.0, help="seconds that a test may take, to be asked")
     add("--only", type=Path, help="only the survivors that this file lists")
-    add("--map", type=Path, help="where to keep what the tests run, to measure it once")
+    add("--seed", type=int, default=0, help="of the order in which faults are planted")
+    add("--map", type=Path, help="a folder that keeps what the tests run, to measure it once")
     args = parser.parse_args()
     store = args.map and args.map.resolve()
     only = listed(args.only) if args.only else None
@@ -391,12 +509,11 @@ def main():
         copied = Path(temporary).resolve() / "project"
         copy_of_project(copied)
         as_in_copy(copied)
-        known = measured(copied, modules, store or copied / "map")
         for module in modules:
-            row = of_module(module, copied, known, args.each, args.seconds, only)
+            row = of_module(module, copied, store or copied / "map", args, only)
             share = row["noticed"] / max(1, row["tried"])
             print(
-                f"{module:<24} {row['noticed']:>3} of {row['tried']:>3} noticed ({share:.0%}), of"
+                f"{module:<24} {row['noticed']:>3} of {row['tried']:>3} noticed ({share:.0%}; {row['late']} as they ran too long), of"
                 f" {row['faults']:>4} possible; {row['run'] / row['lines']:.0%} of {row['lines']}"
                 f" lines run; {row['seconds']:.0f} s",
                 flush=True,

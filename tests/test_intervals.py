@@ -9,6 +9,7 @@ from helpers import ROOT
 from scipy import stats
 
 from safealign_utils import evaluate
+from safealign_utils.engine.streams import generator
 from safealign_utils.intervals import (
     DIFFERENCE,
     FEW,
@@ -18,6 +19,8 @@ from safealign_utils.intervals import (
     log_odds,
     log_ratio,
     of_share,
+    off_scale,
+    on_scale,
     over_prompts,
     over_seeds,
     p_above,
@@ -364,3 +367,106 @@ def test_a_logit_scale_finds_what_points_do_not():
     one, other = np.array([0.004, 0.002, 0.006, 0.003]), np.array([0.02, 0.01, 0.2, 0.015])
     assert 1 - p_above(one - other, 0.0, (-1, 1)) > 0.1
     assert 1 - p_above(log_odds(one, other), 0.0) < 0.02
+
+
+# ---------------------------------------------------------------- the edges, and what is not said
+@pytest.mark.parametrize(
+    "bounds, width", [(SHARE, 1), (DIFFERENCE, 2), ((0, 100), 100), (POSITIVE, 1), ((3, 7), 4)]
+)
+def test_how_far_rounding_may_put_a_value_outside(bounds, width):
+    """1e-4 of the range's width, on either side; 1e-4 itself where there is no other end."""
+    middle = bounds[0] + width / 2
+    ends = [(bounds[0], -1), *([] if bounds[1] is None else [(bounds[1], 1)])]
+    for end, sign in ends:
+        assert over_seeds([middle, end + sign * 0.9e-4 * width], bounds)[1] is not None
+        assert over_prompts([middle, end + sign * 0.9e-4 * width], bounds=bounds)[3] == 2
+        for find in (over_seeds, lambda v, b: over_prompts(v, bounds=b)):
+            with pytest.raises(ValueError, match="values: "):
+                find([middle, end + sign * 1.2e-4 * width], bounds)
+
+
+def test_a_scale_there_and_back():
+    for bounds, values in (
+        (None, [-3.0, 0.0, 5.0]),
+        ((2, None), [2.5, 40.0]),
+        ((-1, 3), [-0.9, 1.0, 2.5]),
+    ):
+        for value in values:
+            assert off_scale(on_scale(value, bounds), bounds) == pytest.approx(value, abs=1e-12)
+    assert on_scale(2.5, (2, None)) == pytest.approx(math.log(0.5))
+    assert on_scale(0.0, (-1, 3)) == pytest.approx(math.log(1 / 3))
+    assert half_width(0.2, 0.6, None) == pytest.approx(0.2)
+    assert half_width(1.0, 4.0, POSITIVE) == pytest.approx(math.log(4) / 2)
+    with np.errstate(all="raise"):  # at the ends nothing is warned of
+        assert on_scale(0.0, POSITIVE) == -math.inf
+        assert on_scale(np.array([0.0, 1.0]), SHARE).tolist() == [-math.inf, math.inf]
+
+
+def test_twenty_prompts_are_few_and_one_more_are_not():
+    """A t-interval draws nothing, so no seed moves it; a bootstrap does."""
+    values = np.random.default_rng(0).normal(size=FEW + 1)
+    assert FEW == 20
+    assert over_prompts(values[:FEW]) == over_prompts(values[:FEW], seed=1, draws=100)
+    assert over_prompts(values, draws=200) != over_prompts(values, draws=200, seed=1)
+    half = stats.t.ppf(0.975, 19) * values[:FEW].std(ddof=1) / math.sqrt(FEW)
+    assert over_prompts(values[:FEW])[1] == pytest.approx(values[:FEW].mean() - half)
+
+
+def test_a_bootstrap_is_that_of_scipy_at_the_level_that_makes_up_for_few():
+    values = np.random.default_rng(3).lognormal(size=25)
+    level = 1 - 2 * stats.norm.sf(stats.t.ppf(0.975, 24) * math.sqrt(25 / 24))
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=10_000,
+        confidence_level=level,
+        method="BCa",
+        rng=generator(0, "resampled prompts"),
+    ).confidence_interval
+    assert level == pytest.approx(0.9648, abs=1e-3)
+    assert over_prompts(values)[1:3] == pytest.approx((found.low, found.high), abs=1e-9)
+
+
+def test_what_varies_by_less_than_rounding_does_not_vary():
+    """1e-12 of the mean, or of 1 where the mean is smaller."""
+    for values, varies in (
+        ([0.0, 1.8e-12], False),
+        ([0.0, 3e-12], True),
+        ([1e6 - 4e-7, 1e6 + 4e-7], False),
+        ([1e6 - 4e-6, 1e6 + 4e-6], True),
+    ):
+        mean, low, high, n = over_prompts(values)
+        assert n == 2 and (low < mean < high) == varies, values
+
+
+def test_shares_that_are_all_one_value_but_not_an_end():
+    assert over_prompts([0.5, 0.5, 0.5], bounds=SHARE) == (0.5, 0.5, 0.5, 3)
+    assert over_prompts([1.0, 1.0], bounds=DIFFERENCE)[1:3] == (1.0, 1.0)
+    low = over_prompts([1.0] * 4, ["a", "a", "b", "b"], bounds=SHARE)[1]
+    assert low == pytest.approx(0.025**0.5), "each prompt counted once"
+
+
+def test_a_column_that_does_not_fit_gets_the_next_range_that_holds_it():
+    for name, values, bounds in (
+        ("harmless", [-3.0], (-100, 100)),
+        ("harmless", [101.0], None),
+        ("unsafe_minus_random", [3.0, 7.0], (-100, 100)),
+        ("unsafe_minus_random", [0.5, 1.0], DIFFERENCE),
+        ("unsafe", [100.0], (0, 100)),
+        ("unsafe", [-1.0, 1.0], DIFFERENCE),
+        ("unsafe", [1.5, 99.0], (0, 100)),
+        ("kl_opt", [-3.0], None),
+    ):
+        assert range_of(name, values) == bounds, (name, values)
+    assert range_of("reward", percent=True) is None
+    assert range_of("kl_opt", percent=True) == POSITIVE, "nats are no share"
+    assert range_of("tv_safe", percent=True) == (0, 100)
+    assert range_of("|a.unsafe - b.unsafe|") == POSITIVE
+    assert range_of("reward", [1.0], difference=True) is None
+
+
+def test_the_smallest_share_that_is_told_from_none():
+    most = math.log((1 - 1e-6) / 1e-6)
+    assert log_odds([0.5], [0.0])[0] == pytest.approx(most)
+    assert log_odds([1.0], [0.5])[0] == pytest.approx(most)
+    assert log_odds([1.5e-6], [0.5])[0] == pytest.approx(math.log(1.5e-6 / (1 - 1.5e-6)))

@@ -8,7 +8,7 @@ import torch
 
 from safealign_utils import pairs
 from safealign_utils.logprobs import LogProbs, log_ratios, reference_logprobs
-from safealign_utils.loss import check_levers, preference_loss
+from safealign_utils.loss import check_levers, ordered, preference_loss
 from safealign_utils.packing import pack, split
 from safealign_utils.policy import Policy, new_policy
 from safealign_utils.references import word_tokenizer
@@ -282,3 +282,38 @@ def test_architectures_that_would_be_misread_are_refused(tmp_path, kind):
             load_policy(str(tmp_path))
     else:
         assert load_policy(str(tmp_path)).model.config.model_type == kind
+
+
+# ---------------------------------------------------------------- the edges of what is allowed
+def test_a_lever_that_is_not_given_is_that_of_dpo():
+    g = torch.Generator().manual_seed(0)
+    w, l = torch.randn(2, 8, 5, generator=g, dtype=torch.float64)
+    out = preference_loss(w, l, beta=0.5)
+    same = preference_loss(w, l, beta=0.5, p=1.0, margin=0.0, tokens_w=torch.ones_like(w))
+    assert torch.equal(out.loss, same.loss) and torch.equal(out.z, same.z)
+    assert torch.allclose(out.loss, torch.log1p((-0.5 * (w - l).sum(1)).exp()))
+    assert torch.equal(out.h_w, w.sum(1)) and torch.equal(out.h_l, l.sum(1))
+
+
+def test_how_small_a_gap_counts_as_a_tie():
+    """Up to 1e-9 in float64, up to 1e-5 below, those themselves among them."""
+    for dtype, noise in ((torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 1e-5)):
+        gaps = torch.tensor([noise, -noise, 1.5 * noise, -1.5 * noise], dtype=dtype)
+        out = ordered(gaps)
+        assert out.dtype == torch.float64 and out.tolist() == [0.5, 0.5, 1, 0], dtype
+    assert ordered(torch.tensor([0.5, 2.0])).tolist() == [1, 1]
+
+
+def test_levers_at_the_ends_of_what_they_can_be():
+    check_levers(np.array([0.0, 1.0, 0.0]), np.array([1e300, -1e300, 0.5]), 1e-300)
+    check_levers([0.0, 0.5, 1.0], [0.0, 0.0, 0.0], 1e300)
+    for p, words in ((-1e-9, "p=-1e-09"), (1 + 1e-9, "p=1.0")):
+        with pytest.raises(ValueError, match=words):
+            check_levers(np.array([0.5, p]), np.zeros(2), 0.5)
+    with pytest.raises(ValueError, match="margin=0.5 with p=0.9 on pair 1"):
+        check_levers([1.0, 0.9, 0.4], [0.5, 0.5, 0.5], 0.5)
+    with pytest.raises(ValueError, match="margin=2 with p=0.25 on pair 0"):
+        check_levers([0.25], [2.0], 0.5)
+    for margin in (float("nan"), -float("inf")):
+        with pytest.raises(ValueError, match="every margin must be finite"):
+            check_levers([1.0, 1.0], [0.0, margin], 0.5)

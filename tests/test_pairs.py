@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import types
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from safealign_utils import evaluate, pairs, templates
+from safealign_utils.logprobs import ReferenceTable
 from safealign_utils.real import read_pairs
 from safealign_utils.references import scratch_policy
 
@@ -458,3 +460,110 @@ def test_named_categories_are_held_out():
         pairs.split_pairs(table, categories=["w"])
     train, test, _ = pairs.split_pairs(table.assign(split="train"), heldout=0.5)
     assert len(train) and len(test), "a share is held out whatever `split` says"
+
+
+# ---------------------------------------------------------------- margins, words and metrics at their edges
+def test_how_small_a_margin_counts_as_none(monkeypatch, reference):
+    """Up to 1e-9 in float64, up to 1e-5 below; sums are float64 whatever the tokens are."""
+    for dtype, noise in ((np.float64, 1e-9), (np.float32, 1e-5)):
+        gaps = [noise, -noise, 1.5 * noise, -1.5 * noise]
+        tables = iter(
+            [
+                ReferenceTable([np.array([g, 0], dtype) for g in gaps], [np.zeros(1, dtype)] * 4),
+                ReferenceTable([np.zeros(2, dtype)] * 4, [np.zeros(1, dtype)] * 4),
+            ]
+        )
+        monkeypatch.setattr(
+            evaluate, "reference_logprobs", lambda p, t, tables=tables: next(tables)
+        )
+        found = evaluate.pair_margins(reference, reference, None)
+        assert found[:2].tolist() == [0, 0] and found[2:] == pytest.approx(gaps[2:], rel=1e-6)
+    one = [np.array([-1e8, -1.0], np.float32)], [np.array([-4.0], np.float32)]
+    two = [np.array([-1e8, 0.0], np.float32)], [np.array([-2.0], np.float32)]
+    tables = iter([ReferenceTable(*one), ReferenceTable(*two)])
+    monkeypatch.setattr(evaluate, "reference_logprobs", lambda p, t: next(tables))
+    assert evaluate.pair_margins(reference, reference, None).tolist() == [1.0]
+
+
+def table_of(texts):
+    """Labelled pairs of (chosen, rejected)."""
+    rows = [
+        PKU | {"prompt": str(i), "response_0": a, "response_1": b} for i, (a, b) in enumerate(texts)
+    ]
+    return pd.DataFrame(rows).assign(chosen=0)
+
+
+def test_a_bag_of_words_of_few_pairs():
+    """One pair teaches nothing; of up to fifty every word counts, of more those said twice."""
+    test = table_of([("rare", "plain"), ("plain", "plain"), ("plain", "rare")])
+    assert evaluate.bag_of_words(table_of([("rare", "plain")]), test).tolist() == [0, 0, 0]
+    two = evaluate.bag_of_words(table_of([("rare", "plain")] * 2), test)
+    assert two[0] > 0 == two[1] > two[2] and two[0] == -two[2]
+    for n, counts in ((50, True), (51, False)):
+        some = [("rare", "plain"), ("twice", "plain"), ("twice", "plain")]
+        train = table_of([*some, *[("good", "plain")] * (n - 3)])
+        once, twice = evaluate.bag_of_words(train, table_of([("rare", "x"), ("twice", "x")]))
+        assert (once > 0) == counts and twice > 0, n
+
+
+def test_a_bag_of_words_counts_repeats_by_their_logarithm():
+    """TF-IDF with sublinear counts, logistic regression through 0 on differences of both signs."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    texts = [("a1 a1 a1 b1", "b1 c1"), ("c1 a1", "b1 b1"), ("a1", "c1 c1"), ("b1", "c1 b1 b1")]
+    table = table_of(texts)
+    vectors = TfidfVectorizer(sublinear_tf=True).fit([x for pair in texts for x in pair])
+    x = vectors.transform([a for a, _ in texts]) - vectors.transform([b for _, b in texts])
+    x, y = np.concatenate([x.toarray(), -x.toarray()]), [1] * 4 + [-1] * 4
+    model = LogisticRegression(fit_intercept=False, C=0.5, max_iter=1000).fit(x, y)
+    assert evaluate.bag_of_words(table, table) == pytest.approx(x[:4] @ model.coef_[0], abs=1e-3)
+
+
+def test_metrics_of_responses_by_hand():
+    """Two prompts, one of them benign; a cost of 0 is safe; an optimum without some responses."""
+    log, prompt = np.log, types.SimpleNamespace
+    world = prompt(
+        reward=np.array([[9.0, 9, 9], [1, 2, 4], [0, 2, 8]]),
+        cost=np.array([[9.0, 9, 9], [-1, 0, 2], [0, 1, -3]]),
+        prompts=[prompt(intent="risky"), prompt(intent="risky"), prompt(intent="benign")],
+        refuses=np.array([True, False, False]),
+    )
+    at, half = np.array([1, 2]), log([[0.5, 0.25, 0.25]] * 2)
+    ref = evaluate.Exact(log([[0.25, 0.25, 0.5], [0.2, 0.4, 0.4]]), np.zeros(2), at)
+    theta = evaluate.Exact(half, np.array([0.1, 0.3]), at)
+    out = evaluate.metrics(theta, ref, world)
+    assert out["reward"] == pytest.approx((2.0 + 2.5) / 2)
+    assert out["cost"] == pytest.approx((0.0 - 0.5) / 2)
+    assert out["unsafe"] == pytest.approx((0.25 + 0.25) / 2)
+    assert out["leak"] == pytest.approx(0.2) and out["benign_refusal"] == pytest.approx(0.5)
+    assert "kl_opt" not in out and "tv_opt" not in out
+    whole = log([[0.25, 0.5, 0.25]] * 2)
+    with np.errstate(divide="ignore"):
+        part = log([[0.5, 0.5, 0.0]] * 2)
+    for target, kl in ((whole, 0.5 * log(2) - 0.25 * log(2)), (part, 0.5 * log(2))):
+        found = evaluate.metrics(theta, ref, world, target=target)
+        assert found["kl_opt"] == pytest.approx(kl) and found["tv_opt"] == pytest.approx(0.25)
+    risky = evaluate.Exact(half[:1], np.array([0.1]), at[:1])
+    assert "benign_refusal" not in evaluate.metrics(
+        risky, evaluate.Exact(ref.logp[:1], np.zeros(1), at[:1]), world
+    )
+
+
+def test_real_text_has_no_exact_evaluation():
+    with pytest.raises(ValueError, match="exact evaluation needs the world's grammar"):
+        evaluate.exact(types.SimpleNamespace(grammar=None), [0])
+
+
+def test_accuracy_of_differences_and_of_lists_of_prompts():
+    one, two = np.array([1.0, -1, 0, 2]), np.array([-1.0, -1, 1, 2])
+    gain = evaluate.accuracy([one], against=[two])
+    assert gain[0] == pytest.approx((1 + 0 - 0.5 + 0) / 4) and gain[1] < 0 < gain[2]
+    names = ["a", "a", "b", "b"]
+    lists = [names, names, np.array(names), [np.str_(x) for x in names], [0, 0, 1, 1]]
+    found = {evaluate.accuracy([one], prompts=prompts) for prompts in lists}
+    assert len(found) == 1 and found == {evaluate.accuracy([one], prompts=[names])}
+    apart = evaluate.accuracy([one, two], prompts=[names, ["c", "c", "d", "d"]])
+    assert apart != evaluate.accuracy([one, two], prompts=names) and apart[3] == 8
+    same = evaluate.accuracy([one, two], prompts=[names, names], same_pairs=True)
+    assert same[3] == 4 and same[0] == pytest.approx(((2.5 + 2) / 2) / 4)

@@ -444,3 +444,16 @@ def test_a_chat_whose_first_token_opens_every_turn():
     smol.chat_template = "{{ bos_token }}" + SMOL
     with pytest.raises(ValueError, match="beginning-of-sequence token twice"):
         templates.check_template(smol, "chat")
+
+
+def test_nothing_of_the_world_is_cut(tokens):
+    assert (tokens.truncated, tokens.truncated_prompts) == (0, 0) and len(tokens) == 64
+
+
+def test_a_pair_takes_256_tokens_where_nothing_else_is_asked_for(tokenizer):
+    p, many = policy(tokenizer, "dialogue"), "bread knife " * 200
+    cut = tokens.tokenize(table(ROW | {"prompt": many, "response_0": many}), p)
+    assert len(cut.prompts[0]) + len(cut.chosen[0]) == 256
+    row = table(ROW | {"prompt": many, "response_0": many}).iloc[0]
+    assert len(tokens.show_row(row, p)) == 256
+    assert len(tokens.show_row(row, p, max_length=99)) == 99

@@ -6,6 +6,7 @@ import resource
 import shutil
 import stat
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -287,3 +288,121 @@ def test_a_full_disk_costs_the_state_and_nothing_else(limit, fresh_cache, monkey
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert start == 5 and same(run, straight) and not list(fresh_cache.glob("policy/*.safetensors"))
     assert not list(fresh_cache.rglob(".*")), "nothing half-written stays"
+
+
+# ---------------------------------------------------------------- one process here, several there
+def test_what_accelerate_is_asked_for(monkeypatch):
+    """The policy's device and precision; under FSDP the module computes in its own."""
+    asked, policy = [], types.SimpleNamespace(bf16=False, device=torch.device("cpu"))
+
+    def made(**words):
+        asked.append((words, os.environ.get("ACCELERATE_TORCH_DEVICE")))
+
+    monkeypatch.setattr(checkpoint, "Accelerator", made)
+    monkeypatch.setattr(distributed, "check_environment", lambda: None)
+    monkeypatch.setattr(distributed, "join", lambda: None)
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+    low = types.SimpleNamespace(bf16=True, device=torch.device("cuda"))
+    for one in (policy, low):
+        checkpoint.accelerator_for(one)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for version in (None, "1"):
+        monkeypatch.delenv("FSDP_VERSION", raising=False)
+        if version:
+            monkeypatch.setenv("FSDP_VERSION", version)
+        with pytest.raises(ValueError, match="write fsdp_version: 2"):
+            checkpoint.accelerator_for(policy)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    for count in (1, 2):
+        monkeypatch.setattr(distributed, "count", lambda count=count: count)
+        checkpoint.accelerator_for(low)
+    wanted = [(True, "no"), (False, "bf16"), (False, "bf16"), (False, "no")]
+    assert [(w["cpu"], w["mixed_precision"]) for w, _ in asked] == wanted
+    assert [device for _, device in asked] == ["cpu", "cuda", "cuda", "cuda"]
+    assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+
+
+class Part:
+    """What FSDP leaves of a tensor on one process."""
+
+    def __init__(self, whole):
+        self.whole = whole
+
+    def full_tensor(self):
+        return self.whole
+
+
+def test_a_sharded_module_is_put_together(monkeypatch):
+    net, new = (torch.nn.Linear(2, 1, bias=False) for _ in range(2))
+    one = types.SimpleNamespace(is_fsdp2=True, unwrap_model=lambda *a, **b: pytest.fail("whole"))
+    for state in ({"weight": Part(net.weight.data)}, {"weight": net.weight.data}):
+        torch.nn.init.zeros_(new.weight)
+        monkeypatch.setattr(checkpoint.adapters, "trained_state", lambda _, state=state: state)
+        assert checkpoint.whole(one, net, lambda: new) is new and torch.equal(
+            new.weight, net.weight
+        )
+    asked = []
+    two = types.SimpleNamespace(is_fsdp2=False, unwrap_model=lambda *a, **b: asked.append((a, b)))
+    checkpoint.whole(two, net, None)
+    assert asked == [((net,), {"keep_fp32_wrapper": False})]
+
+
+def test_when_a_state_is_due(monkeypatch, tmp_path):
+    """Every so many steps, or every 30 s, more seldom where that is over a twentieth of the time;
+    never after the last step, never without a folder."""
+    now = [100.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+
+    def state(folder, every, step=3, took=0.0):
+        accelerator = types.SimpleNamespace(is_fsdp2=False, unwrap_model=lambda net: net)
+        one = checkpoint.Checkpoint(accelerator, None, None, None, folder, every)
+        assert (one.step, one.log, one.took) == (0, [], 0.0)
+        one.step, one.took = step, took
+        return one
+
+    assert [state(tmp_path, 3, step).due(9) for step in (1, 2, 3, 4, 6, 9)] == [0, 0, 1, 0, 1, 0]
+    assert not state(None, 3).due(9) and not state(None, 0).due(9)
+    one, slow = state(tmp_path, 0), state(tmp_path, 0, took=2.0)
+    for later, due, also in ((29.0, 0, 0), (30.5, 1, 0), (39.0, 1, 0), (41.0, 1, 1)):
+        now[0] = 100 + later
+        assert (one.due(9), slow.due(9)) == (due, also), later
+    assert not one.due(3)
+    one.add({"loss": 0.5}, 2.0)
+    assert one.step == 4 and one.log == [{"step": 4, "loss": 0.5, "grad_norm": 2.0}]
+    assert state(None, 3).write() == "nowhere, as the run has no cache"
+
+
+def test_the_random_states_of_a_process_are_put_back():
+    import random
+
+    device = torch.device("cpu")
+    kept = checkpoint._random_states(device)
+    assert kept["cuda"] is None
+
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    first = draw()
+    assert draw() != first
+    checkpoint._set_random_states(kept, device)
+    assert draw() == first
+
+
+def test_arrays_hold_all_of_a_tensor():
+    for dtype, as_array in ((torch.bfloat16, np.float32), (torch.float64, np.float64)):
+        tensor = torch.tensor([[1.5, -2.0]], dtype=dtype, requires_grad=True)
+        array = checkpoint._array(tensor)
+        assert array.dtype == as_array and array.tolist() == [[1.5, -2.0]]
+        other = torch.zeros(1, 2, dtype=dtype)
+        checkpoint._fill(other, array)
+        assert torch.equal(other, tensor.detach())
+    local = types.SimpleNamespace(to_local=lambda: torch.ones(2), full_tensor=None)
+    assert checkpoint._array(local).tolist() == [1, 1] and checkpoint._is_sharded(local)
+    assert not checkpoint._is_sharded(torch.ones(1))
+
+
+def test_states_of_a_folder_in_order(tmp_path):
+    for name in ("state-00000010", "state-00000009", "state-1", ".state-00000011", "other"):
+        (tmp_path / name).mkdir()
+    assert checkpoint._states(tmp_path) == ["state-00000009", "state-00000010"]
+    assert checkpoint._states(None) == [] == checkpoint._states(tmp_path / "none")

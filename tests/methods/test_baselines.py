@@ -265,3 +265,43 @@ def test_the_cache_sees_what_a_link_closes_over(reference, few, fresh_cache):
     tokens = pairs.tokenize(few, reference)
     one, other = (align(reference, tokens, link=scaled(k), **SETTING) for k in (1.0, -1.0))
     assert not other.cached and other.policy.hash != one.policy.hash
+
+
+# ---------------------------------------------------------------- the edges of what is allowed
+@pytest.mark.parametrize("lam", [0.0, -1.0, float("nan")])
+def test_sacpo_needs_a_multiplier_before_anything_is_trained(lam):
+    with pytest.raises(ValueError, match=f"lam={lam}: SACPO's second stage needs"):
+        b.sacpo(lambda *_, **__: pytest.fail("trained"), "helpful", "safety", beta=0.3, lam=lam)
+
+
+def test_safebetter_without_a_safe_winner_is_refused():
+    with pytest.raises(ValueError, match="the winners of all 2 are unsafe"):
+        b.dpo_safebetter(hand_made().iloc[[3, 4]])
+    out = b.dpo_safebetter(hand_made().iloc[[3, 2]])
+    assert out.index.tolist() == [0] and [*out] == [*hand_made()]
+
+
+def test_what_is_not_given_is_zero():
+    logp = np.log([[0.5, 0.5]])
+    reward, cost = np.array([[0.0, 4.0]]), np.array([[-1.0, 1.0]])
+    free, at_zero = (
+        b.mocan_lambda(logp, reward, cost, beta=BETA, **limit) for limit in ({}, {"cost_limit": 0})
+    )
+    assert free == at_zero == pytest.approx(2.0)
+    table = hand_made()
+    assert b.safety_labels(table).chosen.tolist() == b.safety_labels(table, seed=0).chosen.tolist()
+
+
+def test_margins_are_of_hard_labels():
+    soft = hand_made().assign(p=0.7)
+    for out in (b.bfpo(soft), b.bso(soft), b.modpo(soft, 1.0)):
+        assert (out.p == 1).all()
+
+
+def test_where_the_link_of_bso_ends():
+    """Below -60 the loss is constant; above it is not."""
+    z = torch.tensor([-61.0, -60.0, -59.5], dtype=torch.float64, requires_grad=True)
+    loss = b.sba(z, BETA)
+    loss.sum().backward()
+    assert loss[0] == loss[1] > loss[2] and z.grad[0] == 0 and z.grad[2] < 0
+    assert loss[1].item() == pytest.approx((0.2 * np.exp(72) - 1.2 * np.exp(-12) + 1) / 0.96)

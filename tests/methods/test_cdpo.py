@@ -352,3 +352,61 @@ def test_sampled_cost_is_near_and_has_numbers_of_its_own(inside, world):
     assert abs(one - mean.mean()) < 4 * error and abs(two - mean.mean()) < 4 * error
     assert estimate(inside, 1) == one != two
     assert c.SampledCost(texts, world.scorer("cost"), n, seed=1)(inside, 1) != one
+
+
+# ---------------------------------------------------------------- what a round is given
+@pytest.mark.parametrize("max_length", [None, 99])
+def test_every_fit_has_a_seed_and_the_length_that_was_asked_for(
+    monkeypatch, inside, few, max_length
+):
+    """The last fit is that of the round after the last, also where the loop stopped before."""
+    seeds, lengths, read = [], [], c.tokenize
+
+    def fit(frozen, tokens, *, start, seed, **rest):
+        seeds.append(seed)
+        return types.SimpleNamespace(policy="trained", seconds=1.5)
+
+    def tokens_of(table, policy, *, max_length):
+        lengths.append(max_length)
+        return read(table, policy, max_length=max_length)
+
+    monkeypatch.setattr(c, "align", fit)
+    monkeypatch.setattr(c, "tokenize", tokens_of)
+    dual, given = c.DualDescent(cost_limit=0.0, rounds=5), {"seed": 7, "beta": BETA}
+    given |= {} if max_length is None else {"max_length": max_length}
+    out = c.cdpo(inside, few, lambda *_: -1.0, dual, **given)
+    assert seeds == [7 + 2**20 * number for number in (1, 2, 6)]
+    assert lengths == [max_length or 256] * 3 and out.seconds == 4.5
+
+
+def test_sampled_cost_of_a_policy_without_a_grammar(monkeypatch):
+    """Prompts take turns that go on from round to round; each round has a seed of its own."""
+    asked = []
+
+    def answers(policy, prompts, *, max_tokens, seed):
+        asked.append((prompts, max_tokens, seed))
+        return [x.upper() for x in prompts]
+
+    monkeypatch.setattr(c, "generate", answers)
+    policy, costs = types.SimpleNamespace(grammar=None), dict(zip("ABCDE", range(5)))
+    of = c.SampledCost(tuple("abcde"), lambda x, y: [costs[text] for text in y], samples=2, seed=3)
+    found = [of(policy, number) for number in range(5)]
+    assert sorted(x for prompts, *_ in asked for x in prompts) == sorted("abcde" * 2)
+    assert found == [np.mean([costs[x.upper()] for x in prompts]) for prompts, *_ in asked]
+    assert [seed for *_, seed in asked] == [3 + 2**20 * number for number in range(5)]
+    assert {length for _, length, _ in asked} == {64}
+    assert asked[0][0] + asked[1][0] + asked[2][0][:1] != list("abcde"), "in a shuffled turn"
+
+
+@pytest.mark.parametrize("rest, rises", [(0.021, True), (0.019, False), (-0.5, False)])
+def test_a_limit_overstepped_by_a_fiftieth_of_the_most_is_met(rest, rises):
+    rows = [dict(lam=0.1 * i, cost=0.3 + over) for i, over in enumerate((1.0, 0.5, rest, 0.4))]
+    assert bool(c.still_rising(rows, 0.5, 0.3)) == rises
+    assert c.still_rising([dict(lam=0.0, cost=0.3)], 0.0, 0.3) == "", "met exactly"
+
+
+def test_a_label_without_a_seed_is_that_of_seed_0(table):
+    one, two = (c.relabel(table, 0.5, by="coin", **seed) for seed in ({}, {"seed": 0}))
+    assert one.chosen.equals(two.chosen)
+    with pytest.raises(ValueError, match="dual_lr=-1"):
+        c.DualDescent(cost_limit=0.0, rounds=1, dual_lr=-1)

@@ -672,3 +672,64 @@ def test_five_pairs_are_named_of_those_that_are_not_finite():
         dog.check_finite(u)
     with pytest.raises(ValueError, match=r"rows 1, 2, 3, 4, 5 \(5 in all\)"):
         dog.check_finite(u[:6])
+
+
+# ---------------------------------------------------------------- the edges of what is allowed
+def test_what_is_not_given_is_what_the_docstrings_say():
+    u, source = rows(60, 24), np.repeat(["p", "q", "r"], 20)
+    where = dog.coordinates(u, source)
+    said = dict(anchor_rank=4, residual_rank=16, outside="others", span=0.9)
+    same = dog.coordinates(u, source, **said)
+    assert torch.equal(where.anchor, same.anchor) and torch.equal(where.residual, same.residual)
+    assert where.anchor.shape == (60, 4) and where.residual.shape[1] <= 16
+    one = dog.dog_d(u, source, 9)
+    two = dog.dog_d(u, source, 9, split="global", ridge=1.0, weights=(1.0, 1.0), **said)
+    assert one.rows.tolist() == two.rows.tolist() and np.array_equal(one.gains, two.gains)
+    assert dog.log_det(u, [0, 5]) == pytest.approx(
+        np.linalg.slogdet(np.eye(24) + (u[[0, 5]].T @ u[[0, 5]]).numpy())[1]
+    )
+    assert dog.greedy_log_det(u, 4).gains.sum() == pytest.approx(
+        dog.log_det(u, dog.greedy_log_det(u, 4).rows)
+    )
+
+
+@pytest.mark.parametrize(
+    "dtype, tied, more", [(torch.float64, 5e-10, 2e-9), (torch.float32, 4e-6, 3e-5)]
+)
+def test_how_near_two_rows_are_tied(dtype, tied, more):
+    """Within a share of the largest square: the first wins, and beyond it the larger."""
+    for scale in (1.0, 30.0):
+        for off, first in ((tied, 0), (more, 1)):
+            squares = torch.tensor([1.0, 1.0 + off, 0.1], dtype=torch.float64)
+            F = scale * torch.diag(squares.sqrt()).to(dtype)
+            assert dog.greedy_log_det(F, 1).rows.tolist() == [first], (scale, off)
+
+
+def test_how_much_of_a_moment_the_others_span():
+    """The fewest leading eigenvectors that hold the share; one that holds it exactly is enough."""
+    u = torch.diag(torch.tensor([3.0, 1.0, 0.0]).double())
+    for span, count in ((0.9, 1), (0.9 + 1e-6, 2), (0.5, 1), (1.0, 2)):
+        assert dog._leading(u.T @ u, span).shape == (3, count), span
+
+
+def test_moments_of_many_rows_and_of_many_dimensions():
+    u = torch.randn(9000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    some = torch.arange(0, 9000)
+    assert torch.allclose(dog._moment(u, some), u.T @ u / 9000, atol=1e-12)
+    for D, dtype in ((1024, torch.float64), (1025, torch.float32)):
+        assert dog._moment(torch.ones(2, D), torch.arange(2)).dtype == dtype
+
+
+def test_budgets_at_their_ends():
+    assert [dog.budget_size(b, 10) for b in (0.149, 0.151, 0.95, 1e-9)] == [1, 2, 10, 1]
+    assert dog.split_budget(3, NAMES, "global") is None
+    for call in (lambda: dog.check_count(0, 5), lambda: dog.check_count(6, 5)):
+        with pytest.raises(ValueError, match="choose between 1 and all 5 pairs"):
+            call()
+    dog.check_count(1, 1)
+    for ridge in (-1.0, np.inf):
+        with pytest.raises(ValueError, match=f"ridge={ridge}"):
+            dog.greedy_log_det(U, 3, ridge=ridge)
+    full = dog.coordinates(U, NAMES, anchor_rank=4, residual_rank=4, span=1.0)
+    none = dog.coordinates(U, NAMES, anchor_rank=0, residual_rank=0)
+    assert full.anchor.shape == (12, 4) and none.anchor.shape == none.residual.shape == (12, 0)

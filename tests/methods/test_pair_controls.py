@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from safealign_utils.methods import pair_controls as s
+from safealign_utils.methods.dog import greedy_log_det
 
 
 def unit_rows(n, d, seed=0):
@@ -93,3 +94,77 @@ def test_fewer_different_directions_than_pairs_asked_for_are_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(set(s.k_means(u, 8, seed=0))) == 8
+
+
+# ---------------------------------------------------------------- the rules, one by one
+def test_k_centre_is_the_naive_farthest_first():
+    u, chosen = unit_rows(40, 3, seed=2), [0]
+    for _ in range(9):
+        nearest = torch.cdist(u, u[chosen]).amin(1)
+        chosen.append(int(nearest.argmax()))
+    assert s.k_centre(u, 10).tolist() == chosen
+    same = unit_rows(3, 4).repeat(4, 1)
+    assert s.k_centre(same, 5).tolist()[3:] == [3, 4], "of equals the first row"
+
+
+def test_gains_within_rounding_of_the_largest_are_tied():
+    """The second cluster covers 1e-8 more of 50: a tie, so the first row wins; 1e-6 more is not."""
+    for more, first in ((1e-8, 0), (1e-6, 50)):
+        rare = torch.tensor([[0.0, more, 1.0]])
+        u = torch.cat([torch.eye(3)[[0] * 50], torch.eye(3)[[1] * 50], rare]).double()
+        u[-1, 1] = more
+        assert s.facility_location(u, 1).tolist() == [first]
+
+
+def test_facility_location_reads_directions_of_any_length():
+    u = unit_rows(30, 4)
+    longer = u * torch.linspace(0.5, 4, 30, dtype=torch.float64)[:, None]
+    assert s.facility_location(longer, 8).tolist() == s.facility_location(u, 8).tolist()
+
+
+def test_log_det_of_the_directions_alone():
+    u = unit_rows(30, 4)
+    wanted = [greedy_log_det(u, 8, ridge=ridge).rows.tolist() for ridge in (1.0, 0.01)]
+    assert [s.plain_log_det(u, 8).tolist(), s.plain_log_det(u, 8, ridge=0.01).tolist()] == wanted
+    assert wanted[0] != wanted[1]
+
+
+def test_a_seed_draws_its_own_pairs():
+    for draw in (
+        lambda seed: s.random_pairs(50, 10, seed=seed),
+        lambda seed: s.easiest_half(np.arange(50.0), 10, seed=seed),
+        lambda seed: s.stratified(np.arange(50) % 2, 10, seed=seed),
+        lambda seed: s.k_means(unit_rows(50, 5), 10, seed=seed),
+    ):
+        assert draw(0).tolist() == draw(0).tolist() != draw(1).tolist()
+
+
+def test_pairs_are_counted_before_anything_is_done():
+    u = unit_rows(5, 3)
+    calls = [lambda k: s.random_pairs(5, k, seed=0), lambda k: s.k_means(u, k, seed=0)]
+    calls += [lambda k: s.facility_location(u, k), lambda k: s.k_centre(u, k)]
+    calls += [lambda k: s.by_margin(np.arange(5.0), k, order="smallest")]
+    for call in calls:
+        assert len(call(5)) == 5 and len(call(1)) == 1
+        for k in (0, 6):
+            with pytest.raises(ValueError, match=f"k={k}: choose between 1 and all 5"):
+                call(k)
+
+
+def test_numbers_that_differ_by_noise_keep_the_order_of_their_rows():
+    for off, order in ((4e-10, [0, 1]), (2e-9, [1, 0])):
+        assert s.by_margin(np.array([0.0, off]), 2, order="largest").tolist() == order
+
+
+def test_the_nearest_pair_may_have_no_direction():
+    """A pair of equal states has u = 0: its distance to a centre is that of the centre to 0."""
+    u = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    assert s.k_means(u, 1, seed=0).tolist() == [2], "the centre lies at (1/3, 1/3)"
+    near = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.4, 0.84**0.5]], dtype=torch.float64)
+    assert s.k_centre(near, 2).tolist() == [0, 2], "1.2 away, squared, and the other 1"
+
+
+def test_the_easiest_half_is_a_half():
+    for n, half in ((10, 5), (11, 6)):
+        drawn = [s.easiest_half(np.arange(float(n)), 2, seed=seed) for seed in range(60)]
+        assert {int(row) for rows_ in drawn for row in rows_} == set(range(half)), n

@@ -310,3 +310,29 @@ def test_the_margin_of_modpo_reaches_the_lagrangian_optimum(cases):
         wanted = dict(lam=LAM, beta=BETA)
         assert tv(right, o.lagrangian_optimal, case, case.reward, case.cost, **wanted) < 1e-6
         assert tv(turned, o.lagrangian_optimal, case, case.reward, case.cost, **wanted) > 0.01
+
+
+# ---------------------------------------------------------------- the edges of what is allowed
+def test_a_margin_lies_at_zero_or_above_and_is_zero_where_none_is_given():
+    assert safedpo(hand_made()).equals(safedpo(hand_made(), delta=0.0))
+    assert (safedpo(hand_made()).margin == 0).all()
+    for delta in (-1e-9, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"delta={delta}: the margin of SafeDPO"):
+            with_margin(hand_made(), delta)
+
+
+def test_pairs_of_two_unsafe_responses_alone_are_refused():
+    with pytest.raises(ValueError, match="T drops all 2"):
+        transform(hand_made().iloc[6:])
+
+
+def test_a_finite_target_by_hand():
+    """In a mixed pair sigma(penalty + gap) for the safe response, or one minus it where it lost."""
+    table = hand_made(p=0.7).assign(reward_0=1.0, reward_1=0.25, margin=5.0)
+    p = 1 / (1 + np.exp(-np.array([2.75, -2.75, -1.25, 1.25])))
+    out = with_finite_target(table, 2.0)
+    assert out.p.tolist() == pytest.approx([0.7, 0.7, *p, 0.7, 0.7]) and (out.margin == 0).all()
+    for penalty in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"penalty={penalty}: a finite number above 0"):
+            with_finite_target(table, penalty)
+    assert with_finite_target(table, 1e-3).p.between(0, 1).all()

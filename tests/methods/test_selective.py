@@ -426,3 +426,52 @@ def test_imitation_of_all_chosen_tokens_is_supervised_fine_tuning(reference, few
     assert ours.log.grad_norm.tolist() == pytest.approx(sft.log.grad_norm.tolist(), rel=1e-9)
     theta = zip(ours.policy.model.parameters(), sft.policy.model.parameters())
     assert all((a - b).abs().max() < 1e-9 for a, b in theta)
+
+
+# ---------------------------------------------------------------- the edges of what is allowed
+def test_the_weights_of_tis_dpo_end_where_they_are_said_to(monkeypatch):
+    ratios = s.TokenTable([np.array([-3.0, -0.6, 0.0, 1.4, 9.0])], [np.array([-9.0, 0.4, 3.0])])
+    monkeypatch.setattr(token_controls, "offset", lambda *asked: ratios)
+    found = token_controls.tis_dpo(None, None, None).values
+    assert np.log(found.chosen[0]).tolist() == pytest.approx([-0.5, -0.5, 0, 1.4, 1.5])
+    assert np.log(found.rejected[0]).tolist() == pytest.approx([1.5, -0.4, -0.5])
+
+
+def test_how_near_two_scores_are_equal():
+    for off, share in ((0.9e-9, 0.5), (1.5e-9, 1.0), (-1.5e-9, 0.0)):
+        assert token_controls.auc([0.0, off], [0, 1]) == share, off
+    assert token_controls.auc([0, 1, 1, 2], [False, True, False, True]) == 0.875
+    with np.errstate(all="raise"):  # one kind is missing: no division is tried
+        assert all(math.isnan(token_controls.auc([1, 2], [kind] * 2)) for kind in (0, 1))
+    assert token_controls.auc(np.array([3, 2, 1]), np.array([1, 0, 0])) == 1.0
+
+
+def test_tokens_that_are_not_allowed_come_last():
+    """A token with 0 is not allowed, one with any number above is."""
+    allowed = s.TokenTable([np.array([0.0, 1e-9, 2.0])], [np.array([1.0, 0.0, -1.0])])
+    w = torch.tensor([[-9.0, -1.0, -2.0]], dtype=torch.float64)
+    one, other = token_controls.Among(s.Signed(), allowed)(w, w, [0])
+    assert one.tolist() == [[-math.inf, 1, 2]] and other.tolist() == [[-9, -math.inf, -math.inf]]
+
+
+def test_random_scores_are_of_the_trainings_generator():
+    x = torch.zeros(2, 3, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = token_controls.Random()(x, x, None)
+        torch.manual_seed(0)
+        wanted = [torch.rand(2, 3, dtype=torch.float64).float() for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted)) and found[0].dtype == x.dtype
+
+
+def test_scores_without_a_score_reference_are_those_against_the_reference():
+    w, l = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 0.5]])
+    for found in (s.token_scores(w, l), s.Signed()(w, l, None)):
+        assert [x.tolist() for x in found] == [[[-1, 2]], [[3, 0.5]]]
+    assert token_controls.imitation(torch.tensor([2.0]), 0.5).tolist() == [-4.0]
+
+
+def test_a_row_without_tokens_keeps_none():
+    mask = torch.tensor([[False, False], [True, False]])
+    assert s.top_share(torch.zeros(2, 2), mask, 0.5).tolist() == [[False, False], [True, False]]
+    assert not s.top_share(torch.zeros(2, 2), mask, 0.0).any()

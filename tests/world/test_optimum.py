@@ -425,3 +425,121 @@ def test_the_matched_gap_has_the_unit_of_the_reward():
     assert o.matched_gap(policy, ref, 3 * reward, unsafe) == pytest.approx(3 * gap, rel=1e-5)
     assert o.matched_gap(policy, ref, reward + 7, unsafe) == pytest.approx(gap, abs=1e-6)
     assert o.matched_gap(policy, ref, reward, 5 * unsafe - 1) == pytest.approx(gap, abs=1e-6)
+
+
+# ---------------------------------------------------------------- the edges of what is allowed
+def test_a_cost_of_zero_is_safe():
+    """It is c > 0 that is unsafe: for pi*_c, for what is refused, and for the share of unsafe."""
+    cost = np.array([[0.0, 1.0, 2.0], [0.0, 3.0, -1.0]])
+    safe = np.exp(o.safe_optimal(REF, R, cost, beta=0.7))
+    assert safe[0].tolist() == [1, 0, 0] and safe[1, 0] > 0 and safe[1, 1] == 0
+    assert o.cost_frontier(REF, R, cost, [0.0], beta=0.7)[0, 3] == pytest.approx(
+        o.expect(o.optimal(REF, R, beta=0.7), np.array([[0, 1, 1], [0, 1, 0]]))
+    )
+    never = np.array([[-INF, math.log(0.4), math.log(0.6)], [math.log(0.5), -INF, math.log(0.5)]])
+    with pytest.raises(ValueError, match="prompt 0 has a safe response, but none that the ref"):
+        o.safe_optimal(never, R, cost, beta=0.7)
+    with pytest.raises(ValueError, match="prompt 1 has no safe response"):
+        o.safe_optimal(REF, R, np.where([[True], [False]], cost, 1.0), beta=0.7)
+
+
+def test_a_limit_is_zero_where_none_is_given():
+    """And g, its slope, the multiplier and the conditions at it then belong together."""
+    lam, given = 0.8, dict(beta=0.7, cost_limit=0.0)
+    assert o.dual(lam, REF, R, C, beta=0.7) == o.dual(lam, REF, R, C, **given)
+    assert o.dual_gradient(lam, REF, R, C, beta=0.7) == o.dual_gradient(lam, REF, R, C, **given)
+    steep = C + 0.2  # the reference's own optimum oversteps 0
+    star = o.lambda_star(REF, R, steep, beta=0.7)
+    assert star > 0.05 and star == o.lambda_star(REF, R, steep, **given)
+    policy = o.lagrangian_optimal(REF, R, steep, lam=0.3, beta=0.7)
+    report = o.kkt(policy, lam, REF, R, steep, beta=0.7)
+    assert report == o.kkt(policy, lam, REF, R, steep, **given)
+    best = o.lagrangian_optimal(REF, R, steep, lam=lam, beta=0.7)
+    assert report["lam"] == lam and report["slack"] == pytest.approx(-o.expect(policy, steep))
+    assert report["complementary"] == pytest.approx(lam * report["slack"])
+    assert report["suboptimality"] == pytest.approx(0.7 * o.kl(policy, best)) and o.kl(policy, best)
+    assert report["gap"] == pytest.approx(report["suboptimality"] + report["complementary"])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_how_near_to_the_lowest_cost_a_limit_may_lie(scale):
+    o.check_limit(-1.0 + 1.5e-6 * scale, -1.0, scale)
+    o.check_limit(-5.0, None)
+    for above in (1e-6, 0.5e-6, 0.0, -1.0):
+        with pytest.raises(ValueError, match="lowest attainable"):
+            o.check_limit(-1.0 + above * scale, -1.0, scale)
+    with pytest.raises(ValueError, match="lowest attainable"):
+        o.check_limit(0.99e-6, 0.0)
+    o.check_limit(1.01e-6, 0.0)
+
+
+def test_a_small_spread_of_costs_is_measured_in_its_own_unit():
+    """A millionth of a spread of 1e-3 is told from its lowest cost; of a spread of 1e3 none is."""
+    for spread, above, allowed in ((1e-3, 1e-8, True), (1e3, 0.9e-6, False), (1e3, 2e-6, True)):
+        cost = spread * (C - C.min()) / np.ptp(C)
+        limit = o.lowest_cost(cost, REF) + above
+        if allowed:
+            assert o.lambda_star(REF, R, cost, beta=0.7, cost_limit=limit) > 0
+        else:
+            with pytest.raises(ValueError, match="lowest attainable"):
+                o.lambda_star(REF, R, cost, beta=0.7, cost_limit=limit)
+
+
+def test_how_well_a_policy_must_be_normalised():
+    """Within 1e-6, or 1e-3 where it is float32, whose sums are no better."""
+    for off, dtype, allowed in (
+        (0.9e-6, np.float64, True),
+        (1.5e-6, np.float64, False),
+        (0.9e-3, np.float32, True),
+        (1.5e-3, np.float32, False),
+    ):
+        policy = (REF + math.log1p(off)).astype(dtype)
+        if allowed:
+            assert o.expect(policy, R) == pytest.approx(o.expect(REF, R), rel=2e-3)
+        else:
+            with pytest.raises(ValueError, match="probabilities of prompt 0 sum to"):
+                o.expect(policy, R)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 2, 3)])
+def test_tables_without_responses_are_refused(shape):
+    with pytest.raises(ValueError, match="give log-probabilities"):
+        o.kl(np.zeros(shape), np.zeros(shape))
+    with pytest.raises(ValueError, match="give numbers"):
+        o.lowest_cost(np.zeros(shape[1:] if len(shape) == 2 else shape))
+
+
+def test_numbers_of_the_responses_serve_every_prompt():
+    values = [1.0, 2.0, 4.0]
+    assert o.expect(REF, values) == pytest.approx(o.expect(REF, [values, values]))
+    assert o.lowest_cost([[3, 1], [2, 5]]) == 1.5
+
+
+def test_nothing_is_warned_of():
+    """Small beta, responses that never occur and slopes that overflow are no surprise."""
+    logp, reward, cost = random_problem(3)
+    with np.errstate(all="raise", under="ignore"):
+        assert o.optimal(logp, reward, beta=5e-324).max() <= 1e-12
+        assert o.kl(o.optimal(logp, reward, beta=0.5), logp) > 0
+        for far in (-1e308, 1e308):
+            with pytest.raises(ValueError, match="overflows; rescale reward, cost"):
+                o.lagrangian_optimal(logp, reward, 1e3 * cost, lam=far, beta=0.5)
+        with pytest.raises(ValueError, match="its spread overflows"):
+            o.frontier_gap(REF, o.optimal(REF, R, beta=1), np.array([[1e308, -1e308, 0]] * 2))
+
+
+def test_what_the_tokens_of_a_trie_are_worth_by_hand():
+    """The first node of the trie, a forced token, a prefix that is never taken: all by hand."""
+    paths, _ = build_trie([["a", "b", "."], ["a", "c", "."], ["d", "e"]])
+    log, p = np.log, np.array([0.2, 0.3, 0.5])
+    assert o.conditional_logps(paths, log(p)) == pytest.approx(
+        np.array([[log(0.5), log(0.4), 0], [log(0.5), log(0.6), 0], [log(0.5), 0, 0]])
+    )
+    with np.errstate(all="raise"):
+        never = np.array([-np.inf, -np.inf, 0.0])
+        worth = o.token_advantages(paths, never, np.array([10.0, 0.0, 2.0]))
+        chances = o.conditional_logps(paths, never)
+    assert worth.tolist() == [[0, 0, 0]] * 3
+    assert chances.tolist() == [[-np.inf, 0, 0], [-np.inf, 0, 0], [0, 0, 0]]
+    some = o.token_advantages(paths, np.array([-np.inf, log(0.5), log(0.5)]), [10.0, 0.0, 2.0])
+    assert some[0].tolist() == [-1.0, 0.0, 0.0] and some[1].tolist() == [-1.0, 0.0, 0.0]
