@@ -25,6 +25,7 @@ STREAMS = {
     "minibatches": (2**30 + 17,),  # of PPO, by iteration
     "resampled prompts": (2**30 + 14,),
     "pair controls": (2**30 + 21,),
+    "shown answers": (2**30 + 23,),  # by prompt
     "behaviour": (2**31,),  # samples that the reference policies are trained on
 }
 # Streams that share numbers, and why that is left: another number would move every record.

@@ -20,7 +20,7 @@ from ..methods import cdpo, ppo
 from ..templates import check_template, outline
 from ..world import optimum, redundant
 from ..world.world import World
-from . import claims, records
+from . import answers, claims, records
 from . import settings as parameters
 from .settings import pick_device
 
@@ -260,6 +260,17 @@ class Study(Notebook):
         """A policy's exact response table on a split's prompts, the held-out nouns."""
         with self.timed("evaluation"):
             return evaluate.exact(trained_policy, self.world.select(split))
+
+    def answers(self, policies):
+        """Print what policies answer to three held-out prompts: benign, borderline and risky.
+
+        `policies` is {name: a policy, or log-probs [P, R] on the held-out nouns}; see
+        `study/answers.py`.
+        """
+        at = np.searchsorted(self.heldout, answers.three_prompts(self.world))
+        with self.timed("evaluation"):
+            shown = {k: p[at] if isinstance(p, np.ndarray) else p for k, p in policies.items()}
+            answers.show(self.world, shown)
 
     def optimum(self, setup, beta=None):
         """pi* of a setup's own reference on the held-out nouns: log-probs [P, R]."""
