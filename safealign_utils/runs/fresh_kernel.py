@@ -25,14 +25,19 @@ from ..engine import cache
 
 PRELOAD = [__name__.replace("fresh_kernel", "preload"), __name__]
 _lock = threading.Lock()  # while the server is started the whole process stands in another folder
-LONGEST = 90  # bytes of a folder's path; a socket's whole path may have 107
+LONGEST = 107  # bytes of a socket's path
+OF_SERVER = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # below the folder of temporary files
+OF_KERNEL = "/socket-5"  # below its own folder
 _code = []  # hash of the source as the server was started, and started again
 
 
 def fork_server():
-    """Start the process that imports everything, unless it runs already or this is no Linux."""
+    """Start the process that imports everything, unless it runs already, this is no Linux, or its
+    socket, in the folder of temporary files, would have too long a path."""
     with _lock:
         if sys.platform != "linux" or _is_running(forkserver._forkserver._forkserver_pid):
+            return
+        if len(os.fsencode(tempfile.gettempdir())) > LONGEST - len(OF_SERVER):
             return
         _code.append(cache.code_hash())
         forkserver.set_forkserver_preload(PRELOAD)
@@ -67,7 +72,7 @@ class Manager(AsyncKernelManager):
 
     def _use_sockets(self):
         folder = tempfile.mkdtemp(prefix="kernel.")
-        if len(os.fsencode(folder)) > LONGEST:
+        if len(os.fsencode(folder + OF_KERNEL)) > LONGEST:
             os.rmdir(folder)
         else:
             self.transport, self.ip = "ipc", f"{folder}/socket"

@@ -159,10 +159,35 @@ def test_a_long_temporary_path_is_no_fault(tmp_path, monkeypatch):
     assert not list(deep.glob("kernel.*"))
 
 
-def test_a_killed_command_leaves_no_sockets(tmp_path):
+def test_a_command_runs_where_the_temporary_path_is_long(tmp_path):
+    """Nor does the process that kernels are forked from have a socket there: they are new ones."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    path = notebook(tmp_path / "toy.ipynb", CELL, WRITE)
+    words = [
+        sys.executable,
+        "-m",
+        "safealign_utils.runs.cli",
+        "run",
+        path,
+        "--out",
+        tmp_path / "out",
+    ]
+    there = os.environ | {"TMPDIR": str(deep)}
+    done = subprocess.run(words, env=there, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def short_folder():
+    """A folder for temporary files in which a socket can lie."""
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_killed_command_leaves_no_sockets(tmp_path, short_folder):
     """The kernel removes them, and the file that says where they are, as it sees the command end."""
-    temporary, started = tmp_path / "tmp", tmp_path / "started"
-    temporary.mkdir()
+    temporary, started = short_folder, tmp_path / "started"
     wait = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)"
     path = notebook(tmp_path / "toy.ipynb", CELL, wait)
     words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", str(path)]

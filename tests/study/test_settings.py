@@ -189,7 +189,7 @@ def test_a_notebook_has_its_own_length_in_a_profile(settings):
     assert settings()["steps"] == parameters.profile("small")["steps"] == 60
     cell = parameters.read_cell(ROOT / "notebooks" / "02_safedpo.ipynb")
     found = parameters.resolve(parameters.collect(cell, []), "02_safedpo")
-    assert (found["steps"], found["pairs"], found["batch_size"]) == (12, 400, 32)
+    assert (found["steps"], found["pairs"], found["batch_size"]) == (40, 1500, 32)
 
 
 @pytest.mark.parametrize(
