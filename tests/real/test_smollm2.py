@@ -62,7 +62,8 @@ def test_ids_are_those_of_the_chat_template(smollm2):
 
 
 def test_log_probs_are_those_of_the_plain_forward(smollm2):
-    """Packed pairs, float32: sums within 1e-4 of one plain forward a response."""
+    """Packed pairs, float32: sums within 1e-4 of one plain forward a response, of long or improbable
+    ones within 2e-5 of the sum, as processors multiply in other orders (seen: 1.2e-5)."""
     sets = answer_sets.load()
     table = sets.pairs([0, 8]).iloc[::9].assign(chosen=0, p=1.0, margin=0.0)
     tokens = pairs.tokenize(table, smollm2, max_length=answer_sets.ROOM)
@@ -76,7 +77,8 @@ def test_log_probs_are_those_of_the_plain_forward(smollm2):
                 ids = torch.tensor([[*tokens.prompts[i], *y]])
                 logits = smollm2.model(ids).logits[0, len(tokens.prompts[i]) - 1 : -1]
                 plain = logits.log_softmax(-1)[range(len(y)), torch.tensor(y)].sum()
-                assert sums[2 * i + k] == pytest.approx(float(plain), abs=1e-4 * max(1, len(y) / 8))
+                near = pytest.approx(float(plain), rel=2e-5, abs=1e-4 * max(1, len(y) / 8))
+                assert sums[2 * i + k] == near
 
 
 def test_notebook_07_at_a_tiny_setting(smollm2, tmp_path):
