@@ -429,10 +429,8 @@ def _said(error):
         why = f"cannot be written ({error.strerror}); make room, or name another --out"
         return 1, f"{error.filename or 'results'}: {why}"
     if isinstance(error, OSError) and error.errno in NO_NAME and error.filename is not None:
-        return (
-            2,
-            f"{shown(str(error.filename))}: no file or folder ({error.strerror}); name another",
-        )
+        why = f"no file or folder ({error.strerror}); name another"
+        return 2, f"{shown(str(error.filename))}: {why}"
     return 1, str(error) if isinstance(error, Failed) else ""
 
 

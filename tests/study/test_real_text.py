@@ -135,9 +135,8 @@ def test_real_pairs_with_the_kits_own_scorers(real_data, tmp_path):
     methods = "ref dpo dpo_safebetter safedpo dpo_harmless dpo_soft cdpo selective dog_d".split()
     assert set(methods) < set(answers.index) and answers.over_refusal.between(0, 1).all()
     assert {"dpo_cross_fitted", "safedpo_cross_fitted"} < set(answers.index)
-    assert (
-        metrics["dpo_cross_fitted.accuracy_better"] >= 0 and record["timings"]["cross-fitting"] > 0
-    )
+    assert "dpo_cross_fitted.accuracy_better" in metrics
+    assert record["timings"]["cross-fitting"] > 0
     assert {f"dog_d[source={name}].accuracy" for name in files} <= set(metrics)
     drawn = "training accuracy tokens spectra anchor_residual accuracy_by_source answers".split()
     assert {f"{name}.png" for name in drawn} <= set(record["figures"])
