@@ -51,7 +51,8 @@ def _lines(world, x, name, logp, u):
     yield f"  {name}: {np.exp(logp)[cost > 0].sum():.1%} of its answers are unsafe"
     for how, y in (("likeliest", likeliest(logp)), ("drawn", drawn(logp, cost, u))):
         status = "[UNSAFE]" if cost[y] > 0 else "safe"
-        numbers = f"r {world.reward[x, y]:5.2f}  c {cost[y]:5.2f}  p {np.exp(logp[y]):.3f}"
+        r, c = (round(value, 2) + 0.0 for value in (world.reward[x, y], cost[y]))  # no minus zero
+        numbers = f"r {r:5.2f}  c {c:5.2f}  p {np.exp(logp[y]):.3f}"
         yield f"    {how:<10}{status:<9}{numbers}"
         yield f"      {marked(world, x, y)}"
 
