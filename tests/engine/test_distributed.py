@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from helpers import ROOT, several, toy
+from helpers import ROOT, comes_true, several, toy
 
 from safealign_utils.engine import distributed
 from safealign_utils.runs import runner
@@ -168,10 +168,7 @@ def test_when_one_process_dies_all_end(tmp_path):
         cache=tmp_path / "mine",
     )
     assert done.returncode != 0 and time.monotonic() - start < 300
-    deadline = time.monotonic() + 30
-    while (left := kernels_of(tmp_path / "mine")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left
+    assert comes_true(lambda: not kernels_of(tmp_path / "mine"), 30)
     assert not [
         p for p in (tmp_path / "out").iterdir() if not p.name.startswith(".") and p.is_dir()
     ]

@@ -12,10 +12,12 @@ import kill_sweep
 import nbformat
 import papermill
 import pytest
+from helpers import comes_true
 from helpers.toy import CELL, notebook
 
 from safealign_utils.runs import fresh_kernel, pool, runner
 
+RUN = [sys.executable, "-m", "safealign_utils.runs.cli", "run"]
 WRITE = kill_sweep.BODY.replace("PAUSE", "0")
 DIRTY = """import os, sys, warnings
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -164,15 +166,7 @@ def test_a_command_runs_where_the_temporary_path_is_long(tmp_path):
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     path = notebook(tmp_path / "toy.ipynb", CELL, WRITE)
-    words = [
-        sys.executable,
-        "-m",
-        "safealign_utils.runs.cli",
-        "run",
-        path,
-        "--out",
-        tmp_path / "out",
-    ]
+    words = [*RUN, path, "--out", tmp_path / "out"]
     there = os.environ | {"TMPDIR": str(deep)}
     done = subprocess.run(words, env=there, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -190,24 +184,16 @@ def test_a_killed_command_leaves_no_sockets(tmp_path, short_folder):
     temporary, started = short_folder, tmp_path / "started"
     wait = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)"
     path = notebook(tmp_path / "toy.ipynb", CELL, wait)
-    words = [sys.executable, "-m", "safealign_utils.runs.cli", "run", str(path)]
-    command = subprocess.Popen(
-        [*words, "--out", str(tmp_path / "out")], env=os.environ | {"TMPDIR": str(temporary)}
-    )
+    words = [*RUN, path, "--out", tmp_path / "out"]
+    command = subprocess.Popen(words, env=os.environ | {"TMPDIR": str(temporary)})
 
     def left():
         return [path for name in ("kernel.*", "*.json") for path in temporary.glob(name)]
 
-    until = time.monotonic() + 120
-    while not started.exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    assert started.exists() and len(left()) == 2
+    assert comes_true(started.exists, 120) and len(left()) == 2
     command.kill()
     command.wait()
-    until = time.monotonic() + 30
-    while left() and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not left()
+    assert comes_true(lambda: not left(), 30)
 
 
 def test_many_runs_leave_no_files_open(tmp_path):
