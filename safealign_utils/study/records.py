@@ -23,6 +23,10 @@ from .settings import NOTEBOOKS, Refusal
 
 SCHEMA = 1
 COMMITTED = NOTEBOOKS / "tables"  # of sweeps that were run once
+JUDGED_ON = {  # verdicts of `full`; no rule was written on the last seeds, they go before
+    "verdicts_full.csv": "seeds 0 to 2",
+    "verdicts_confirmed.csv": "seeds 5 to 12",
+}
 PARTS = "notebook run_id parameters metrics timings claims tables figures provenance".split()
 PACKAGES = (
     "torch transformers datasets accelerate numpy scipy scikit-learn papermill matplotlib".split()
@@ -78,8 +82,11 @@ def run_id(notebook, settings, contents=()):
 
 
 def _committed(source):
-    """The committed tables that a notebook reads, {name: bytes}; all where a call names none."""
-    names = set()
+    """The committed tables that a notebook reads, {name: bytes}; all where a call names none.
+
+    A notebook with claims prints their committed verdicts.
+    """
+    names = set(JUDGED_ON) if "study.claim(" in source else set()
     for literal in re.findall(r"""\bcommitted\(\s*(?:["']([^"'\n]+)["']|[^\s"')])""", source):
         names |= {literal} if literal else {file.name for file in COMMITTED.glob("*.csv")}
     return {name: (COMMITTED / name).read_bytes() for name in names if (COMMITTED / name).is_file()}
@@ -240,3 +247,22 @@ def committed(name):
         fix = "run the notebook from a clone of the project"
         raise Refusal(f"table={name!r}: {COMMITTED} holds none; {fix}")
     return pd.read_csv(COMMITTED / name)
+
+
+def committed_verdicts(bars):
+    """{id with setting: verdict} of the committed runs of `full`, and on which seeds they stand.
+
+    `bars` {id: the rule in words}: a verdict by another rule is left out. `verdict` is the one that
+    stands after the correction for the number of claims. Empty outside of a clone.
+    """
+    out = {}
+    for name in filter(lambda name: (COMMITTED / name).is_file(), JUDGED_ON):
+        for row in pd.read_csv(COMMITTED / name).dropna(subset="low").to_dict("records"):
+            id = row.get("claim") or row["id"]
+            corrected = row.get("confirmed", row["verdict"])
+            one = {k: row[k] for k in ("value", "low", "high")} | {"n": int(row["n"])}
+            one["verdict"] = corrected if isinstance(corrected, str) else row["verdict"]
+            if bars.get(id) == row["rule"]:
+                at = "" if pd.isna(row["setting"]) else f"[{row['setting']}]"
+                out[id + at] = one | {"seeds": JUDGED_ON[name]}
+    return out

@@ -55,6 +55,7 @@ class Notebook:
 
     tolerances = {"float64": 1e-6, "float32": 1e-5}
     options = {}  # of every training: the subclass's own
+    judged_before = {}  # verdicts of committed runs of the same kind of data: the subclass's own
 
     def __init__(self, name, namespace):
         self.name = name
@@ -158,11 +159,21 @@ class Notebook:
         print(f"[check] {words}")
 
     def claim(self, id, values=None, *, measured=None, **setting):
-        """Judge a claim of the ledger on one value a seed (or a `measured` interval); record it."""
+        """Judge a claim of the ledger on one value a seed (or a `measured` interval); record it.
+
+        One seed decides nothing statistical: then what is printed is the verdict of the committed
+        runs of `full`, where they have one at the same setting, and this run's value beside it. The
+        record has this run's verdict alone.
+        """
         judged, claim = claims.judge(id, values, measured=measured, **setting), claims.ledger()[id]
         self.claims.append(judged)
-        found = f"{claims.found(judged, claim.scope)}; the rule: {claim.bar}"
-        print(f"[{judged['verdict'].replace('_', ' ')}] {judged['id']}: {found}")
+        verdict, found = judged["verdict"], claims.found(judged, claim.scope)
+        known = self.judged_before.get(judged["id"])
+        if known and judged["n"] == 1 and verdict == "undecided":
+            verdict = known["verdict"]
+            here = f"here, one seed: {found.partition(',')[0]}"
+            found = f"{claims.found(known, claim.scope)} (full, {known['seeds']}); {here}"
+        print(f"[{verdict.replace('_', ' ')}] {judged['id']}: {found}; the rule: {claim.bar}")
         print(f"    {claim.source} {claim.says}")
 
     def table(self, name, table, columns=None, digits=4):
@@ -229,6 +240,9 @@ class Study(Notebook):
         self.options = {"leak_weight": getattr(self.settings, "leak_weight", 0.0)}
         self.world = World(getattr(self.settings, "world_size", "default"))
         self.heldout = self.world.select("heldout")  # prompt ids, where metrics are taken
+        self.judged_before = records.committed_verdicts(
+            {id: claim.bar for id, claim in claims.ledger().items()}
+        )
         first = self._introduce()
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
 

@@ -17,6 +17,7 @@ from safealign_utils.runs.verify import close
 
 EXPECTED = ROOT / "tests" / "reference" / "small" / "01_dpo_basics" / "expected.json"
 REFERENCE = json.loads(EXPECTED.read_text())["metrics"] if EXPECTED.is_file() else {}
+SHORT = ("pairs=100", "steps=5", "betas=0.5", "pair_shares=1")
 COMPATIBLE = {"MKL_CBWR": "COMPATIBLE"}
 THOROUGH = pytest.mark.skipif(
     not os.environ.get("SAFEALIGN_THOROUGH"),
@@ -83,17 +84,19 @@ def test_one_unit_in_the_last_place_of_every_weight_moves_no_compared_value(tmp_
     assert not [one_ulp.said(row) for row in rows if not row[-1]]
 
 
-def test_two_processes_agree_to_the_last_bit(tmp_path):
-    short = ("pairs=100", "steps=5", "betas=0.5", "pair_shares=1")
-    one, two = (metrics(tmp_path, name, *short) for name in ("one", "two"))
-    assert one["metrics"] == two["metrics"] and one["run_id"] == two["run_id"]
-    assert one["claims"] == two["claims"]
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """The record of a short run on one thread."""
+    return metrics(tmp_path_factory.mktemp("short"), "one", *SHORT, SAFEALIGN_THREADS="1")
 
 
-def test_two_threads_short(tmp_path):
-    short = ("pairs=100", "steps=5", "betas=0.5", "pair_shares=1")
-    one = metrics(tmp_path, "one", *short, SAFEALIGN_THREADS="1")["metrics"]
-    two = metrics(tmp_path, "two", *short, SAFEALIGN_THREADS="2", OMP_WAIT_POLICY="passive")[
-        "metrics"
-    ]
+def test_two_processes_agree_to_the_last_bit(tmp_path, short_run):
+    again = metrics(tmp_path, "two", *SHORT, SAFEALIGN_THREADS="1")
+    assert short_run["metrics"] == again["metrics"] and short_run["run_id"] == again["run_id"]
+    assert short_run["claims"] == again["claims"]
+
+
+def test_two_threads_short(tmp_path, short_run):
+    two = metrics(tmp_path, "two", *SHORT, SAFEALIGN_THREADS="2", OMP_WAIT_POLICY="passive")
+    one, two = short_run["metrics"], two["metrics"]
     assert max(abs(one[k] - two[k]) for k in one) <= 1e-9

@@ -220,7 +220,7 @@ def test_a_sweep_and_plain_papermill_give_the_same_bits(tmp_path, monkeypatch):
         "01_dpo_basics": dict(pairs="40", betas="0.5", pair_shares="1"),
         "05_dog_selection": dict(pairs="160", selections="random,dog_d,k_means"),
     }
-    asked = [("01_dpo_basics", 0), ("05_dog_selection", 0), ("01_dpo_basics", 1)]
+    asked = [("05_dog_selection", 0), ("01_dpo_basics", 0), ("05_dog_selection", 1)]
     texts = lambda name, seed: tuple({**short, **given[name], "seed": str(seed)}.items())
     jobs = [pool.Job(name, texts(name, seed), str(tmp_path / "swept")) for name, seed in asked]
     ended = {}

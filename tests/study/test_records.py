@@ -168,6 +168,36 @@ def test_the_tables_that_a_notebook_reads(tmp_path, monkeypatch):
         records.committed("z.csv")
 
 
+VERDICTS = """claim,setting,verdict,confirmed,value,low,high,n,rule
+a.one,,holds,undecided,-0.1,-0.2,-0.01,8,below 0
+a.two,limit=0,holds,,0.1,0.05,0.2,8,within 0.5
+a.three,,not_judged,not_judged,,,,0,below 0
+a.other_bar,,holds,holds,0.1,0.0,0.2,8,below 1
+"""
+FIRST = """id,setting,verdict,value,low,high,n,rule
+a.one,,holds,-0.9,-1.0,-0.8,3.0,below 0
+a.three,,holds,-0.3,-0.4,-0.2,3.0,below 0
+"""
+BARS = {"a.one": "below 0", "a.two": "within 0.5", "a.three": "below 0", "a.other_bar": "below 2"}
+
+
+def test_committed_verdicts(tmp_path, monkeypatch):
+    """Later seeds first, the corrected verdict, none by another rule; none outside of a clone."""
+    monkeypatch.setattr(records, "COMMITTED", tmp_path)
+    assert records.committed_verdicts(BARS) == {}
+    (tmp_path / "verdicts_full.csv").write_text(FIRST)
+    (tmp_path / "verdicts_confirmed.csv").write_text(VERDICTS)
+    found = records.committed_verdicts(BARS)
+    assert {id: (one["verdict"], one["n"], one["seeds"][:12]) for id, one in found.items()} == {
+        "a.one": ("undecided", 8, "seeds 5 to 1"),
+        "a.two[limit=0]": ("holds", 8, "seeds 5 to 1"),
+        "a.three": ("holds", 3, "seeds 0 to 2"),
+    }
+    assert found["a.three"]["low"] == -0.4
+    read = records._committed
+    assert set(read("study.claim('a.one', x)")) == set(records.JUDGED_ON)
+
+
 def test_contents_of_files_folders_and_names(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "commit", lambda *asked: str(asked))
     seen = []
