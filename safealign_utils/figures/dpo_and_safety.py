@@ -8,17 +8,23 @@ from .style import (
     COLOURS,
     DASHED,
     INK,
+    MARKERS,
     NAMES,
     SAFE,
     UNSAFE,
     band,
     legend_beside,
+    log_ticks,
     new_axes,
     note,
     points_with_ends,
     stars,
     styled,
 )
+
+
+def _look(method, label):
+    return dict(color=COLOURS[method], marker=MARKERS[method], label=label)
 
 
 def _smooth(column):
@@ -36,8 +42,8 @@ def training(logs):
     left.set(xlabel="step", ylabel="loss (nats a pair, mean of 10 steps)", title="Training loss")
     left.legend()
     log = next(iter(logs.values()))
-    for side in ("chosen", "rejected"):
-        right.plot(log.step, _smooth(log[side]), color=COLOURS[side], label=side)
+    for side, dash in (("chosen", "-"), ("rejected", "--")):
+        right.plot(log.step, _smooth(log[side]), dash, color=COLOURS[side], label=side)
     right.axhline(0, **DASHED)
     right.set(xlabel="step", ylabel="log-ratio to the reference (nats)")
     right.set(title="Chosen and rejected responses")
@@ -49,9 +55,13 @@ def training(logs):
 def implicit_reward(reward, implicit, *, unsafe):
     """The implicit reward beta log(pi / pi_ref) against the true one, both centred per prompt."""
     figure, ax = new_axes()
-    dots = dict(s=5, alpha=0.35, linewidths=0, rasterized=True)
-    for mask, colour, name in ((~unsafe, SAFE, "safe"), (unsafe, UNSAFE, "unsafe")):
-        ax.scatter(reward[mask], implicit[mask], color=colour, label=name, **dots)
+    dots = dict(s=7, alpha=0.35, rasterized=True)
+    safe, other = dict(marker="o", linewidths=0), dict(marker="x", linewidths=0.6)
+    for mask, colour, name, look in (
+        (~unsafe, SAFE, "safe", safe),
+        (unsafe, UNSAFE, "unsafe", other),
+    ):
+        ax.scatter(reward[mask], implicit[mask], color=colour, label=name, **dots, **look)
     line = np.array([reward.min(), reward.max()])
     ax.plot(line, line, color=INK, lw=1, label="exact: slope 1")
     ax.set(xlabel="true reward r, centred per prompt", ylabel="implicit reward β log(π / π_ref)")
@@ -69,8 +79,8 @@ def frontier(curve, points, *, n):
     figure, ax = new_axes(width=6, height=4)
     _curve(ax, curve[:, 2], curve[:, 1])
     for method, rows in points.groupby("method", sort=False):
-        look = dict(color=COLOURS[method], label=f"{NAMES[method]} (n = {n})")
-        points_with_ends(ax, rows, "kl_ref", "reward", n, marker="o", ms=5, lw=1, **look)
+        look = _look(method, f"{NAMES[method]} (n = {n})")
+        points_with_ends(ax, rows, "kl_ref", "reward", n, ms=5, lw=1, **look)
         for row in rows[rows.beta != 0].itertuples():
             note(ax, f"β {row.beta:g}", (row.kl_ref, row.reward), (6, -10), fontsize=8)
     ax.set(xlabel="KL to the reference (nats)", ylabel="E[r], held-out nouns")
@@ -88,13 +98,13 @@ def distance(table, *, x, xlabel, n):
     """KL to the exact optimum against x. `table`: method, x, and kl_opt with its ends."""
     figure, ax = new_axes()
     for method, rows in table.groupby("method", sort=False):
-        look = dict(color=COLOURS[method], label=f"{NAMES[method]} (n = {n})")
+        look = _look(method, f"{NAMES[method]} (n = {n})")
         band(ax, rows, x, "kl_opt", n, shade=0.18, **look)
     ax.set(xlabel=xlabel, ylabel="KL(θ‖π*) (nats)", xscale="log", yscale="log")
     ax.set(title="Distance to the exact optimum")
     ax.set_xticks(sorted(set(table[x])), labels=[f"{v:,}" for v in sorted(set(table[x]))])
     ax.minorticks_off()
-    ax.yaxis.set_major_formatter("{x:g}")
+    log_ticks(ax.yaxis, *ax.get_ylim())
     ax.legend()
     return figure
 
@@ -136,8 +146,7 @@ def plane(points, *, x, y, title, n, curve=None, exact=(), **labels):
     if curve is not None:
         _curve(ax, *curve.T)
     for method, rows in points.groupby("method", sort=False):
-        look = dict(color=COLOURS[method], label=NAMES[method])
-        points_with_ends(ax, rows, x, y, n, marker="o", ms=5, lw=1, **look)
+        points_with_ends(ax, rows, x, y, n, ms=6, lw=1, **_look(method, NAMES[method]))
     stars(ax, exact, ms=11, zorder=3)
     ax.set(title=f"{title} (n = {n})", **labels)
     legend_beside(ax)
@@ -198,11 +207,13 @@ def mean_constraint(table):
     Columns constraint, limit, reward, unsafe.
     """
     figure, ax = new_axes()
-    looks = ((COLOURS["cdpo"], (-5, 5), "right"), (COLOURS["safedpo"], (4, -11), "left"))
-    groups = table.groupby("constraint", sort=False)
-    for (name, rows), (colour, shift, side) in zip(groups, looks, strict=True):
-        ax.plot(rows.unsafe, rows.reward, "o-", ms=4, color=colour, label=name)
-        for row in rows.itertuples():
+    groups = [rows.sort_values("unsafe") for _, rows in table.groupby("constraint", sort=False)]
+    for rows, other, method in zip(groups, groups[::-1], ("cdpo", "safedpo"), strict=True):
+        label = rows.constraint.iloc[0]
+        ax.plot(rows.unsafe, rows.reward, ms=4, **_look(method, label))
+        higher = rows.reward >= np.interp(rows.unsafe, other.unsafe, other.reward)
+        for row, above in zip(rows.itertuples(), higher, strict=True):
+            shift, side = ((-5, 5), "right") if above else ((5, -11), "left")
             note(ax, f"{row.limit:g}", (row.unsafe, row.reward), shift, fontsize=8, ha=side)
     ax.set(xlabel="P(unsafe)", ylabel="E[r]", title="Exact optima, by their limit")
     ax.legend(loc="lower right")

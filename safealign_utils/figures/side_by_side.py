@@ -5,6 +5,7 @@ import numpy as np
 from .style import (
     COLOURS,
     INK,
+    MARKERS,
     NAMES,
     SAFE,
     ends,
@@ -20,14 +21,14 @@ LABELS = NAMES | {
     "safedpo": "SafeDPO, Δ = 0",
     "cdpo": "C-DPO, soft labels",
 }
-LEARNS_FROM = {"o": "labels", "s": "scores of r and c", "^": "on-policy", "D": "a lever on top"}
-MARKERS = dict.fromkeys(("modpo", "mocan", "cdpo", "cdpo_coin", "sacpo"), "s")
-MARKERS |= dict.fromkeys(("selective", "dog_d_dpo", "dog_d_safedpo"), "D") | {"ppo_lagrangian": "^"}
-CELLS = {  # (winner, margin): (colour, words)
-    ("helpful", "none"): (COLOURS["dpo"], "helpful labels"),
-    ("helpful", "delta"): ("#4c9a6a", "helpful labels, Δ"),
-    ("T", "none"): (COLOURS["safedpo"], "T"),
-    ("T", "delta"): ("#c4504b", "T, Δ"),
+LEARNS_FROM = dict.fromkeys(("modpo", "mocan", "cdpo", "cdpo_coin", "sacpo"), "scores of r and c")
+LEARNS_FROM |= dict.fromkeys(("selective", "dog_d_dpo", "dog_d_safedpo"), "a lever on top")
+LEARNS_FROM |= {"ppo_lagrangian": "on-policy", "ref": ""}
+CELLS = {  # (winner, margin): (colour, marker, words)
+    ("helpful", "none"): (COLOURS["dpo"], "o", "helpful labels"),
+    ("helpful", "delta"): ("#4c9a6a", "^", "helpful labels, Δ"),
+    ("T", "none"): (COLOURS["safedpo"], "s", "T"),
+    ("T", "delta"): ("#c4504b", "D", "T, Δ"),
 }
 
 
@@ -46,17 +47,16 @@ def _point(ax, row, n, **look):
 def methods(points, *, curves, stars, n):
     """Methods in the plane of harmlessness and helpfulness, with the exact frontiers.
 
-    `points`: method, and harmless (percent), reward with their ends. The marker says what a method
+    `points`: method, and harmless (percent), reward with their ends. The legend says what a method
     learns from.
     """
     figure, ax = new_axes(width=7.6, height=5)
     _exact(ax, curves, stars)
     for row in points.to_dict("records"):
         m = row["method"]
-        look = dict(color=COLOURS[m], label=LABELS[m], marker=MARKERS.get(m, "o"))
-        _point(ax, row, n, ms=5.5, **look)
-    for marker, words in LEARNS_FROM.items():
-        ax.plot([], [], marker, ms=5, color="#bbbbbb", label=f"marker: {words}")
+        source = LEARNS_FROM.get(m, "labels")
+        label = f"{LABELS[m]} ({source})" if source else LABELS[m]
+        _point(ax, row, n, ms=6, color=COLOURS[m], label=label, marker=MARKERS[m])
     ax.set(xlabel="harmless: 100 (1 − P(unsafe)), held-out nouns", ylabel="helpfulness: E[r]")
     ax.set_title(f"One budget (n = {n})")
     ax.margins(y=0.08)
@@ -68,17 +68,17 @@ def methods(points, *, curves, stars, n):
 def cells(points, *, curves, stars, n):
     """The cells of the factorial in the same plane, a panel for all and one for selected tokens.
 
-    `points`: pairs, winner, margin, tokens, and harmless, reward with their ends. Colour = winner
-    and margin, filled = all pairs, hollow = DOG-D's.
+    `points`: pairs, winner, margin, tokens, and harmless, reward with their ends. Colour and marker
+    = winner and margin, filled = all pairs, hollow = DOG-D's.
     """
     figure, axes = new_axes(2, width=5.4, height=4)
     groups = points.groupby("tokens", sort=False)
     for ax, (tokens, part) in zip(axes, groups, strict=True):
         _exact(ax, curves if tokens == "all" else {}, stars)
         for row in part.to_dict("records"):
-            colour, words = CELLS[row["winner"], row["margin"]]
+            colour, marker, words = CELLS[row["winner"], row["margin"]]
             every = row["pairs"] == "all"
-            look = dict(color=colour, markerfacecolor=colour if every else "white", marker="o")
+            look = dict(color=colour, markerfacecolor=colour if every else "white", marker=marker)
             _point(ax, row, n, ms=6, label=words if every else f"{words}; DOG-D's pairs", **look)
         title = "All tokens" if tokens == "all" else "Selective-DPO"
         ax.set(xlabel="harmless, %", title=f"{title} (n = {n})")

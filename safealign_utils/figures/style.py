@@ -14,68 +14,69 @@ import numpy as np
 import seaborn
 from matplotlib.figure import Figure
 
-METHODS = {  # what is compared, the same colour everywhere: (colour, name)
-    "ref": ("#7f7f7f", "reference"),
-    "exact": ("#222222", "exact optimum"),
-    "behaviour": ("#4c9a6a", "behaviour"),
-    "chosen": ("#4c9a6a", "chosen"),
-    "rejected": ("#c4504b", "rejected"),
-    "ml_on_optimum": ("#4c9a6a", "maximum likelihood on samples of the optimum"),
-    "bag_of_words": ("#8d6bb0", "bag of words"),
-    "dpo": ("#3b6fb6", "DPO, hard labels"),
-    "dpo_soft": ("#e0872b", "DPO, soft labels"),
-    "dpo_cross_fitted": ("#8fb3e0", "DPO, cross-fitted labels"),
-    "dpo_certain": ("#1f3f6b", "DPO, certain labels"),
-    "ipo": ("#2f9c95", "IPO"),
-    "dpo_harmless": ("#c4504b", "DPO-harmless"),
-    "dpo_safebetter": ("#4c9a6a", "DPO-safebetter"),
-    "safedpo": ("#e0872b", "SafeDPO"),
-    "safedpo_cross_fitted": ("#f3b878", "SafeDPO, cross-fitted labels"),
-    "safedpo_delta": ("#a85a10", "SafeDPO, with Δ"),
-    "cdpo": ("#8d3fa0", "C-DPO"),
-    "cdpo_coin": ("#c79ad6", "C-DPO, coins"),
-    "sacpo": ("#2f9c95", "SACPO"),
-    "psacpo": ("#7cc5c0", "P-SACPO"),
-    "mocan": ("#d76fb0", "MoCAN"),
-    "mocan_soft": ("#9c2f73", "MoCAN, soft labels"),
-    "pecan": ("#eeb0d6", "PeCAN"),
-    "modpo": ("#6f8a2c", "MODPO"),
-    "bfpo": ("#a0a83a", "BFPO"),
-    "bso": ("#b58b6b", "BSO, C = 30"),
-    "bso[margin=5]": ("#6e4a2f", "BSO, C = 5"),
-    "ppo_lagrangian": ("#111111", "PPO-Lagrangian"),
-    "fixed_lambda": ("#9fb4d6", "fixed λ"),
+METHODS = {  # what is compared, the same look everywhere: (colour, marker, name)
+    "ref": ("#7f7f7f", "X", "reference"),
+    "exact": ("#222222", "*", "exact optimum"),
+    "behaviour": ("#4c9a6a", "o", "behaviour"),
+    "chosen": ("#4c9a6a", "o", "chosen"),
+    "rejected": ("#c4504b", "s", "rejected"),
+    "ml_on_optimum": ("#4c9a6a", "P", "maximum likelihood on samples of the optimum"),
+    "bag_of_words": ("#8d6bb0", "X", "bag of words"),
+    "dpo": ("#3b6fb6", "o", "DPO, hard labels"),
+    "dpo_soft": ("#e0872b", "s", "DPO, soft labels"),
+    "dpo_cross_fitted": ("#8fb3e0", "d", "DPO, cross-fitted labels"),
+    "dpo_certain": ("#1f3f6b", "v", "DPO, certain labels"),
+    "ipo": ("#2f9c95", "^", "IPO"),
+    "dpo_harmless": ("#c4504b", "v", "DPO-harmless"),
+    "dpo_safebetter": ("#4c9a6a", "^", "DPO-safebetter"),
+    "safedpo": ("#e0872b", "s", "SafeDPO"),
+    "safedpo_cross_fitted": ("#f3b878", "d", "SafeDPO, cross-fitted labels"),
+    "safedpo_delta": ("#a85a10", "D", "SafeDPO, with Δ"),
+    "cdpo": ("#8d3fa0", "P", "C-DPO"),
+    "cdpo_coin": ("#c79ad6", "p", "C-DPO, coins"),
+    "sacpo": ("#2f9c95", "<", "SACPO"),
+    "psacpo": ("#7cc5c0", ">", "P-SACPO"),
+    "mocan": ("#d76fb0", "d", "MoCAN"),
+    "mocan_soft": ("#9c2f73", "h", "MoCAN, soft labels"),
+    "pecan": ("#eeb0d6", "H", "PeCAN"),
+    "modpo": ("#6f8a2c", "8", "MODPO"),
+    "bfpo": ("#a0a83a", "p", "BFPO"),
+    "bso": ("#b58b6b", "X", "BSO, C = 30"),
+    "bso[margin=5]": ("#6e4a2f", "H", "BSO, C = 5"),
+    "ppo_lagrangian": ("#111111", "v", "PPO-Lagrangian"),
+    "fixed_lambda": ("#9fb4d6", "^", "fixed λ"),
     # tokens
-    "selective": ("#c9a227", "Selective-DPO"),
-    "signed": ("#e0872b", "Selective-DPO"),
-    "beta": ("#4c9a6a", "DPO, β times the share"),
-    "oracle": ("#8d3fa0", "oracle: |advantage|"),
-    "inverted": ("#c4504b", "inverted score"),
-    "absolute": ("#2f9c95", "|score|"),
-    "frozen": ("#d76fb0", "frozen score"),
+    "selective": ("#c9a227", "s", "Selective-DPO"),
+    "signed": ("#e0872b", "s", "Selective-DPO"),
+    "beta": ("#4c9a6a", "^", "DPO, β times the share"),
+    "oracle": ("#8d3fa0", "D", "oracle: |advantage|"),
+    "inverted": ("#c4504b", "v", "inverted score"),
+    "absolute": ("#2f9c95", "P", "|score|"),
+    "frozen": ("#d76fb0", "X", "frozen score"),
     # pairs
-    "dog": ("#c4504b", "DOG"),
-    "dog_d": ("#e0872b", "DOG-D"),
-    "dog_d_dpo": ("#8fb3e0", "DOG-D + DPO"),
-    "dog_d_safedpo": ("#f3b878", "DOG-D + SafeDPO"),
-    "literal": ("#b58b6b", "DOG-D, literal reading"),
-    "random": ("#8a8a8a", "random"),
-    "random_copies": ("#c9c9c9", "random, copies kept"),
-    "log_det": ("#8d3fa0", "log-det"),
-    "sharp_log_det": ("#5a2a82", "log-det, a tenth of the ridge"),
-    "safety_log_det": ("#d76fb0", "log-det, mixed pairs first"),
-    "stratified": ("#222222", "stratified oracle"),
-    "k_means": ("#2f9c95", "k-means"),
-    "facility": ("#6f8a2c", "facility location"),
-    "k_centre": ("#7cc5c0", "k-centre"),
-    "largest_margin": ("#3b6fb6", "largest margin"),
-    "smallest_margin": ("#9fb4d6", "smallest margin"),
-    "easiest_half": ("#a0a83a", "easiest half"),
-    "full_data": ("#3b6fb6", "all pairs"),
-    "all_epochs": ("#1f3f6b", "all pairs, as many epochs"),
+    "dog": ("#c4504b", "v", "DOG"),
+    "dog_d": ("#e0872b", "s", "DOG-D"),
+    "dog_d_dpo": ("#8fb3e0", "d", "DOG-D + DPO"),
+    "dog_d_safedpo": ("#f3b878", "D", "DOG-D + SafeDPO"),
+    "literal": ("#b58b6b", "p", "DOG-D, literal reading"),
+    "random": ("#8a8a8a", "o", "random"),
+    "random_copies": ("#c9c9c9", "X", "random, copies kept"),
+    "log_det": ("#8d3fa0", "D", "log-det"),
+    "sharp_log_det": ("#5a2a82", "P", "log-det, a tenth of the ridge"),
+    "safety_log_det": ("#d76fb0", "^", "log-det, mixed pairs first"),
+    "stratified": ("#222222", "h", "stratified oracle"),
+    "k_means": ("#2f9c95", "<", "k-means"),
+    "facility": ("#6f8a2c", ">", "facility location"),
+    "k_centre": ("#7cc5c0", "8", "k-centre"),
+    "largest_margin": ("#3b6fb6", "^", "largest margin"),
+    "smallest_margin": ("#9fb4d6", "v", "smallest margin"),
+    "easiest_half": ("#a0a83a", "p", "easiest half"),
+    "full_data": ("#3b6fb6", "o", "all pairs"),
+    "all_epochs": ("#1f3f6b", "d", "all pairs, as many epochs"),
 }
-COLOURS = {method: colour for method, (colour, _) in METHODS.items()}
-NAMES = {method: name for method, (_, name) in METHODS.items()}
+COLOURS = {method: colour for method, (colour, _, _) in METHODS.items()}
+MARKERS = {method: marker for method, (_, marker, _) in METHODS.items()}
+NAMES = {method: name for method, (*_, name) in METHODS.items()}
 VERDICTS = {  # verdict: (its words, a sign that needs no colour, colour)
     "holds": ("holds", "✓", "#1a6b35"),
     "does_not_hold": ("does not hold", "✕", "#b3352b"),
@@ -153,7 +154,7 @@ def points_with_ends(ax, rows, x, y, n, **look):
 
 def band(ax, rows, x, y, n, *, shade, **look):
     """A line over x with the interval of y as a band where there are several seeds."""
-    ax.plot(rows[x], rows[y], "o-", ms=4, **look)
+    ax.plot(rows[x], rows[y], **{"marker": "o", "ms": 4, **look})
     if n > 1:
         low, high = rows[f"{y}_low"], rows[f"{y}_high"]
         ax.fill_between(rows[x], low, high, color=look["color"], alpha=shade, lw=0)
@@ -169,6 +170,16 @@ def stars(ax, optima, **look):
 def note(ax, words, at, shift, **look):
     """Words beside a point, `shift` in typographic points."""
     ax.annotate(words, at, xytext=shift, textcoords="offset points", **look)
+
+
+def log_ticks(axis, low, high):
+    """At least three labelled ticks on a logarithmic axis where a decade has room for them."""
+    marks = [m * 10.0**k for k in range(-6, 7) for m in (1, 2, 5)]
+    if high / low < 5:
+        marks = [m * 10.0**k for k in range(-6, 7) for m in range(1, 10)]
+    axis.set_ticks([y for y in marks if low <= y <= high])
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def plain(text):

@@ -3,13 +3,27 @@
 import numpy as np
 import seaborn
 
-from .style import COLOURS, DASHED, INK, NAMES, SAFE, UNSAFE, ends, new_axes, styled
+from .style import (
+    COLOURS,
+    DASHED,
+    INK,
+    MARKERS,
+    NAMES,
+    SAFE,
+    UNSAFE,
+    ends,
+    log_ticks,
+    new_axes,
+    note,
+    styled,
+)
 
 LABELS = NAMES | {"dpo": "DPO, all tokens"}
 
 
 def _line(ax, rule, x, part, quantity):
-    look = dict(color=COLOURS[rule], label=LABELS[rule], marker="o", ms=4, lw=1.2, capsize=2)
+    look = dict(color=COLOURS[rule], marker=MARKERS[rule], label=LABELS[rule])
+    look |= dict(ms=4, lw=1.2, capsize=2)
     ax.errorbar(x, part[quantity], ends(part, quantity), **look)
 
 
@@ -55,7 +69,8 @@ def restoring_force(points, *, start, n):
         look = dict(color=palette[row["reference"]], marker=markers[row["keep"]])
         ax.errorbar(row["own"], row["reward"], ends(row, "reward"), ms=6, lw=1, capsize=2, **look)
     for reference, colour in palette.items():
-        ax.scatter([], [], color=colour, label=f"score reference: {reference}")
+        at = points[points.reference == reference][["own", "reward"]].mean()
+        note(ax, reference, at, (9, -9), fontsize=9, color=colour)
     for keep, marker in markers.items():
         ax.scatter([], [], color="#666666", marker=marker, label=f"share {keep:.0%}")
     ax.set(xlabel="E[r] of the score reference", ylabel=f"E[r] of the trained policy (n = {n})")
@@ -79,10 +94,7 @@ def shares(table, *, n):
         for i, (rule, part) in enumerate(masked.groupby("rule", sort=False)):
             _line(ax, rule, 100 * part.keep + i - 1.5, part, q)
         ax.set(xlabel="tokens kept, %", ylabel=label, yscale="log")
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("")
-        low, high = ax.get_ylim()
-        ax.set_yticks([y for y in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if low < y < high])
+        log_ticks(ax.yaxis, *ax.get_ylim())
     axes[0].set_title(f"Which tokens? (n = {n})")
     axes[1].legend(fontsize=8)
     return figure
@@ -114,9 +126,9 @@ def spectra(mean, singular):
     left.plot(np.arange(1, len(mean) + 1), np.cumsum(mean) / np.sum(mean), color=SAFE)
     left.set(xlabel="eigenvectors", ylabel="share of the energy", ylim=(0, 1.02))
     left.set(title="Mean moment of the data sets")
-    colours = seaborn.color_palette("deep")
-    for (label, values), colour in zip(singular.items(), colours, strict=False):
-        right.plot(np.arange(1, len(values) + 1), values, color=colour, label=label)
+    looks = zip(seaborn.color_palette("deep"), ("-", "--", "-.", ":") * 3, strict=False)
+    for (label, values), (colour, dash) in zip(singular.items(), looks, strict=False):
+        right.plot(np.arange(1, len(values) + 1), values, dash, color=colour, label=label)
     right.set(xlabel="direction", ylabel="singular value / √n")
     right.set(title="Outside the other data sets' span")
     right.legend()

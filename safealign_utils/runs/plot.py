@@ -227,7 +227,7 @@ def _looks(rows, hue):
     spare = itertools.cycle(seaborn.color_palette("deep").as_hex())
     out = {}
     for line in dict.fromkeys(rows.line):
-        colour, name = style.METHODS.get(line) or (next(spare), line.replace("_", " "))
+        colour, _, name = style.METHODS.get(line) or (next(spare), "", line.replace("_", " "))
         out[line] = colour, name if hue in ("method", "rule") else f"{label(hue)} {line}"
     return out
 

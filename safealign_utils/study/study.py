@@ -20,7 +20,7 @@ from ..methods import cdpo, ppo
 from ..templates import check_template, outline
 from ..world import optimum, redundant
 from ..world.world import World
-from . import answers, claims, records
+from . import answers, by_hand, claims, records
 from . import settings as parameters
 from .settings import pick_device
 
@@ -285,6 +285,15 @@ class Study(Notebook):
         with self.timed("evaluation"):
             shown = {k: p[at] if isinstance(p, np.ndarray) else p for k, p in policies.items()}
             answers.show(self.world, shown)
+
+    def by_hand(self, setup, *sliders, **values):
+        """The exact optimum of the risky held-out prompt, with sliders: see `study/by_hand.py`."""
+        x = answers.three_prompts(self.world)[-1]
+        logp = setup.exact.logp[np.searchsorted(self.heldout, x)]
+        texts = [self.world.text(x, y) for y in range(len(logp))]
+        asked = dict(prompt=self.world.prompts[x].text, sliders=sliders)
+        asked |= {"beta": self.settings.beta} | values
+        return by_hand.by_hand(logp, self.world.reward[x], self.world.cost[x], texts, **asked)
 
     def optimum(self, setup, beta=None):
         """pi* of a setup's own reference on the held-out nouns: log-probs [P, R]."""

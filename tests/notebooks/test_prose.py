@@ -48,7 +48,8 @@ def printed(output):
     """All text of an output."""
     data = output.get("data", {})
     parts = [output.get("text", ""), data.get("text/plain", ""), data.get("text/html", "")]
-    return " ".join("".join(part) for part in parts)
+    text = " ".join("".join(part) for part in parts)
+    return re.sub(r"(?s)<script>.*?</script>", "", text)
 
 
 def sections(path):
