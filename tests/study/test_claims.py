@@ -93,9 +93,8 @@ def test_notebook_and_ledger_agree(path):
     assert not left, f"in the ledger, and never judged by {path.stem}: {left}"
     printed = printed_in(path)
     assert own and {id for _, id, _ in printed} <= own
-    for word, id, found in (
-        printed if path.stem != "07_a_real_model" else ()
-    ):  # that is of three seeds
+    of_several = path.stem == "07_a_real_model"  # three seeds
+    for word, id, found in printed if not of_several else ():
         committed = re.search(r"n = [38] \(full, seeds (0 to 2|5 to 12)\); here, one seed: ", found)
         of_one = LEDGER[id].scope == "exact" or "bootstrap" in LEDGER[id].metric
         assert committed or of_one or word == "undecided", f"{id}: one seed decides nothing"
