@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from safealign_utils.runs import pages
 from safealign_utils.study import by_hand
 from safealign_utils.world import optimum
 
@@ -47,6 +48,12 @@ def test_texts_stay_texts_and_nobody_is_asked():
     assert "a &lt;prompt&gt;" in text and "mind &lt;b&gt; &amp; &#x27;you&#x27;" in text
     assert not re.search(r"https?:|src=|href=|import|fetch|XMLHttp", text)
     assert page() == text, "the same bytes each time"
+
+
+def test_where_no_script_may_run_the_table_stays():
+    left = pages.clean(page())
+    assert "<script" not in left and "const data" not in left
+    assert left.count("<tr>") == 1 + len(TEXTS) and "P(unsafe)" in left
 
 
 @pytest.mark.parametrize("bad", [dict(beta=0.0), dict(lam=-1.0), dict(delta=-0.1)])
