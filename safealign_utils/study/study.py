@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import resource
 import time
 from dataclasses import dataclass, fields, replace
@@ -240,11 +241,13 @@ class Study(Notebook):
         self.options = {"leak_weight": getattr(self.settings, "leak_weight", 0.0)}
         self.world = World(getattr(self.settings, "world_size", "default"))
         self.heldout = self.world.select("heldout")  # prompt ids, where metrics are taken
-        self.judged_before = records.committed_verdicts(
-            {id: claim.bar for id, claim in claims.ledger().items()}
-        )
         first = self._introduce()
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
+
+    @functools.cached_property
+    def judged_before(self):
+        """Verdicts of the committed runs at `full`; read when the first claim is judged."""
+        return records.committed_verdicts({id: claim.bar for id, claim in claims.ledger().items()})
 
     def _data(self, first):
         return f"world, {len(first.train):,} pairs"
