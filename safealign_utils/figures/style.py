@@ -173,7 +173,7 @@ def note(ax, words, at, shift, **look):
 
 
 def log_ticks(axis, low, high):
-    """At least three labelled ticks on a logarithmic axis where a decade has room for them."""
+    """Labelled ticks at 1, 2 and 5 of each decade; at every digit where less than 5 is spanned."""
     marks = [m * 10.0**k for k in range(-6, 7) for m in (1, 2, 5)]
     if high / low < 5:
         marks = [m * 10.0**k for k in range(-6, 7) for m in range(1, 10)]
