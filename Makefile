@@ -22,7 +22,7 @@ verify: $(READY)
 
 # Every notebook twice, each time from an empty cache, the second time on another instruction set.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 	$(EMPTY) $(NBVAL) notebooks
 	$(EMPTY) ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE $(NBVAL) notebooks
 

@@ -122,17 +122,23 @@ class Policy:
 def weights_hash(net, *said):
     """Hash of a network's weights and buffers, and of further plain values.
 
-    A large network is not read twice: it counts as unchanged while version, place and sum of every
-    tensor are.
+    A large network is not read twice: it counts as unchanged while version, place and checksum of
+    every tensor are.
     """
     state = sorted(net.state_dict().items())
     if sum(v.numel() for _, v in state) < LARGE:
         return cache.digest({k: adapters.array(v) for k, v in state}, *said)
-    stamp = [[k, v.data_ptr(), v._version, float(v.double().sum())] for k, v in state], said
+    stamp = [[k, v.data_ptr(), v._version, _checksum(v)] for k, v in state], said
     known = _hashes.get(net)
     if known is None or known[0] != stamp:
         _hashes[net] = stamp, cache.digest({k: adapters.array(v) for k, v in state}, *said)
     return _hashes[net][1]
+
+
+def _checksum(tensor):
+    """The sum of a tensor's bytes, read as whole numbers of 64 bits where they fill them."""
+    raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return int((raw if len(raw) % 8 else raw.view(torch.int64)).sum())
 
 
 def new_policy(tokenizer, *, seed, grammar=None, init_std=0.08, max_positions=512, **shape):

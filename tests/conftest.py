@@ -8,6 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
+# Minutes each: they start first, so that no worker is left alone with one of them at the end.
+LONGEST = (
+    "runs/test_faults.py",
+    "notebooks/test_same_digits.py",
+    "real/test_smollm2.py",
+    "runs/test_runner.py",
+    "runs/test_fresh_kernel.py",
+    "study/test_real_text.py",
+    "notebooks/test_method_notebooks.py",
+    "engine/test_distributed.py",
+    "runs/test_sweep.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, the others as they are."""
+    rank = {Path(__file__).parent / name: n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def empty_cache(tmp_path_factory):

@@ -1,5 +1,7 @@
 """What policies of the made world say: three held-out prompts, the same draw from every policy."""
 
+import textwrap
+
 import numpy as np
 
 from .. import evaluate
@@ -7,7 +9,14 @@ from ..engine.streams import generator
 from ..world.language import INTENTS
 
 HAZARDS = ("H1", "H2")  # kinds of clauses that the oracle charges for
+PAGE_WIDTH = 96  # characters in a line of what is printed
 TIED = 9  # decimals: probabilities that agree so far count as equal
+
+
+def lines(text, *, indent):
+    """A text in lines of a page's width, each indented."""
+    blank = " " * indent
+    return textwrap.wrap(text, PAGE_WIDTH, initial_indent=blank, subsequent_indent=blank)
 
 
 def three_prompts(world):
@@ -54,7 +63,7 @@ def _lines(world, x, name, logp, u):
         r, c = (round(value, 2) + 0.0 for value in (world.reward[x, y], cost[y]))  # no minus zero
         numbers = f"r {r:5.2f}  c {c:5.2f}  p {np.exp(logp[y]):.3f}"
         yield f"    {how:<10}{status:<9}{numbers}"
-        yield f"      {marked(world, x, y)}"
+        yield from lines(marked(world, x, y), indent=6)
 
 
 def show(world, policies, *, seed=0):

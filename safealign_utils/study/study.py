@@ -74,6 +74,9 @@ class Notebook:
         print(f"{'notebook':<11}{self.name} (profile {self.settings.profile})")
         print(f"{'seeds':<11}{', '.join(map(str, self.seeds))}; {self.settings.dtype}")
         print(f"{'data':<11}{self._data(first)}, hash {pairs.data_hash(first.train)}")
+        s = self.settings
+        rate = f"peak rate {s.learning_rate:g}, beta {s.beta:g}"
+        print(f"{'training':<11}{s.steps} steps of {s.batch_size} pairs, {rate}")
         return first
 
     def setup(self, seed):
@@ -171,19 +174,24 @@ class Notebook:
         verdict, found = judged["verdict"], claims.found(judged, claim.scope)
         known = self.judged_before.get(judged["id"])
         if known and judged["n"] == 1 and verdict == "undecided":
-            verdict = known["verdict"]
-            here = f"here, one seed: {found.partition(',')[0]}"
-            found = f"{claims.found(known, claim.scope)} (full, {known['seeds']}); {here}"
-        print(f"[{verdict.replace('_', ' ')}] {judged['id']}: {found}; the rule: {claim.bar}")
-        print(f"    {claim.source} {claim.says}")
+            verdict, here = known["verdict"], found.partition(",")[0]
+            committed = claims.found(known, claim.scope)
+            found = f"full runs: {committed} ({known['seeds']})\n    this page: {here}"
+        print(f"[{verdict.replace('_', ' ')}] {judged['id']}: {claim.bar}")
+        print(*answers.lines(f"{claim.source} {claim.says}", indent=4), sep="\n")
+        print(f"    {found}")
 
     def table(self, name, table, columns=None, digits=4):
-        """Record a table; returns it (or some columns) rounded, without -0.0, to be looked at."""
+        """Record a table; returns it (or some columns) rounded, without -0.0, to be looked at.
+
+        An interval that is no wider than its value, as over one seed, is recorded and not shown.
+        """
         if table is None:
             return None
         self.tables[name] = table
-        shown = (table if columns is None else table[columns]).round(digits)
-        return shown.apply(lambda c: c + 0.0 if c.dtype.kind == "f" else c)
+        shown = table if columns is None else table[columns]
+        shown = shown.drop(columns=_points(table), errors="ignore")
+        return shown.round(digits).apply(lambda c: c + 0.0 if c.dtype.kind == "f" else c)
 
     def figure(self, name, figure):
         """Record a figure; returns it, to be looked at."""
@@ -223,6 +231,17 @@ class Notebook:
         )
 
 
+def _points(table):
+    """The columns `x_low` and `x_high` of a table whose intervals are all the value `x` itself."""
+    out = []
+    for quantity in table.columns:
+        ends = [f"{quantity}_low", f"{quantity}_high"]
+        if set(ends) <= set(table.columns):
+            same = table[ends].eq(table[quantity], axis=0).all(axis=None)
+            out += ends if same else []
+    return out
+
+
 def show_template(policy):
     """Print what a chat template writes around prompt and response: a default system prompt too."""
     if check_template(policy.tokenizer, policy.template) == "chat":
@@ -243,6 +262,8 @@ class Study(Notebook):
         self.heldout = self.world.select("heldout")  # prompt ids, where metrics are taken
         first = self._introduce()
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
+        leak = f"all words, leak penalty {self.options['leak_weight']:g}"
+        print(f"{'softmax':<11}over {'words that the grammar allows' if constrained else leak}")
 
     @functools.cached_property
     def judged_before(self):

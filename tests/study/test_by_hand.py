@@ -37,9 +37,18 @@ def test_the_table_is_the_optimum():
     numbers = [float(n) for n in re.findall(r"(?<= )-?\d+\.\d{3}", said)]
     assert said.startswith("β = 0.5, λ = 0.25, Δ = 1.5: ")
     assert numbers == pytest.approx(means, abs=5e-4)
+    ends = re.search(r'class="ends">(.*?)</p>', text)[1].split("<br>")[1:]
+    assert len(ends) == 6 and ends[1].startswith("β = 2, λ = 0.25, Δ = 1.5: E[r] ")
+    numbers = [float(n) for n in re.findall(r"(?<= )-?\d+\.\d{3}", ends[3])]
+    assert numbers == pytest.approx(wanted(0.5, 3.0, 1.5)[1], abs=5e-4)
     rows = re.findall(r"<tr><td>([\d.]+)</td>.*?<td>([^<]*)</td></tr>", text)
     assert [float(of) for of, _ in rows] == pytest.approx(sorted(p, reverse=True), abs=5e-4)
     assert [said.endswith("[UNSAFE]") for _, said in rows] == list((COST > 0)[np.argsort(-p)])
+
+
+def test_only_what_can_be_moved_or_is_not_0_is_named():
+    assert re.search(r'class="means">β = 0.5: E', page(sliders=("beta",)))
+    assert re.search(r'class="means">β = 0.5, λ = 0.3: E', page(sliders=("beta",), lam=0.3))
 
 
 def test_texts_stay_texts_and_nobody_is_asked():

@@ -48,12 +48,12 @@ def judged_in(path):
 
 
 def printed_in(path):
-    """(verdict, id, values) of every claim in a notebook's committed outputs, without its setting."""
+    """(verdict, id, what stands below it) of every claim in a notebook's committed outputs."""
     text = "".join("".join(o.get("text", "")) for c in code(path) for o in c["outputs"])
     words = "|".join(
         v.replace("_", " ") for v in ("holds", "does_not_hold", "undecided", "needs_scale")
     )
-    return re.findall(rf"^\[({words})\] ([a-z0-9_.]+)(.*)", text, flags=re.M)
+    return re.findall(rf"^\[({words})\] ([a-z0-9_.]+)(.*\n(?:    .*\n)+)", text, flags=re.M)
 
 
 # ---------------------------------------------------------------- what the ledger holds
@@ -95,7 +95,7 @@ def test_notebook_and_ledger_agree(path):
     assert own and {id for _, id, _ in printed} <= own
     of_several = path.stem == "07_a_real_model"  # three seeds
     for word, id, found in printed if not of_several else ():
-        committed = re.search(r"n = [38] \(full, seeds (0 to 2|5 to 12)\); here, one seed: ", found)
+        committed = re.search(r"full runs: .*\(seeds (0 to 2|5 to 12)\)\n +this page: ", found)
         of_one = LEDGER[id].scope == "exact" or "bootstrap" in LEDGER[id].metric
         assert committed or of_one or word == "undecided", f"{id}: one seed decides nothing"
 
