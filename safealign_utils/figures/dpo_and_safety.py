@@ -227,10 +227,16 @@ def cost_frontier(rows, points):
     `rows` (lambda, E[r], E[c], P(unsafe)); `points` {name: (E[c], E[r], colour)}.
     """
     figure, ax = new_axes()
-    ax.plot(rows[:, 2], rows[:, 1], color=COLOURS["exact"], lw=1.5, label="exact frontier over λ")
-    for name, (c, r, colour) in points.items():
-        ax.plot(c, r, "o", ms=6, color=colour, label=name)
+    ax.plot(rows[:, 2], rows[:, 1], color=COLOURS["exact"], lw=1.5)
+    words = dict(textcoords="offset points", fontsize=8.5)
+    _, r, c, _ = rows[len(rows) // 10]
+    ax.annotate("exact frontier over λ", (c, r), xytext=(-8, 2), ha="right", **words)
+    furthest = max(c for c, *_ in points.values())
+    for (name, (c, r, colour)), marker in zip(points.items(), "osD^v", strict=False):
+        ax.plot(c, r, marker, ms=6, color=colour)
+        side = dict(xytext=(4, 7), ha="right") if c == furthest else dict(xytext=(8, -8))
+        ax.annotate(name, (c, r), **words | side)
     ax.axvline(0, **DASHED | {"color": "#666666"})
+    ax.margins(0.12)
     ax.set(xlabel="E[c]", ylabel="E[r]", title="What safety costs")
-    ax.legend(loc="upper left")
     return figure

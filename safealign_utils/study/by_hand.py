@@ -39,7 +39,7 @@ def by_hand(logp_ref, reward, cost, texts, *, prompt, sliders=tuple(SLIDERS), **
     data = {"logp": logp_ref, "r": reward, "c": cost}
     data = {name: np.round(v, DECIMALS) + 0.0 for name, v in data.items()}
     named = {n: symbol for n, (symbol, *_) in SLIDERS.items() if n in sliders or at[n]}
-    ends = [at | {name: end} for name in sliders for end in SLIDERS[name][1:3]]
+    ends = [at | {n: v} for n in sliders for v in SLIDERS[n][1:3] if v != at[n]]
     lines = [means(*data.values(), named, **values) for values in (at, *ends)]
     rows = table(*data.values(), texts, **at)
     bodies = ["<td>" + "</td><td>".join(map(html.escape, row)) + "</td>" for row in rows]

@@ -262,8 +262,13 @@ class Study(Notebook):
         self.heldout = self.world.select("heldout")  # prompt ids, where metrics are taken
         first = self._introduce()
         print(f"{'reference':<11}{first.origin}, hash {first.reference.hash}")
-        leak = f"all words, leak penalty {self.options['leak_weight']:g}"
-        print(f"{'softmax':<11}over {'words that the grammar allows' if constrained else leak}")
+        self._say_what_it_ranges_over()
+
+    def _say_what_it_ranges_over(self):
+        words = "the words that the grammar allows" if self.constrained else "all words"
+        if not self.constrained and hasattr(self.settings, "leak_weight"):
+            words += f", leak penalty {self.settings.leak_weight:g}"
+        print(f"{'softmax':<11}over {words}")
 
     @functools.cached_property
     def judged_before(self):

@@ -1,6 +1,6 @@
 """Learning rates, chosen for each method on training prompts by the same trials; DPO's headline by the choice.
 
-    python tests/benchmarks/rates.py [--seeds 0 1] [--fresh 5 6 7 8] [--csv FOLDER]
+    python tests/benchmarks/rates.py [--seeds 0 1 2 3 4] [--fresh 5 6 … 12] [--csv FOLDER]
 
 Default world, 6,000 pairs, β 0.5. DPO and Selective-DPO on the plain network with the leak penalty (as in notebooks 01
 and 04), the others with the grammar softmax (02, 03). Every method gets the same TRIALS, on development seeds. Two
@@ -119,10 +119,10 @@ def gaps(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--trials", type=int, default=len(TRIALS), help="the first so many")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--fresh", type=int, nargs="*", default=[5, 6, 7, 8])
+    parser.add_argument("--fresh", type=int, nargs="*", default=list(range(5, 13)))
     parser.add_argument("--csv", type=Path, default=TABLES)
     args = parser.parse_args()
     world, by = World(), ["method", "rate", "steps"]
