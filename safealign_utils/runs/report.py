@@ -160,6 +160,8 @@ class Report:
         (self.runs, self.odd), profile = _runs(self.folder), self.folder.name
         self.again = f"make reproduce PROFILE={'full' if profile == 'full' else 'small'}"
         self.ledger = verify.ledger()
+        bars = {id: claim.bar for id, claim in self.ledger.items()}
+        self.committed = records.committed_verdicts(bars)
         for name in list(self.runs):
             if why := self._why_not(name):
                 self.odd[name] = why
@@ -326,10 +328,21 @@ class Report:
             facts["Would be tested by"] = claim.profile
         terms = "".join(f"<dt>{term}</dt><dd>{escape(text)}</dd>" for term, text in facts.items())
         says = f'<h4>{escape(id)}</h4><p class="says">{escape(says)}</p><dl>{terms}</dl>'
-        found = "".join(_found(claim, row) for row in rows.to_dict("records"))
+        rows = rows.to_dict("records")
+        found = "".join(_found(claim, row) + self._full_runs(row) for row in rows)
         found += self._corrected(id)
         id = f"claim-{escape(id)}"
         return f'<article class="claim" id="{id}"><div>{says}</div><div>{found}</div></article>'
+
+    def _full_runs(self, row):
+        """What the committed runs of `full` say of a claim that one seed leaves undecided."""
+        at = f"[{row['setting']}]" if row["setting"] else ""
+        known = self.committed.get(row["id"] + at)
+        if known is None or row["verdict"] != "undecided" or row["n"] != 1:
+            return ""
+        ends = _between(known["low"], known["high"])
+        found = f"{_words(known['verdict'])}, {number(known['value'])} {ends} n = {known['n']}"
+        return f'<p class="corrected">full runs, {known["seeds"]}: {found}</p>'
 
     def verdict_lines(self):
         """Every judged claim in a line: kind, value, interval, n, p, adjusted p."""

@@ -16,7 +16,7 @@ from IPython.display import HTML
 from reference_values import register as enter
 
 from safealign_utils.runs import cli, pages, report
-from safealign_utils.study import claims
+from safealign_utils.study import claims, records
 from safealign_utils.study.settings import Refusal
 
 
@@ -410,6 +410,19 @@ def test_one_verdict_over_settings_and_its_corrected_p(tmp_path, monkeypatch):
     assert re.search(r"theorem.*kit", kinds, re.S) and "paper</td>" not in kinds
     line = next(line for line in shown.verdict_lines().splitlines() if " b " in line)
     assert line.split()[0] == "kit" and f"{corrected[1]:.4f}".rstrip("0") in line
+
+
+def test_what_one_seed_leaves_open_is_told_from_the_full_runs(tmp_path, monkeypatch):
+    known = dict(verdict="holds", value=-0.5, low=-0.75, high=-0.25, n=8, seeds="seeds 5 to 12")
+    monkeypatch.setattr(claims, "ledger", lambda: {c.id: c for c in (claim("a"), claim("b"))})
+    monkeypatch.setattr(records, "committed_verdicts", lambda bars: {"a[keep=0.4]": known})
+    found = [verdict("a[keep=0.2]", "undecided") | {"n": 1}]
+    found += [verdict("a[keep=0.4]", "undecided") | {"n": 1}, verdict("b", "holds") | {"n": 1}]
+    finished(tmp_path / "small", verdicts=found)
+    shown = report.Report(tmp_path / "small", "pages", tmp_path)
+    told = Reader("".join(p.data for p in shown.notebooks() if isinstance(p, HTML))).articles
+    assert told["a"].count("full runs, seeds 5 to 12: ✓ holds, −0.5") == 1
+    assert "full runs" not in told["b"]
 
 
 def test_formulas_of_the_notebooks_become_mathml():
