@@ -1,6 +1,6 @@
 """Every method in the default world and in the harder one, side by side: what carries over to nouns never trained on.
 
-    python tests/benchmarks/two_worlds.py [--seeds 5 6 7 8] [--csv FOLDER]
+    python tests/benchmarks/two_worlds.py [--seeds 5 6 … 12] [--csv FOLDER]
 
 6,000 pairs, 200 steps at 3e-3, the grammar softmax, β 0.5, for every method. Three splits: trained prompts (in the
 harder world those of every third noun), held-out nouns, the held-out category. Beside each policy stands the same one
@@ -82,7 +82,7 @@ def run(worlds, size, number):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7, 8])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 13)))
     parser.add_argument("--csv", type=Path, default=TABLES)
     args = parser.parse_args()
     worlds = {size: World(size) for size in ("default", "attributes")}
