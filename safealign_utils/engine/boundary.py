@@ -212,9 +212,11 @@ def is_deep(value, most=DEEPEST):
 
 
 def inside(folder, what):
-    """All that lies in a folder and below it, in order. Raises Refusal where that is more than a
-    data set has: a home or a root, named by mistake, would be read for hours."""
-    found = list(itertools.islice(Path(folder).rglob("*"), MOST_FILES + 1))
+    """All that lies in a folder and below it, links followed, in order. Raises Refusal where that is
+    more than a data set has: a home or a root, named by mistake, would be read for hours."""
+    walk = os.walk(folder, followlinks=True)
+    every = (Path(top) / name for top, *names in walk for name in itertools.chain(*names))
+    found = list(itertools.islice(every, MOST_FILES + 1))
     if len(found) > MOST_FILES:
         why = f"is a folder of more than {MOST_FILES:,} files and folders"
         raise Refusal(f"{what}: {why}; name the one that holds the rows alone")

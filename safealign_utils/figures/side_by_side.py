@@ -58,7 +58,7 @@ def methods(points, *, curves, stars, n):
         label = f"{LABELS[m]} ({source})" if source else LABELS[m]
         _point(ax, row, n, ms=6, color=COLOURS[m], label=label, marker=MARKERS[m])
     ax.set(xlabel="harmless: 100 (1 − P(unsafe)), held-out nouns", ylabel="helpfulness: E[r]")
-    ax.set_title(f"One budget (n = {n})")
+    ax.set_title(f"Equal steps (n = {n})")
     ax.margins(y=0.08)
     legend_beside(ax)
     return figure

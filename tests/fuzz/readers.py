@@ -535,7 +535,7 @@ def _copied(rng, folder, source):
         if rng.random() < 0.95:
             mutations.put(rng, file, content)
     config = folder / "m" / "config.json"
-    if rng.random() < 0.15 and config.is_file():
+    if rng.random() < 0.15 and config.is_file() and config.stat().st_size < 2**20:
         with contextlib.suppress(ValueError, AttributeError, TypeError):
             kind = rng.choice(
                 [

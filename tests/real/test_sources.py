@@ -176,3 +176,7 @@ def test_a_folder_of_everything_is_refused_before_it_is_read(tmp_path, monkeypat
         (tmp_path / "all" / str(number)).mkdir(parents=True)
     with pytest.raises(ValueError, match="data=all: is a folder of more than 20 files and folders"):
         read_pairs.load_pairs("all")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "more").symlink_to(tmp_path / "all")
+    with pytest.raises(ValueError, match="data=linked: is a folder of more than 20 files"):
+        read_pairs.load_pairs("linked")
