@@ -1,3 +1,4 @@
+# make install     the environment alone, in .venv
 # make reproduce   everything: environment, all notebooks, records, figures and the report in results/full
 # make verify      a reviewer's run: every number, table, claim and rule against the reference values
 # make bench       ratios: the world's step, a step against TRL's, selection against N
@@ -13,7 +14,9 @@ NBVAL   := $(BIN)/python -m pytest -p no:cacheprovider -q -n 2 --dist loadfile -
 NBVAL   += --ignore notebooks/07_a_real_model.ipynb
 EMPTY   = SAFEALIGN_CACHE=$$(mktemp -d)
 
-.PHONY: reproduce verify test bench notebooks clean
+.PHONY: install reproduce verify test bench notebooks clean
+install: $(READY)
+
 reproduce: $(READY)
 	$(BIN)/safealign reproduce --profile $(PROFILE)
 

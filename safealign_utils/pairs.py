@@ -119,7 +119,7 @@ def label(table, by="auto"):
         raise ValueError(
             f"label={by!r}: choose auto, better, safer, safer_or_better or better_or_safer"
         )
-    by = by if by != "auto" else "better" if table.better_response_id.notna().any() else "safer"
+    by = label_used(table, by)
     first, *second = (LABELS[name] for name in by.split("_or_"))
     labels = table[first].fillna(table[second[0]]) if second else table[first]
     known = labels.notna()
@@ -128,6 +128,13 @@ def label(table, by="auto"):
         raise ValueError(f"label={by!r}: no row has a {LABELS.get(by, 'label')}; try label={other}")
     table = table[known]
     return table.assign(chosen=labels[known].astype(int), p=1.0, margin=0.0).reset_index(drop=True)
+
+
+def label_used(table, by):
+    """The label that `by` means in a table: auto is better where any row has it, else safer."""
+    if by != "auto":
+        return by
+    return "better" if table.better_response_id.notna().any() else "safer"
 
 
 def best_safe(table):

@@ -567,3 +567,10 @@ def test_accuracy_of_differences_and_of_lists_of_prompts():
     assert apart != evaluate.accuracy([one, two], prompts=names) and apart[3] == 8
     same = evaluate.accuracy([one, two], prompts=[names, names], same_pairs=True)
     assert same[3] == 4 and same[0] == pytest.approx(((2.5 + 2) / 2) / 4)
+
+
+def test_the_label_that_auto_stands_for():
+    table = pd.DataFrame({"better_response_id": [None, 1.0], "safer_response_id": [0.0, 0.0]})
+    assert pairs.label_used(table, "auto") == "better"
+    assert pairs.label_used(table.head(1), "auto") == "safer"
+    assert pairs.label_used(table, "safer_or_better") == "safer_or_better"

@@ -212,8 +212,8 @@ def is_deep(value, most=DEEPEST):
 
 
 def inside(folder, what):
-    """All that lies in a folder and below it, links followed, in order. Raises Refusal where that is
-    more than a data set has: a home or a root, named by mistake, would be read for hours."""
+    """All that lies in a folder and below it, links followed, in order. Raises Refusal where that
+    is more than a data set has: a home or a root, named by mistake, would be read for hours."""
     walk = os.walk(folder, followlinks=True)
     every = (Path(top) / name for top, *names in walk for name in itertools.chain(*names))
     found = list(itertools.islice(every, MOST_FILES + 1))

@@ -176,8 +176,9 @@ def load_rows(path, revision="", *, split="", config="", name="data"):
     if is_there and not is_folder and file.suffix not in READERS:
         raise Refusal(f"{what}: unknown ending; use .jsonl, {', '.join(READERS)}")
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", id) and file.suffix not in (*READERS, ".jsonl")
+    is_id = is_id and not (file.suffix and file.parent.is_dir())  # a file, mistyped
     if not is_there and not is_id:
-        raise Refusal(f"{what}: no such file; give a path, a hub id as owner/name, or 'world'")
+        raise Refusal(f"{what}: no such file; give a path, or a hub id as owner/name")
     parts = _load(name, path, revision, split=split or None, name=config or None)
     for part, table in parts.items() if isinstance(parts, dict) else [(split, parts)]:
         for number, row in enumerate(table, start=1):

@@ -103,7 +103,7 @@ Rows = Annotated[list[str], _option("these rows only", "COLUMN=VALUE", callback=
 Profile = Annotated[Literal["small", "full"], _option("which sizes, seeds and precision")]
 Workers = Annotated[int, _option("processes, one thread each", "N", parser=_workers)]
 Debug = Annotated[bool, _option("show the Python traceback of a refusal", None, "--debug")]
-Results = Annotated[str, _option("where finished runs are", "DIR")]
+Results = Annotated[str, _option("where `safealign reproduce` put its runs", "DIR")]
 
 
 @app.callback(epilog="`safealign COMMAND --help` shows examples.")
@@ -115,7 +115,7 @@ def _safealign(debug: Debug = False):
 @_command(
     "run 01_dpo_basics                            the small profile: a minute",
     "run 01_dpo_basics -p beta=1 -p seed=3 --out mine",
-    "run 01_dpo_basics -f notebooks/profiles/real_text.yaml -p data=pairs.jsonl -p label=safer",
+    "run 08_your_own_pairs -f notebooks/profiles/real_text.yaml -p data=pairs.jsonl",
 )
 def run(
     notebook: Notebook,
@@ -133,12 +133,16 @@ def run(
 
 
 def _report(record, folder, ran):
-    if not ran:
-        print(f"{record['notebook']}: already complete, not run again\n  {folder}")
-        return
     spent = record["timings"]
     seconds, memory = spent.get("total", 0), spent.get("peak_memory_bytes", 0) / 2**20
-    print(f"{record['notebook']}: complete in {seconds:.0f} s, {memory:.0f} MB\n  {folder}")
+    how = (
+        f"complete in {seconds:.0f} s, {memory:.0f} MB"
+        if ran
+        else "already complete, not run again"
+    )
+    print(f"{record['notebook']}: {how}\n  {folder}")
+    if not record["metrics"]:
+        print("  no result: the executed notebook says what it needs")
     for claim in record["claims"]:
         value = "" if claim["value"] is None else f": {claim['value']:.4f} (n = {claim['n']})"
         print(f"  [{claim['verdict'].replace('_', ' ')}] {claim['id']}{value}", flush=True)
@@ -286,7 +290,7 @@ def report(
     results: Results = "results",
     out: Annotated[str, _option("default: DIR/PROFILE/report.html", "FILE")] = "",
 ):
-    """The verdicts, tables and figures of finished runs as one page."""
+    """One page of the verdicts, tables and figures."""
     from .report import report as start
 
     return start(results, profile, out)
@@ -326,6 +330,8 @@ def cache(
     """List, check or clear what is cached."""
     from . import stored
 
+    if check and clear:
+        raise typer.BadParameter("--check and --clear: give one of them")
     return stored.clear() if clear else stored.check() if check else stored.show()
 
 

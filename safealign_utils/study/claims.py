@@ -182,9 +182,10 @@ def judge(id, values=None, *, measured=None, **setting):
     bootstrap; it has no p). The settings that a claim is judged at, `keep=0.2`, become part of the
     id. Statistical: `holds` where the whole interval lies on the rule's side (`within`: between
     both margins, which is two one-sided tests), `does_not_hold` where it lies on the other, else
-    `undecided`, as with one seed. Exact: the interval is the range of the values, and there is no
-    p. A claim that is open only at scale takes no values: `needs_scale`. Raises KeyError for an id
-    that the ledger does not have, and ValueError for values that cannot be judged.
+    `undecided`, as with one seed, or where a `measured` interval has no width. Exact: the interval
+    is the range of the values, and there is no p. A claim that is open only at scale takes no
+    values: `needs_scale`. Raises KeyError for an id that the ledger does not have, and ValueError
+    for values that cannot be judged.
     """
     if id not in ledger():
         raise KeyError(f"claim {id!r} is not in {LEDGER.name}: add it with its rule")
@@ -205,6 +206,8 @@ def judge(id, values=None, *, measured=None, **setting):
         raise ValueError(f"claim {id}: measured as {measured}; finite numbers are needed")
     p = None if measured is not None or claim.scope == "exact" else p_value(claim, values)
     verdict = verdict_of(claim, low, high)
+    if measured is not None and claim.scope == "statistical" and low == high:
+        verdict = "undecided"  # a bootstrap of what never varies has an interval without a width
     return dict(id=name, verdict=verdict, value=value, low=low, high=high, n=n, p=p)
 
 

@@ -53,7 +53,7 @@ class OwnPairs(Notebook):
 
     def __init__(self, name, namespace):
         super().__init__(name, namespace)
-        self.parts, self.answers, self._report = (), {}, {}
+        self.parts, self.answers, self._report, self._label = (), {}, {}, ""
         self._states, self._fitted = {}, {}
         s = self.settings
         self.options = dict(accumulate=s.accumulate, checkpointing=s.checkpointing, lora=s.lora)
@@ -62,6 +62,7 @@ class OwnPairs(Notebook):
             print(NOTHING)
             return
         first = self._introduce()
+        print(f"{'label':<11}{self._label} (label={s.label})")
         for name, count in self._report.items():
             self.metrics[f"data.{name}"] = count
             print(f"{'':<11}{name.replace('_', ' ')}: {count:,}")
@@ -97,7 +98,7 @@ class OwnPairs(Notebook):
         """(training pairs, held-out pairs, what was left out)."""
         s = self.settings
         loaded = read_pairs.load_pairs(s.data, revision=s.revision)
-        rows = pairs.label(loaded, s.label)
+        rows, self._label = pairs.label(loaded, s.label), pairs.label_used(loaded, s.label)
         table, test, split = pairs.split_pairs(rows, **self._held)
         report = {
             "rows": len(loaded),

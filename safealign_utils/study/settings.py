@@ -341,7 +341,8 @@ def _check_name(name, value, cell, notebook):
         words = f"{', '.join(have)} {'has' if len(have) == 1 else 'have'}"
         raise Refusal(f"{name}={shown(value)}: {notebook} has no parameter {name}; {words}")
     called = shown(name)[1:-1] if name.isidentifier() else shown(name)
-    raise Refusal(f"{called}: the notebook has no such parameter; {nearest(name, cell)}")
+    fix = nearest(name, cell)
+    raise Refusal(f"{called}={shown(value)}: the notebook has no such parameter; {fix}")
 
 
 def nearest(name, known):

@@ -41,8 +41,10 @@ def test_every_function_that_the_guide_names_is_there():
 def test_the_plan_has_the_seconds_of_the_notebooks():
     plan = re.findall(r"^\| \d+ to \d+ \| (\d\d), (\d+) s", TEXT, re.M)
     home = re.findall(r"\[(\d\d)\]\([^)]*\) \((\d+) s\)", TEXT)
-    assert len(plan) == 5 and len(home) == 2
-    for number, seconds in plan + home:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = re.findall(r"^\| \[(\d\d) · [^|]*\|[^|]*\| (\d+) s \|$", readme, re.M)
+    assert len(plan) == 5 and len(home) == 2 and len(first) == 7
+    for number, seconds in plan + home + first:
         stated = re.search(r"^\| `small` \| about (\d+)", first_cell(number), re.M)[1]
         assert seconds == stated, f"notebook {number}"
 

@@ -11,6 +11,7 @@ import typer
 
 from safealign_utils.engine.boundary import Refusal
 from safealign_utils.runs import cli, runner
+from safealign_utils.study import settings
 
 
 class Panic(BaseException):
@@ -40,7 +41,11 @@ def test_help_shows_examples(command, capsys):
     for example in examples:
         safealign, name, *words = example.strip().split("  ")[0].split()
         assert (safealign, name) == ("safealign", command)
-        GROUP.commands[name].make_context(name, words)  # what is shown can be parsed
+        GROUP.commands[name].make_context(name, [*words])  # what is shown can be parsed
+        if name == "run":
+            cell = settings.read_cell(runner.find(words[0]))
+            given = [b.partition("=")[0] for a, b in zip(words, words[1:]) if a == "-p"]
+            assert set(given) <= set(cell), "and names parameters of the notebook"
 
 
 def test_every_command_is_listed(capsys):

@@ -541,3 +541,10 @@ def test_among_claims_without_effect_few_are_decided():
         false = decided & (effect == 0)
         wrong.append(false.sum() / max(1, decided.sum()))
     assert np.mean(wrong) < 0.05 + 3 * np.std(wrong) / len(wrong) ** 0.5
+
+
+def test_a_bootstrap_of_what_never_varies_decides_nothing():
+    """Three held-out pairs, all ordered rightly: every resample is 1, and that is no evidence."""
+    id = "dpo.beats_bag_of_words"
+    assert claims.judge(id, measured=(1.0, 1.0, 1.0, 3))["verdict"] == "undecided"
+    assert claims.judge(id, measured=(0.2, 0.1, 0.3, 400))["verdict"] == "holds"
