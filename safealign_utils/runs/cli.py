@@ -133,13 +133,11 @@ def run(
 
 
 def _report(record, folder, ran):
-    spent = record["timings"]
-    seconds, memory = spent.get("total", 0), spent.get("peak_memory_bytes", 0) / 2**20
-    how = (
-        f"complete in {seconds:.0f} s, {memory:.0f} MB"
-        if ran
-        else "already complete, not run again"
-    )
+    how = "already complete, not run again"
+    if ran:
+        spent = record["timings"]
+        seconds, memory = spent.get("total", 0), spent.get("peak_memory_bytes", 0) / 2**20
+        how = f"complete in {seconds:.0f} s, {memory:.0f} MB"
     print(f"{record['notebook']}: {how}\n  {folder}")
     if not record["metrics"]:
         print("  no result: the executed notebook says what it needs")

@@ -113,7 +113,7 @@ def content(name, kind="model", revision=""):
 
     `kind` is that of a hub id: a model is one path; data may be several as `name=path,name=path`.
     Of a folder the paths inside it count too, of data also the name that becomes the rows'
-    `source`.
+    `source`. Raises Refusal for a folder of more files than a model or a data set has.
     """
     from ..real import fetched, hub
     from ..real.sources import sources
@@ -122,6 +122,8 @@ def content(name, kind="model", revision=""):
     named = sources(name) if kind == "dataset" else [("", fetched.place(str(name)))]
     for label, path in named:
         if Path(path).is_dir():
+            parameter = "data" if kind == "dataset" else kind
+            boundary.inside(path, f"{parameter}={boundary.shown(name)}")  # refuses a home or a root
             own = Path(path).resolve().stem if kind == "dataset" else ""
             files = [[inner, _content_hash(file)] for inner, file in _files(path)]
             out.append([label or own, files])

@@ -694,7 +694,7 @@ def command(rng, folder):
 
 def _prepared(notebook, given, files, *, out):
     path, settings, id = runner.prepare(notebook, given, files)
-    return out, dict(notebook=path.stem), False
+    return out, RECORD | dict(notebook=path.stem), False
 
 
 def array(rng, folder):

@@ -180,6 +180,8 @@ def test_a_folder_of_everything_is_refused_before_it_is_read(tmp_path, monkeypat
     (tmp_path / "linked" / "more").symlink_to(tmp_path / "all")
     with pytest.raises(ValueError, match="data=linked: is a folder of more than 20 files"):
         read_pairs.load_pairs("linked")
+    with pytest.raises(ValueError, match="data='all': is a folder of more than 20 files"):
+        records.content("all", "dataset")
 
 
 def test_a_mistyped_file_is_no_hub_id(tmp_path):
