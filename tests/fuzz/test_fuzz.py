@@ -48,7 +48,7 @@ def test_the_harness_sees_what_must_not_be(tmp_path, monkeypatch):
         "message": of(odd),
         "uncaught": of(lambda folder: [][1]),
         "hang": of(spin),
-        "death": of(lambda folder: os.kill(os.getpid(), 11)),
+        "death": of(lambda folder: os.kill(os.getpid(), 5)),
         "half": of(lambda folder: (folder / ".t.csv.partial").write_text("a")),
     }
     monkeypatch.setattr(readers, "READERS", made)
