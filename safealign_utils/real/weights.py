@@ -23,7 +23,8 @@ from . import fetched, hub
 
 FIX = "give a folder that save_pretrained wrote, or a hub id as owner/name"
 MOST_LAYERS, MOST_WIDE = 2**12, 2**31  # of numbers in a config.json: larger ones are damage
-MOST_TOKENIZER = 2**29  # bytes of a JSON file of a model
+READ_WHOLE = (".json", ".jinja", ".txt", ".model")  # by configuration and tokenizer, unlike weights
+MOST_TOKENIZER = 2**29  # bytes of such a file
 
 HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 SENSES = re.compile("vision|audio|image|video|speech|qformer|encoder|decoder|codec")
@@ -103,7 +104,7 @@ def open_model(parameter, name, revision, network_of):
 def check_files_of(what, folder):
     """Refuse a folder with a file that would hold the process."""
     for file in sorted(Path(folder).iterdir()):
-        if os.path.isfile(file) and file.suffix == ".json":
+        if os.path.isfile(file) and file.suffix in READ_WHOLE:
             boundary.open_file(file, f"{what}: {file.name}", MOST_TOKENIZER).close()
         elif os.path.exists(file) and not os.path.isdir(file):
             boundary.open_file(file, f"{what}: {file.name}").close()

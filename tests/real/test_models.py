@@ -1,10 +1,13 @@
 """Notebook 08 on models of real architectures and a file of pairs, in a short form."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from helpers import made_models
 
+from safealign_utils.real.models import check_model
 from safealign_utils.runs import runner
 from safealign_utils.study.settings import Refusal
 
@@ -100,3 +103,13 @@ def test_what_only_answers_would_show_is_refused_before(data, tmp_path):
     assert runner.prepare(BOOK, tuple({**given, "template": "dialogue"}.items()))[2] != id, (
         "its content is part of the question"
     )
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "merges.txt"])
+def test_a_text_file_of_a_model_that_would_hold_the_process(tmp_path, name):
+    folder = Path(made_models.model_folder(tmp_path / "model", "gpt2"))
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).touch()
+    os.truncate(folder / name, 2**33)
+    with pytest.raises(ValueError, match=f"model='.*{name}: is too large"):
+        check_model(str(folder))
