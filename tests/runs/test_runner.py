@@ -311,8 +311,8 @@ def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
     import papermill
 
     monkeypatch.chdir(tmp_path)
-    book = str(ROOT / "notebooks" / "01_dpo_basics.ipynb")
-    tiny = {"pairs": 40, "steps": 2, "betas": [0.5], "pair_shares": [1.0]}
+    book = str(ROOT / "notebooks" / "05_dog_selection.ipynb")
+    tiny = {"pairs": 160, "steps": 2, "selections": ["random"]}
     papermill.execute_notebook(book, "out.ipynb", parameters=tiny, progress_bar=False)
     assert [p.name for p in tmp_path.iterdir()] == ["out.ipynb"]
     with pytest.raises(papermill.PapermillExecutionError, match="beta=-1"):
