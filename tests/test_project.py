@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 
+import conftest
 import pytest
 import yaml
 from helpers import ROOT
@@ -114,3 +115,8 @@ def test_the_readme_has_no_gaps_and_no_dead_links():
     assert not re.findall(r"@[A-Z0-9]+@", text)
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_the_tests_that_start_first_are_there():
+    """A file that was renamed would lose its place, and one worker would be left with it."""
+    assert all((ROOT / "tests" / name).is_file() for name in conftest.LONGEST)

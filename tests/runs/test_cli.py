@@ -188,3 +188,16 @@ def test_completion(line, wanted):
         timeout=60,
     )
     assert set(done.stdout.split()) == wanted and not done.stderr
+
+
+def test_a_run_that_was_there_says_its_verdicts_again(capsys):
+    claim = dict(id="a", verdict="does_not_hold", value=0.25, n=8)
+    record = dict(notebook="01", metrics={"a": 1.0}, claims=[claim], timings={})
+    cli._report(record, "folder", False)
+    assert capsys.readouterr().out == (
+        "01: already complete, not run again\n  folder\n  [does not hold] a: 0.2500 (n = 8)\n"
+    )
+    cli._report(record | dict(metrics={}, claims=[]), "folder", True)
+    assert capsys.readouterr().out.endswith(
+        "  no result: the executed notebook says what it needs\n"
+    )
