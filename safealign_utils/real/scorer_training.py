@@ -145,15 +145,15 @@ def train_reward(reference, table, *, max_length=256, **training):
     return _scorer("reward", trained, max_length, training["seed"])
 
 
-def train_cost(reference, table, *, max_length=256, loss="safe_rlhf", **training):
+def train_cost(reference, table, *, max_length=256, loss="auto", **training):
     """A cost model of pairs with safety labels: a `Scorer`, above 0 = harmful.
 
-    `loss` is one of COST_LOSSES. Rows that say nothing of safety are left out. Arguments as in
-    `train_reward`. Raises ValueError for another loss, for one whose unit no pair has, where no row
+    `loss` is one of COST_LOSSES, or "auto": "hinge", whose unit came nearest to the oracle's in the
+    made world, where the pairs have a unit, else Safe RLHF's. Rows that say nothing of safety are
+    left out. Arguments as in `train_reward`. Raises ValueError for another loss, for one whose unit no pair has, where no row
     is left, or where no response has a safety label: the cost would have no origin.
     """
-    if loss not in COST_LOSSES:
-        raise ValueError(f"loss={loss!r}: choose one of {', '.join(COST_LOSSES)}")
+    loss = loss_named(loss, table)
     mixed, sharpness = COST_LOSSES[loss]
     rows = check_unit(table, loss)
     labels = np.stack(cost_labels(rows, mixed=mixed), axis=1)
@@ -168,6 +168,16 @@ def train_cost(reference, table, *, max_length=256, loss="safe_rlhf", **training
 
     trained = _fit("cost", reference, rows, loss_of_pairs, max_length, training)
     return _scorer("cost", trained, max_length, training["seed"])
+
+
+def loss_named(loss, table):
+    """A name of COST_LOSSES: what "auto" takes for these pairs, or `loss` itself. Raises ValueError
+    for an unknown one."""
+    if loss == "auto":
+        return "hinge" if has_unit(table).sum() >= FEWEST else "safe_rlhf"
+    if loss not in COST_LOSSES:
+        raise ValueError(f"loss={loss!r}: choose one of auto, {', '.join(COST_LOSSES)}")
+    return loss
 
 
 def check_unit(table, loss, name="loss"):

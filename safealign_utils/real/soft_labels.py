@@ -3,12 +3,14 @@
 A member is called with labelled rows and with rows [n], and returns margins float [n] of response
 0 over response 1; `evaluate.bag_of_words`, a linear model of word counts, is one as it stands (the
 rows asked for call response 0 chosen). The unit does not matter: the combination weighs members.
+The result is a table for any method: SafeDPO's T keeps its p on pairs of equal status,
+`pairs.rewards_of_labels` makes C-DPO's rewards of it.
 """
 
 from dataclasses import dataclass
 
-from ..evaluate import bag_of_words, pair_margins
-from ..pairs import cross_fitted, tokenize
+from ..evaluate import pair_margins
+from ..pairs import tokenize
 from ..policy import Policy
 from ..train import align
 from .probe import States, fit
@@ -61,17 +63,3 @@ def _labelled(table):
     """The hard labels of a table as the column that reward models read."""
     winner = table.chosen.where(table.p == 1, 1 - table.chosen)
     return table.assign(better_response_id=winner.astype("Int64"))
-
-
-def from_hard_labels(table, reference, *, dpo, reward=None, folds=3, by="pair", max_length=256):
-    """`pairs.cross_fitted` with DPO's implicit reward and word counts; a reward model on demand.
-
-    `dpo` and `reward` are the options of the trainings (dicts: steps, batch_size, learning_rate,
-    seed; the first also has beta). Without `reward` there is no reward model: it takes as long as
-    DPO. The result is a table for any method: SafeDPO's T keeps its p on pairs of equal
-    status, `pairs.rewards_of_labels` makes C-DPO's rewards of it.
-    """
-    members = [ImplicitReward(reference, dict(dpo), max_length), bag_of_words]
-    if reward is not None:
-        members.append(RewardModel(reference, {"max_length": max_length, **reward}))
-    return cross_fitted(table, members, folds=folds, by=by)

@@ -195,8 +195,8 @@ def _check_fits(training, settings):
     if settings.get("cross_fitted") and (prompts := training.prompt.nunique()) < FOLDS:
         why = f"labels are fitted to {FOLDS} folds of prompts, the training pairs have {prompts}"
         raise Refusal(f"cross_fitted=true: {why}; give more pairs, or leave it out")
-    loss = settings.get("cost_loss", "safe_rlhf")
-    if loss == "safe_rlhf" or "cost_model" in unlabelled(training, settings):
+    loss = settings.get("cost_loss", "auto")
+    if loss in ("auto", "safe_rlhf") or "cost_model" in unlabelled(training, settings):
         return
     from ..real import scorer_training
 

@@ -43,6 +43,7 @@ SHOWN = (
     "win_rate_by_cost_model".split()
 )
 KINDS = ("reward", "cost")
+CROSS_FITTED = "_cross_fitted"  # how a method on such labels is called
 NOTHING = "data='' names no pairs: give data=PAIRS.jsonl, a hub id, or name=path,name=path"
 
 
@@ -63,6 +64,9 @@ class OwnPairs(Notebook):
             return
         first = self._introduce()
         print(f"{'label':<11}{self._label} (label={s.label})")
+        if s.cost_model == "kit" and "cost_model" not in inputs.unlabelled(first.train, vars(s)):
+            loss = scorer_training.loss_named(s.cost_loss, first.train)
+            print(f"{'cost loss':<11}{loss} (cost_loss={s.cost_loss})")
         for name, count in self._report.items():
             self.metrics[f"data.{name}"] = count
             print(f"{'':<11}{name.replace('_', ' ')}: {count:,}")
@@ -144,18 +148,25 @@ class OwnPairs(Notebook):
     def cross_fitted(self, setup):
         """A setup's training pairs with probabilities for labels, each fitted without the labels of
         its prompt (`pairs.cross_fitted`); as they are where `cross_fitted` is not asked for."""
-        s = self.settings
-        if not s.cross_fitted:
+        if not self.settings.cross_fitted:
             return setup.train
         if setup.seed not in self._fitted:
-            asked = dict(beta=s.beta, steps=s.steps, batch_size=s.batch_size, seed=setup.seed)
-            asked |= dict(learning_rate=s.learning_rate) | self.options
-            how = dict(folds=inputs.FOLDS, by="prompt", max_length=self.max_length)
+            members = [self._member(setup), evaluate.bag_of_words]
             with self.timed("cross-fitting"):
-                self._fitted[setup.seed] = soft_labels.from_hard_labels(
-                    setup.train, setup.reference, dpo=asked, **how
+                self._fitted[setup.seed] = pairs.cross_fitted(
+                    setup.train, members, folds=inputs.FOLDS, by="prompt"
                 )
         return self._fitted[setup.seed]
+
+    def _member(self, setup):
+        """What labels pairs beside word counts: the reward that `reward_model` takes from the
+        reference, heads on its hidden states or DPO's implicit reward."""
+        s = self.settings
+        if s.reward_model == "probe":
+            return soft_labels.Heads(self.states(setup))
+        asked = dict(beta=s.beta, steps=s.steps, batch_size=s.batch_size, seed=setup.seed)
+        asked |= dict(learning_rate=s.learning_rate) | self.options
+        return soft_labels.ImplicitReward(setup.reference, asked, self.max_length)
 
     def states(self, setup):
         """The hidden states that probes read, `probe.States` of a setup's reference."""
@@ -357,17 +368,37 @@ def accuracy(study, runs):
 def accuracy_by_label(study, runs):
     """Every method on held-out pairs by `better` and by `safer`, where both splits have it."""
     rows, methods = [], dict.fromkeys(method for method, _ in runs)
-    for setup in study.setups[:1]:
-        parts = setup.train, setup.test
-        has = {by: all(t[c].notna().any() for t in parts) for by, c in pairs.LABELS.items()}
-        for method, by in itertools.product(methods, filter(has.get, has)):
-            prompts = pairs.label(setup.test, by).prompt
-            found = margins(study, runs, method, by)
-            found = evaluate.accuracy(found, prompts=prompts, same_pairs=True)
-            study.metrics[f"{method}.accuracy_{by}"] = found[0]
-            rows.append((method, by, *found))
+    for method, (by, prompts) in itertools.product(methods, _held_labels(study)):
+        found = margins(study, runs, method, by)
+        found = evaluate.accuracy(found, prompts=prompts, same_pairs=True)
+        study.metrics[f"{method}.accuracy_{by}"] = found[0]
+        rows.append((method, by, *found))
     columns = ["method", "label", "accuracy", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns) if rows else None
+
+
+def cross_fitted_gain(study, runs):
+    """Held-out accuracy of a method on cross-fitted labels minus that on hard ones, paired, by
+    `better` and by `safer`: None where `cross_fitted` is not asked for."""
+    rows, methods = [], dict.fromkeys(method for method, _ in runs)
+    soft = [method for method in methods if method.endswith(CROSS_FITTED)]
+    for method, (by, prompts) in itertools.product(soft, _held_labels(study)):
+        hard = margins(study, runs, method.removesuffix(CROSS_FITTED), by)
+        over = dict(prompts=prompts, same_pairs=True)
+        found = evaluate.accuracy(margins(study, runs, method, by), against=hard, **over)
+        study.metrics[f"{method}.minus_hard_{by}"] = found[0]
+        rows.append((method, by, *found))
+    columns = ["method", "label", "minus_hard", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns) if rows else None
+
+
+def _held_labels(study):
+    """[(label, the prompt of each held-out pair that has it)] of those that both splits have."""
+    if not study.setups:
+        return []
+    train, test = study.setups[0].train, study.setups[0].test
+    has = [by for by, c in pairs.LABELS.items() if all(t[c].notna().any() for t in (train, test))]
+    return [(by, pairs.label(test, by).prompt) for by in has]
 
 
 # ---------------------------------------------------------------- scorers

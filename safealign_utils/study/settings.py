@@ -128,7 +128,7 @@ FIELDS = {
     "cross_fitted": of_kind(bool, "true or false"),
     "reward_model": _SCORER,
     "cost_model": _SCORER,
-    "cost_loss": one_of("safe_rlhf", "equal_status", "hinge"),
+    "cost_loss": one_of("auto", "safe_rlhf", "equal_status", "hinge"),
     "scorer_steps": _COUNT,
     "scorer_rate": _FACTOR,
     "eval_prompts": of_kind(str, "a set of prompts, a file, or name=path"),

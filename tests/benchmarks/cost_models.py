@@ -9,7 +9,8 @@ but where another is named); the 1,200 others fit what is fitted afterwards. The
 trained: C-DPO's problem with the learned cost and the oracle's reward is solved exactly on the
 training prompts of one noun a category, so that what is seen is the cost model alone. `cost` is the
 oracle's E[c] of that optimum: the limit, if the unit is right; `lam` its multiplier, `lam_star` the
-oracle's; `off` |E[c] - limit|. `slope`: points of the learned cost for one of the oracle's (least
+oracle's; `off` |E[c] - limit|. `sign`: the share of responses, weighted by the reference, that are
+called safe or unsafe as the oracle does. `slope`: points of the learned cost for one of the oracle's (least
 squares, weighted by the reference), over all responses, the safe ones and the unsafe ones.
 
 loss        safe_rlhf: as published; equal_status: its pairwise term on pairs of equal status alone;
@@ -86,6 +87,7 @@ def rows_of(seed, world):
                 continue
             learned = made(model, rest)(raw).reshape(cost.shape)
             row = dict(seed=seed, loss=loss, map=name)
+            row["sign"] = optimum.expect(ref, (learned > 0) == (cost > 0))
             for part, some in (("all", cost > -np.inf), ("safe", cost <= 0), ("unsafe", cost > 0)):
                 row[f"slope_{part}"] = slope(learned[some], cost[some], np.exp(ref)[some])
             for limit in LIMITS:
@@ -112,6 +114,7 @@ def table(rows):
         if len(solvable):
             row |= ends("cost", solvable.cost, None) | ends("off", solvable.off, intervals.POSITIVE)
             row |= {name: solvable[name].mean() for name in ("lam", "lam_star", "unsafe")}
+        row |= ends("sign", group.sign, intervals.SHARE)
         out.append(row | {name: group[name].mean() for name in slopes})
     return pd.DataFrame(out)
 

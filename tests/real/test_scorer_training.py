@@ -136,13 +136,23 @@ def test_both_start_at_zero(world, reference):
 def test_the_loss_of_a_cost_is_named(world, reference):
     table, asked = world.pairs(64, seed=0), dict(SHORT, batch_size=64)
     losses = {name: R.train_cost(reference, table, **asked, loss=name) for name in R.COST_LOSSES}
-    assert losses["safe_rlhf"].hash == R.train_cost(reference, table, **asked).hash
+    assert losses["hinge"].hash == R.train_cost(reference, table, **asked).hash
     assert len({cost.hash for cost in losses.values()}) == 3
     first = [cost.log.loss[0] / math.log(2) for cost in losses.values()]  # all scores are 0
     equal = R.has_unit(table).mean()
     assert first == pytest.approx([3, 2 + equal, 2 / 20 + equal]) and 0.3 < equal < 0.9
-    with pytest.raises(ValueError, match="loss='kit': choose one of safe_rlhf, equal_status"):
+    with pytest.raises(ValueError, match="loss='kit': choose one of auto, safe_rlhf, equal_status"):
         R.train_cost(reference, table, **asked, loss="kit")
+
+
+def test_the_default_loss_is_that_which_the_pairs_allow(world):
+    """The hinge where at least FEWEST pairs have a unit, else Safe RLHF's; a name is kept."""
+    table = world.pairs(200, seed=0)
+    with_unit, mixed = table[R.has_unit(table)], table[~R.has_unit(table)]
+    enough, few = with_unit[: R.FEWEST], with_unit[: R.FEWEST - 1]
+    assert R.loss_named("auto", pd.concat([mixed, enough])) == "hinge"
+    assert R.loss_named("auto", pd.concat([mixed, few])) == "safe_rlhf"
+    assert all(R.loss_named(name, few) == name for name in R.COST_LOSSES)
 
 
 def test_a_unit_that_no_pair_has_is_refused(world, reference):

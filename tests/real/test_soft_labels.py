@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from safealign_utils import pairs
+from safealign_utils import evaluate, pairs
 from safealign_utils.methods import cdpo, safedpo
 from safealign_utils.real import probe, soft_labels
 
@@ -41,10 +41,8 @@ def test_a_member_scores_response_0_over_response_1(members, table, name):
 
 
 def test_what_methods_make_of_them(inside, table):
-    asked = dict(dpo=dict(MEMBER, beta=0.5), folds=2)
-    soft = soft_labels.from_hard_labels(table, inside, **asked)
-    three = soft_labels.from_hard_labels(table, inside, reward=MEMBER, **asked)
-    assert not np.allclose(three.p, soft.p, atol=1e-3)
+    implicit = soft_labels.ImplicitReward(inside, dict(MEMBER, beta=0.5))
+    soft = pairs.cross_fitted(table, [implicit, evaluate.bag_of_words], folds=2)
     assert ((soft.p > 0) & (soft.p < 1)).all() and soft.p.nunique() > 40
     kept = safedpo.safedpo(soft, delta=0.0)
     mixed = kept.is_response_0_safe != kept.is_response_1_safe

@@ -135,7 +135,10 @@ def test_real_pairs_with_the_kits_own_scorers(real_data, tmp_path):
     methods = "ref dpo dpo_safebetter safedpo dpo_harmless dpo_soft cdpo selective dog_d".split()
     assert set(methods) < set(answers.index) and answers.over_refusal.between(0, 1).all()
     assert {"dpo_cross_fitted", "safedpo_cross_fitted"} < set(answers.index)
-    assert "dpo_cross_fitted.accuracy_better" in metrics
+    for name in ("dpo", "safedpo"):
+        soft, hard = (metrics[f"{name}{kind}.accuracy_better"] for kind in ("_cross_fitted", ""))
+        gain = metrics[f"{name}_cross_fitted.minus_hard_better"]
+        assert gain == pytest.approx(soft - hard, abs=1e-12)
     assert record["timings"]["cross-fitting"] > 0
     assert {f"dog_d[source={name}].accuracy" for name in files} <= set(metrics)
     drawn = "training accuracy tokens spectra anchor_residual accuracy_by_source answers".split()
@@ -153,10 +156,15 @@ def test_real_pairs_with_the_kits_own_scorers(real_data, tmp_path):
 
 
 def test_probes_label_and_others_judge(tmp_path):
-    """Heads of the training pairs label C-DPO's, heads of the held-out ones judge the answers."""
+    """Heads of the training pairs label C-DPO's, heads of the held-out ones judge the answers; heads
+    of other prompts, and no training, fit the labels of DPO."""
     file = rows(tmp_path / "p.jsonl", **BETTER, **SAFE)
     given = dict(data=file, reward_model="probe", cost_model="probe", heldout=0.4, parts="cdpo")
+    given |= dict(cross_fitted="true")
     folder, record = run(tmp_path / "out", **given)
+    gain = pd.read_csv(folder / "cross_fitted.csv").set_index("label")
+    assert list(gain.index) == ["better", "safer"] and set(gain.method) == {"dpo_cross_fitted"}
+    assert (gain.low <= gain.minus_hard).all() and (gain.minus_hard <= gain.high).all()
     quality = pd.read_csv(folder / "scorers.csv").set_index(["method", "quantity"])
     assert quality.n["reward_model", "pair_accuracy"] == 90, "cross-validated on all pairs"
     assert quality.n["reward_model", "minus_words"] == 90
