@@ -150,8 +150,9 @@ def train_cost(reference, table, *, max_length=256, loss="auto", **training):
 
     `loss` is one of COST_LOSSES, or "auto": "hinge", whose unit came nearest to the oracle's in the
     made world, where the pairs have a unit, else Safe RLHF's. Rows that say nothing of safety are
-    left out. Arguments as in `train_reward`. Raises ValueError for another loss, for one whose unit no pair has, where no row
-    is left, or where no response has a safety label: the cost would have no origin.
+    left out. Arguments as in `train_reward`. Raises ValueError for another loss, for one whose unit
+    no pair has, where no row is left, or where no response has a safety label: the cost would have
+    no origin.
     """
     loss = loss_named(loss, table)
     mixed, sharpness = COST_LOSSES[loss]
