@@ -195,9 +195,10 @@ def draw(rows, *, x, y, hue="method", means=False):
         if not scale:
             at = part.x.map(names.index) + shift * (i - (len(looks) - 1) / 2)
             how = dict(err_style="bars", err_kws={"capsize": 2}, linestyle="")
-        colour, name = looks[line]
+        colour, marker, name = looks[line]
         name = style.plain(name)
-        how |= dict(color=colour, label=f"{name} (n = {_span(part.n)})", marker="o", ms=5, lw=1.5)
+        how |= dict(color=colour, marker=marker, ms=5, lw=1.5)
+        how |= dict(label=f"{name} (n = {_span(part.n)})")
         seaborn.lineplot(x=at, y=part.y, ax=ax, **_estimate(line, part, y, means), **how)
     if not scale:
         crowded = sum(len(str(name)) for name in names) > 36
@@ -223,12 +224,20 @@ def _estimate(line, part, y, means):
 
 
 def _looks(rows, hue):
-    """{line: (colour, name)}: the kit's own where it has one, else a fixed sequence."""
-    spare = itertools.cycle(seaborn.color_palette("deep").as_hex())
-    out = {}
+    """{line: (colour, marker, name)}: the kit's own where it has one, else of a fixed sequence; a
+    colour that a line before has is not taken again."""
+    plain, spare = (
+        zip(itertools.cycle(seaborn.color_palette(palette).as_hex()), itertools.cycle(markers))
+        for palette, markers in (("deep", "o"), ("bright", "X*dhpP8"))
+    )
+    out, taken = {}, set()
     for line in dict.fromkeys(rows.line):
-        colour, _, name = style.METHODS.get(line) or (next(spare), "", line.replace("_", " "))
-        out[line] = colour, name if hue in ("method", "rule") else f"{label(hue)} {line}"
+        colour, marker, name = style.METHODS.get(line) or (*next(plain), line.replace("_", " "))
+        if colour in taken:
+            colour, marker = next(spare)
+        taken.add(colour)
+        name = name if hue in ("method", "rule") else f"{label(hue)} {line}"
+        out[line] = colour, marker, name
     return out
 
 

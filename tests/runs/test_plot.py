@@ -71,6 +71,17 @@ def test_the_values_drawn_are_the_values_computed():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("Δ (nats)", "P(unsafe)")
 
 
+def test_no_two_lines_look_alike():
+    """SafeDPO and DPO on soft labels have one look in the kit's figures, which never show both."""
+    given, every = dict(y="unsafe", hue="method"), ["safedpo", "dpo_soft", "dpo", "mine", "yours"]
+    rows = [(method, x, 0.1 * x) for method in every for x in (1.0, 2.0)]
+    table = pd.DataFrame(rows, columns=["method", "delta", "unsafe"]).assign(seed=0)
+    drawn = draw(select(table, x="delta", **given), x="delta", **given).axes[0].lines
+    looks = [(line.get_color(), line.get_marker()) for line in drawn if len(line.get_xdata())]
+    assert len({colour for colour, _ in looks}) == len(every)
+    assert looks[0] == (style.COLOURS["safedpo"], style.MARKERS["safedpo"])
+
+
 def test_points_of_a_sweep_and_methods_without_a_number_are_left_out_unless_named():
     assert lines(select(TABLE, x="delta", y="kl_opt")) == ["safedpo", "dpo"]
     named = select(TABLE, **ASKED, only="safedpo[delta=2], ref")
