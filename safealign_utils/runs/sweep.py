@@ -9,6 +9,7 @@ seeds: 3                                # 0, 1, 2, or a list: one run each; else
 table: differences                      # a table of the notebook to gather as well, or several
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -188,7 +189,8 @@ def sweep(file, given=(), *, out, workers=2, scheduler="", dry_run=False, retry=
     if not dry_run:
         folders.check_cache()
         folders.check_out(out)
-    asked = _asked(grid)
+    with _named(file, given):
+        asked = _asked(grid)
     done, failed = _ended(asked, out)
     if dry_run:
         for id, run in asked.items():
@@ -213,6 +215,16 @@ def sweep(file, given=(), *, out, workers=2, scheduler="", dry_run=False, retry=
     print(*paths, sep="\n", end="\n" * bool(paths))
     _list_problems(problems, asked, out)
     return int(bool(problems))
+
+
+@contextlib.contextmanager
+def _named(file, given):
+    """A refused value is called by the grid file that holds it, but those of the command line."""
+    try:
+        yield
+    except Refusal as error:
+        of_command = any(str(error).startswith(f"{name}=") for name, _ in given)
+        raise error if of_command else Refusal(f"grid file {file}: {error}") from None
 
 
 def _asked(grid):

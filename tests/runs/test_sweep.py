@@ -129,6 +129,7 @@ def test_a_bad_grid_is_refused_before_anything_starts(tmp_path, capsys, grid, wo
     assert cli.main(["sweep", str(file), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert err.startswith(f"safealign: grid file {file}")
 
 
 def test_an_unreadable_grid_and_an_absent_scheduler(tmp_path, capsys):
