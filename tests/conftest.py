@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from safealign_utils.engine.torch_setup import freeze_imports
+
 # Minutes each: they start first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     "runs/test_faults.py",
@@ -26,6 +28,11 @@ def pytest_collection_modifyitems(items):
     """The longest files first, the others as they are."""
     rank = {Path(__file__).parent / name: n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_collection_finish():
+    """Every training ends with a garbage collection: it need not look at what was imported."""
+    freeze_imports()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """What torch and transformers are told once, before anything computes."""
 
 import ctypes
+import gc
 import logging
 import sys
 from functools import cache as once
@@ -36,6 +37,14 @@ def set_up():
     transformers.utils.logging.disable_progress_bar()
     # Tied weights are saved once, by design.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+
+
+def freeze_imports():
+    """Tell the garbage collector that what is there now stays: each of its looks at a million
+    objects of the libraries takes a third of a second, and every training ends with one."""
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 def give_back():

@@ -5,7 +5,6 @@ they are imported.
 """
 
 import atexit
-import gc
 import importlib
 import os
 import signal
@@ -22,6 +21,7 @@ os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the debugger would warn of
 
 import pandas
 
+from ..engine.torch_setup import freeze_imports
 from ..study import study  # noqa: F401
 
 KERNEL = (  # what a kernel would import as it starts, and multiprocessing for it
@@ -35,5 +35,4 @@ pandas.set_option("display.max_columns", 20)  # it looks for a kernel as it is i
 atexit.register(os._exit, 0)  # taking apart what was imported would cost a second
 for finalizer in weakref.finalize._registry:  # nor need a kernel do it
     finalizer.atexit = False
-gc.collect()
-gc.freeze()  # the kernels never look at it again
+freeze_imports()  # the kernels never look at it again

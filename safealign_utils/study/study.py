@@ -16,6 +16,7 @@ import pandas as pd
 
 from .. import evaluate, pairs, policy, references, train
 from ..engine import cache
+from ..engine.torch_setup import freeze_imports
 from ..figures import style
 from ..methods import cdpo, ppo
 from ..templates import check_template, outline
@@ -59,6 +60,7 @@ class Notebook:
     judged_before = {}  # verdicts of committed runs of the same kind of data: the subclass's own
 
     def __init__(self, name, namespace):
+        freeze_imports()
         self.name = name
         self.settings = SimpleNamespace(**parameters.from_notebook(namespace, name))
         self.seeds = list(range(self.settings.seed, self.settings.seed + self.settings.seeds))

@@ -220,16 +220,16 @@ def test_a_sweep_and_plain_papermill_give_the_same_bits(tmp_path, monkeypatch):
         "01_dpo_basics": dict(pairs="40", betas="0.5", pair_shares="1"),
         "05_dog_selection": dict(pairs="160", selections="random,dog_d,k_means"),
     }
-    asked = [("05_dog_selection", 0), ("01_dpo_basics", 0), ("05_dog_selection", 1)]
+    asked = [("05_dog_selection", 0), ("01_dpo_basics", 0)]
     texts = lambda name, seed: tuple({**short, **given[name], "seed": str(seed)}.items())
     jobs = [pool.Job(name, texts(name, seed), str(tmp_path / "swept")) for name, seed in asked]
     ended = {}
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "swept_cache"))
-    for outcome in pool.execute(jobs, workers=2, say=lambda words: None):
+    for outcome in pool.execute(jobs, workers=1, say=lambda words: None):
         assert outcome.ran, outcome.error
         ended[outcome.job] = Path(outcome.folder)
     monkeypatch.setenv("SAFEALIGN_CACHE", str(tmp_path / "plain_cache"))
-    for n, job in enumerate(jobs[1:]):
+    for n, job in enumerate(jobs):
         path, settings, _ = runner.prepare(job.notebook, job.given)
         alone, swept = tmp_path / f"plain{n}", ended[job]
         alone.mkdir()
