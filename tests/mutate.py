@@ -43,9 +43,9 @@ ROOT = Path(__file__).resolve().parents[1]
 METHODS = "safedpo selective cdpo dog token_controls pair_controls baselines ipo"
 NEAREST = {  # module: test files that are nearest to it
     "loss": "test_loss test_train",
-    "train": "test_train test_training_faults test_ties",
+    "train": "test_train test_training_faults test_ties engine/test_checkpoint methods/test_label_noise",
     "engine/checkpoint": "test_train test_training_faults engine/test_checkpoint",
-    "logprobs": "test_loss test_train test_tokens test_properties engine/test_fast_llama",
+    "logprobs": "test_loss test_train test_tokens test_properties engine/test_fast_llama methods/test_dog",
     "tokens": "test_tokens test_loss",
     "evaluate": "test_train test_ties test_pairs test_intervals",
     "world/optimum": "world/test_optimum",

@@ -301,6 +301,14 @@ def test_no_special_token_comes_from_a_text(tokenizer):
 # ---------------------------------------------------------------- dialogues
 
 
+def test_a_prompt_without_a_first_token_of_its_own_begins_with_its_text(tokenizer):
+    """No "bos" is shown where the template writes none."""
+    bare = SimpleNamespace(tokenizer=tokenizer, template="plain", grammar=None)
+    shown = tokens.show_row(ROW, bare)
+    begins = shown.id[0] == tokenizer.bos_token_id
+    assert (shown.what[0] == "bos") == begins and shown.what.tolist().count("bos") == begins
+
+
 def test_turns_and_back():
     messages = templates.turns(DIALOGUE)
     assert [m["role"] for m in messages] == ["user", "assistant", "user"] and messages[2][

@@ -1,6 +1,8 @@
 """The training loop: what it decreases, resumes, refuses and remembers; and exact evaluation."""
 
+import contextlib
 import math
+import types
 
 import numpy as np
 import pytest
@@ -201,6 +203,45 @@ def test_batches_are_fixed_by_the_seed():
     assert (a == b).all() and not (a == c).all() and a.shape == (7, 4)
     assert sorted(a.ravel()[:10]) == list(range(10))
     assert train.batch_order(3, 2, 32, 0).shape == (2, 3)
+
+
+def test_batches_go_by_prompt_only_where_that_is_asked_for(tokens, reference):
+    asked = dict(SETTING, steps=3, use_cache=False)
+    plain, same, other = (
+        train.align(reference, tokens, **asked, **more).log.loss.tolist()
+        for more in ({}, dict(by_prompt=False), dict(by_prompt=True))
+    )
+    assert plain == same != other
+
+
+def test_a_training_in_another_order_is_another_one(tokens, reference, fresh_cache):
+    """Also where nothing but the order tells two of them apart."""
+    training = train.Training(steps=2, batch_size=4, learning_rate=1e-3, seed=0)
+
+    def loss_of(net, rows):
+        ids = torch.tensor([[int(row) + 1 for row in rows]])
+        loss = net.model(ids).logits.square().mean() * len(rows)
+        return loss, {"loss": loss.item()}
+
+    def run(*order):
+        asked = dict(reference=reference, loss="mean square of the logits")
+        return train.run_training(
+            reference, loss_of, np.array(order), training, asked=asked, name="toy"
+        )
+
+    one, two = run([0, 1, 2, 3], [4, 5, 6, 7]), run([4, 5, 6, 7], [0, 1, 2, 3])
+    assert not two.cached and one.log.loss[0] != two.log.loss[0]
+    assert run([0, 1, 2, 3], [4, 5, 6, 7]).cached
+
+
+def test_gradients_of_parts_are_shared_with_the_last():
+    """Processes add up their gradients once a batch, in its last part."""
+    shared, one = [], torch.nn.Linear(1, 1)
+    quiet = lambda net: contextlib.nullcontext(shared.append("not yet"))
+    accelerator = types.SimpleNamespace(no_sync=quiet, backward=lambda loss: shared.append("add"))
+    loss_of = lambda net, rows: (torch.ones(()), {"loss": float(len(rows))})
+    assert train.one_batch(one, loss_of, np.arange(6), accelerator, 3) == {"loss": 6.0}
+    assert shared == ["not yet", "add", "not yet", "add", "add"]
 
 
 # ---------------------------------------------------------------- policies and exact evaluation

@@ -214,6 +214,21 @@ def test_an_undamaged_last_state_is_the_one_that_is_taken(kept, fresh_cache, mon
     assert start == 10 and same(run, kept[1])
 
 
+def test_a_damaged_state_is_removed_at_once(kept, fresh_cache, monkeypatch):
+    """Not when the training ends, which it may never do."""
+    shutil.copytree(kept[0], fresh_cache)
+    damaged = state_of(fresh_cache, 10)
+    cut(0.5)(damaged)
+
+    def stop(*words):
+        raise toy.Stop
+
+    monkeypatch.setattr(train, "_progress", stop)
+    with pytest.raises(toy.Stop):
+        one(save_every=5)
+    assert not damaged.exists() and state_of(fresh_cache, 5).exists()
+
+
 def test_a_state_that_cannot_be_removed_fails_nothing(kept, fresh_cache, monkeypatch):
     shutil.copytree(kept[0], fresh_cache)
     for step in (5, 10):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from safealign_utils import evaluate, pairs
+from safealign_utils.engine.streams import generator
 from safealign_utils.methods import cdpo as c
 from safealign_utils.train import align
 from safealign_utils.world import optimum as o
@@ -59,7 +60,8 @@ def test_coin_has_the_right_frequencies(table):
     assert abs((first - p).mean()) < 4 * np.sqrt((p * (1 - p)).mean() / 40 / len(p))
     z = (first - p) / np.sqrt(p * (1 - p) / 40 + 1e-4)
     assert 0.8 < (z**2).mean() < 1.2, "every pair of its own, not only the mean"
-    assert (c.relabel(table, 0.6, by="coin").p == 1).all()
+    flipped = c.relabel(table, 0.6, by="coin")
+    assert (flipped.p == 1).all() and set(flipped.chosen) == {0, 1}
 
 
 def test_coin_uses_common_random_numbers(table):
@@ -239,6 +241,16 @@ def test_every_round_is_labelled_by_its_own_multiplier(fake, inside, few):
     assert len({call["seed"] for call in fake}) == 3
 
 
+def test_coins_of_a_loop_are_those_of_its_seed(fake, monkeypatch, inside, few):
+    tables, read = [], c.tokenize
+    keep = lambda table, *words, **more: (tables.append(table), read(table, *words, **more))[1]
+    monkeypatch.setattr(c, "tokenize", keep)
+    dual = c.DualDescent(cost_limit=0.1, rounds=1, by="coin")
+    c.cdpo(inside, few, lambda policy, number: 0.1, dual, **SETTING | {"seed": 3})
+    chosen = [c.relabel(few, 0.0, by="coin", seed=seed).chosen for seed in (3, 0)]
+    assert tables[0].chosen.equals(chosen[0]) and not chosen[0].equals(chosen[1])
+
+
 def test_the_last_three_multipliers_are_averaged(fake, inside, few):
     out = loop(inside, few, [1.1, 1.1, -0.3, 0.2, 0.0], dual_lr=1.0)  # 0, 1, 2, 1.6, 1.7
     assert out.lam == pytest.approx((2.0 + 1.6 + 1.7) / 3)
@@ -391,7 +403,9 @@ def test_sampled_cost_of_a_policy_without_a_grammar(monkeypatch):
     policy, costs = types.SimpleNamespace(grammar=None), dict(zip("ABCDE", range(5)))
     of = c.SampledCost(tuple("abcde"), lambda x, y: [costs[text] for text in y], samples=2, seed=3)
     found = [of(policy, number) for number in range(5)]
-    assert sorted(x for prompts, *_ in asked for x in prompts) == sorted("abcde" * 2)
+    order = generator(3, "prompts of the cost").permutation(5)
+    turns = ["".join("abcde"[order[n % 5]] for n in (2 * k, 2 * k + 1)) for k in range(5)]
+    assert ["".join(prompts) for prompts, *_ in asked] == turns
     assert found == [np.mean([costs[x.upper()] for x in prompts]) for prompts, *_ in asked]
     assert [seed for *_, seed in asked] == [3 + 2**20 * number for number in range(5)]
     assert {length for _, length, _ in asked} == {64}

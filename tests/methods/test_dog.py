@@ -506,11 +506,11 @@ def test_a_single_data_set_takes_what_lies_outside_the_anchor():
 def test_features_of_two_data_sets_meet_in_the_anchor_only():
     u, source = unit_rows(40, 12), np.repeat(["p", "q"], 20)
     where = dog.coordinates(u, source, residual_rank=3, span=0.5)
-    F = dog.features(where, weights=(4.0, 0.25))
+    F = dog.features(where, weights=(9.0, 0.25))
     a, b = where.anchor @ where.anchor.T, where.residual @ where.residual.T
     same = torch.from_numpy(source[:, None] == source[None])
     assert F.shape == (40, 4 + 2 * 3) and torch.allclose(
-        F @ F.T, 4 * a + 0.25 * b * same, atol=1e-12
+        F @ F.T, 9 * a + 0.25 * b * same, atol=1e-12
     )
 
 

@@ -635,6 +635,14 @@ def test_a_wider_tolerance_is_stated_kept_and_said(toy, monkeypatch):
     )
 
 
+def test_a_wider_tolerance_is_for_the_metric_of_that_name_alone(toy, monkeypatch):
+    """`unsafe` is no part of `safedpo.unsafe`."""
+    monkeypatch.setattr(reference_values, "WIDER", {"toy": {"unsafe": (0.5, "of another")}})
+    reference_values.write_reference(toy.finished, toy.expected, toy.root / "toy.ipynb")
+    change(toy.expected / "expected.json", '"safedpo.unsafe": 0.0015', '"safedpo.unsafe": 0.009')
+    caught(toy, "number: toy: metrics", "expected 0.009, got 0.0015")
+
+
 def another_rule(ledger):
     entries = json.loads(ledger.read_text())
     entries["safedpo.unsafe"]["rule"] = "below 0.5"

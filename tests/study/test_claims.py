@@ -100,6 +100,15 @@ def test_notebook_and_ledger_agree(path):
         assert committed or of_one or word == "undecided", f"{id}: one seed decides nothing"
 
 
+def test_a_claim_says_whose_it_is():
+    """The kit's own is nobody else's; a paper's names place and evidence."""
+    kinds = [(claim.paper, claim.evidence, claim.source) for claim in LEDGER.values()]
+    assert ("kit", "bar", "(kit)") in kinds
+    for paper, evidence, source in kinds:
+        mine = (paper, evidence) == ("kit", "bar")
+        assert source == "(kit)" if mine else source == f"({paper}; {evidence})"
+
+
 def test_no_notebook_has_a_rule_of_its_own():
     for path in NOTEBOOKS:
         source = "\n".join("".join(c["source"]) for c in code(path))
