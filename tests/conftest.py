@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from safealign_utils.engine.torch_setup import freeze_imports
-
 # Minutes each: they start first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     "runs/test_faults.py",
@@ -30,9 +28,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
-def pytest_collection_finish():
+def pytest_collection_finish(session):
     """Every training ends with a garbage collection: it need not look at what was imported."""
-    freeze_imports()
+    if not session.config.option.collectonly:
+        from safealign_utils.engine.torch_setup import freeze_imports
+
+        freeze_imports()
 
 
 @pytest.fixture(scope="session", autouse=True)
