@@ -269,7 +269,9 @@ def measured(copied, module, store):
 
 def measure_file(tests, files, kept):
     """Run a file of tests, and write its tests' seconds and what they ran of each module."""
-    measure = coverage.Coverage(data_file=None, include=[str(file) for file in files.values()])
+    measure = coverage.Coverage(
+        data_file=None, config_file=False, include=[str(file) for file in files.values()]
+    )
     watch = Watch(measure)
     signal.signal(signal.SIGALRM, out_of_time)
     measure.start()
@@ -295,7 +297,7 @@ def out_of_time(*_):
 
 def lines_of(file, by_line):
     """How many lines a module has, those that nothing ran, and the tests of each."""
-    _, lines, _, _, _ = coverage.Coverage(data_file=None).analysis2(str(file))
+    _, lines, _, _, _ = coverage.Coverage(data_file=None, config_file=False).analysis2(str(file))
     return dict(lines=len(lines), missing=[x for x in lines if x not in by_line], by_line=by_line)
 
 
