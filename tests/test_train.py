@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_models
 
 from safealign_utils import evaluate, logprobs, train
 from safealign_utils.engine import cache, sealed
@@ -232,6 +233,19 @@ def test_a_training_in_another_order_is_another_one(tokens, reference, fresh_cac
     one, two = run([0, 1, 2, 3], [4, 5, 6, 7]), run([4, 5, 6, 7], [0, 1, 2, 3])
     assert not two.cached and one.log.loss[0] != two.log.loss[0]
     assert run([0, 1, 2, 3], [4, 5, 6, 7]).cached
+
+
+def test_activations_are_computed_again_only_where_that_is_asked_for(monkeypatch):
+    policy, seen = tiny_models.policy_of("qwen2"), []
+    kind = type(policy.model)
+    enable = kind.activation_checkpointing_enable
+    spy = lambda self, given: (seen.append(given), enable(self, given))[1]
+    monkeypatch.setattr(kind, "activation_checkpointing_enable", spy)
+    asked = dict(SETTING, steps=1, batch_size=4, use_cache=False)
+    train.align(policy, tiny_models.made_tokens(), **asked)
+    assert seen == []
+    train.align(policy, tiny_models.made_tokens(), checkpointing=True, **asked)
+    assert seen == [{"use_reentrant": False}]
 
 
 def test_gradients_of_parts_are_shared_with_the_last():
