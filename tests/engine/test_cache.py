@@ -145,7 +145,7 @@ def cached(world, tokens, reference):
                 reference=policies[0],
                 table=other_table,
                 max_length=[],
-                loss=["equal_status", "hinge"],
+                loss=["equal_status", "safe_rlhf"],
                 **OTHER_STEPS,
                 lora=2,
             ),
